@@ -1,0 +1,26 @@
+"""The demonstration: a tiny Transformer on the built-in English-German corpus.
+
+    make demo
+    python -m trainer.main --strategy=mirrored
+"""
+
+from configs import transformer_tiny
+from configs.schema import Config, DataConfig, OptimizerConfig, TrainConfig
+
+
+def get_config() -> Config:
+    """Small enough for two CPU cores and a short wait."""
+    config = transformer_tiny.get_config()
+    config.model.dropout = 0.0
+    config.data = DataConfig(row_length=64)
+    config.optimizer = OptimizerConfig(
+        schedule="cosine", learning_rate=4e-3, warmup_steps=200, clip_norm=1.0
+    )
+    config.train = TrainConfig(
+        steps=1000,
+        batch_tokens=3072,
+        steps_per_loop=20,
+        evaluate_every=250,
+        checkpoint_every=250,
+    )
+    return config

@@ -1,0 +1,186 @@
+"""What a configuration may say: typed, documented and validated.
+
+A configuration file is a Python file with `get_config()`, which returns a `Config`. Every field can
+be set on the command line too: `--config.train.steps=500`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ModelConfig:
+    """The Transformer. The defaults are "base" of Attention Is All You Need (Table 3)."""
+
+    width: int = 512
+    """Size of the embeddings and of every layer's output (d_model)."""
+    feed_forward: int = 2048
+    """Inner size of the feed-forward layers (d_ff)."""
+    heads: int = 8
+    """Attention heads; a divisor of `width`."""
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    dropout: float = 0.1
+    """Rate on embeddings and on each sub-layer's output (P_drop)."""
+    attention_dropout: float = 0.0
+    """Rate on the attention weights."""
+    activation_dropout: float = 0.0
+    """Rate inside the feed-forward layers."""
+    norm: str = "post"
+    """"post": normalise after the residual sum, as in the paper; "pre": before the sub-layer."""
+    tied_embeddings: str = "all"
+    """"all": source, target and softmax share one matrix; "target": target and softmax; "none"."""
+
+
+@dataclass
+class DataConfig:
+    """How sentences become batches of a static shape."""
+
+    batching: str = "packed"
+    """"packed": several sentences a row, almost no padding; "bucketed": one sentence a row, rows
+    of similar length together."""
+    row_length: int = 256
+    """Tokens a row holds on each side. Training sentences longer than that are left out, and
+    counted in the log; of validation sentences the tail is cut off."""
+    buckets: tuple[int, ...] = (16, 32, 64, 128, 256)
+    """Row lengths of the "bucketed" form, rising; the last one is `row_length`'s counterpart."""
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam (Kingma and Ba 2015) and its learning rate."""
+
+    schedule: str = "inverse_sqrt"
+    """After the linear warm-up to `learning_rate`: "inverse_sqrt" falls with 1/sqrt(step) (the
+    paper's, also called Noam), "cosine" falls to 0 at `train.steps`."""
+    learning_rate: float = 7e-4
+    """The peak, reached after `warmup_steps`. The paper's base model peaks at 7e-4:
+    512**-0.5 * 4000**-0.5."""
+    warmup_steps: int = 4000
+    beta_1: float = 0.9
+    beta_2: float = 0.98
+    epsilon: float = 1e-9
+    clip_norm: float = 0.0
+    """Largest norm of the whole gradient (of the mean loss per token); 0 for no clipping."""
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 100_000
+    """Optimizer steps in all."""
+    batch_tokens: int = 25_000
+    """Target positions in the global batch, all replicas together, padding included."""
+    label_smoothing: float = 0.1
+    seed: int = 1
+    """Decides the initial weights, the order of the data and the dropout masks."""
+    steps_per_loop: int = 50
+    """Steps that run on the device between two reports to the host."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints, which are also written at the end and after each evaluation."""
+    keep_checkpoints: int = 5
+    """Newest checkpoints that stay; the best one by `early_stopping_metric` stays besides."""
+    evaluate_every: int = 1000
+    """Steps between evaluations of the validation split: loss, accuracy, BLEU."""
+    early_stopping_patience: int = 0
+    """Evaluations without improvement after which training stops; 0 to train all steps."""
+    early_stopping_metric: str = "bleu"
+    """"bleu" (higher is better) or "loss" (lower is better), on the validation split."""
+
+
+@dataclass
+class DecodeConfig:
+    beam_size: int = 4
+    """Hypotheses kept; 1 is greedy decoding."""
+    length_penalty: float = 0.6
+    """alpha of Wu et al. 2016, equation 14: a score is divided by ((5 + length) / 6) ** alpha."""
+    max_length_ratio: float = 1.5
+    """A translation ends at this many times the (padded) source length, plus 10 tokens."""
+    batch_tokens: int = 4096
+    """Source positions decoded at a time, padding included."""
+    validation_beam_size: int = 1
+    """Beam for the BLEU during training; 1, greedy, is several times faster."""
+    validation_sentences: int = 500
+    """Sentences of the validation split decoded during training; 0 for all."""
+
+
+@dataclass
+class Config:
+    """Everything that decides a training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+
+_CHOICES = {
+    "model.norm": ("post", "pre"),
+    "model.tied_embeddings": ("all", "target", "none"),
+    "data.batching": ("packed", "bucketed"),
+    "optimizer.schedule": ("inverse_sqrt", "cosine"),
+    "train.early_stopping_metric": ("bleu", "loss"),
+}
+_MAY_BE_ZERO = {
+    "optimizer.clip_norm",
+    "optimizer.warmup_steps",
+    "train.seed",
+    "train.early_stopping_patience",
+    "decode.length_penalty",
+    "decode.validation_sentences",
+}
+
+
+def _check_field(name: str, value: Any) -> str | None:
+    """What is wrong with one field, or None."""
+    if name in _CHOICES:
+        choices = _CHOICES[name]
+        return None if value in choices else f"one of {', '.join(choices)}"
+    if name.endswith("dropout") or name in ("train.label_smoothing", "optimizer.beta_1"):
+        return None if 0 <= value < 1 else "at least 0 and less than 1"
+    if isinstance(value, tuple):
+        rising = all(a < b for a, b in zip((0, *value), value, strict=False))
+        return None if value and rising else "rising positive numbers"
+    if name in _MAY_BE_ZERO:
+        return None if value >= 0 else "0 or more"
+    return None if value > 0 else "more than 0"
+
+
+def validate(config: Config) -> None:
+    """Raises ValueError with one line that names the field, its value and what it may be."""
+    for group, fields in dataclasses.asdict(config).items():
+        for key, value in fields.items():
+            name = f"{group}.{key}"
+            wanted = _check_field(name, value)
+            if wanted:
+                raise ValueError(f"--config.{name} is {value!r}, but must be {wanted}")
+    if config.model.width % config.model.heads:
+        raise ValueError(
+            f"--config.model.width is {config.model.width}, but must be a multiple of "
+            f"--config.model.heads, {config.model.heads}"
+        )
+    if config.model.width % 2:
+        raise ValueError("--config.model.width must be even: positions are pairs of sine and cosine")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested dictionaries, as config.json holds it."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The configuration that `to_dict` was given.
+
+    Raises:
+        ValueError: for a group or field that this version does not know.
+    """
+    config = Config()
+    for group, fields in values.items():
+        for key, value in fields.items():
+            section = getattr(config, group, None)
+            if not hasattr(section, key):
+                raise ValueError(f"unknown configuration field {group}.{key}")
+            setattr(section, key, tuple(value) if isinstance(value, list) else value)
+    validate(config)
+    return config

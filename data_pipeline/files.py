@@ -1,0 +1,92 @@
+"""Small file helpers for local and remote (`gs://`) paths alike."""
+
+import hashlib
+import io
+import json
+import os
+from typing import Any
+
+_BLOCK_BYTES = 1 << 20
+
+
+class _RawFile(io.RawIOBase):
+    """A file of `tf.io.gfile` as Python's io classes want it."""
+
+    def __init__(self, path: str):
+        from tensorflow.io import gfile
+
+        self._file = gfile.GFile(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        block = self._file.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def open_binary(path: str) -> io.BufferedReader:
+    """Opens a file for reading bytes.
+
+    Unlike GFile, whose readline takes away every carriage return, it gives the lines as they are.
+
+    Args:
+        path: the file, local or remote.
+
+    Returns:
+        A reader, to be closed. Reading raises `tf.errors.OpError` if the file cannot be read.
+    """
+    return io.BufferedReader(_RawFile(path), _BLOCK_BYTES)
+
+
+def sha256(path: str) -> str:
+    """Returns the SHA-256 of a file's bytes as a hexadecimal string."""
+    from tensorflow.io import gfile
+
+    digest = hashlib.sha256()
+    with gfile.GFile(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns the content of a file."""
+    from tensorflow.io import gfile
+
+    with gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes a file under a temporary name beside `path` and renames it."""
+    from tensorflow.io import gfile
+
+    temporary = temporary_name(path)
+    with gfile.GFile(temporary, "wb") as file:
+        file.write(content)
+    gfile.rename(temporary, path, overwrite=True)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes `value` as JSON, as `write_bytes` does."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def read_json(path: str) -> Any:
+    """Returns the value of a JSON file."""
+    return json.loads(read_bytes(path).decode("utf-8"))
+
+
+def temporary_name(path: str) -> str:
+    """Returns a name beside `path` for a file that is being written.
+
+    A Beam runner may run the same work twice at a time, so the name is different on every call.
+    """
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f"_incomplete-{os.urandom(6).hex()}-{name}")

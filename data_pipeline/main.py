@@ -1,0 +1,100 @@
+"""Makes a dataset directory of parallel text: cleaned, deduplicated, tokenised, sharded.
+
+    python -m data_pipeline.main --train=text:train.en.gz,train.de.gz \\
+        --valid=text:valid.en.gz,valid.de.gz --test=tsv:test.tsv.gz \\
+        --source_lang=en --target_lang=de --vocab_size=8000 --output_dir=DIR
+
+A SPEC is one of
+    text:SOURCE_FILE,TARGET_FILE        one file a side, line n translates line n
+    tsv:FILE                            source, tab, target (further columns are ignored)
+    builtin:train?size=50000&seed=1     the generated corpus: train, valid or test
+Files are plain or .gz, local or gs://, and may be globs; the flags may be repeated. Flags that
+this program does not know go to Beam: --runner=..., --direct_num_workers=2 and so on.
+"""
+
+import os
+
+# Before anything imports TensorFlow: its start-up notices are not about this job, and the one about
+# oneDNN (kernels, which this job does not use) has no other switch.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from absl import flags
+
+from data_pipeline.errors import UsageError, run_app
+from data_pipeline.pipeline import Settings, prepare
+from data_pipeline.tokenizer import MODEL_TYPES
+
+_TRAIN = flags.DEFINE_multi_string("train", [], "SPEC of training text (repeatable).")
+_VALID = flags.DEFINE_multi_string("valid", [], "SPEC of validation text (repeatable).")
+_TEST = flags.DEFINE_multi_string("test", [], "SPEC of test text (repeatable).")
+_SOURCE_LANG = flags.DEFINE_string("source_lang", "en", "Source language.")
+_TARGET_LANG = flags.DEFINE_string("target_lang", "de", "Target language.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "", "The dataset directory to make.")
+_VOCAB_SIZE = flags.DEFINE_integer(
+    "vocab_size", 8000, "Pieces of the joint vocabulary, specials and bytes included."
+)
+_MODEL_TYPE = flags.DEFINE_enum(
+    "model_type", "unigram", MODEL_TYPES, "Kind of SentencePiece model."
+)
+_CHARACTER_COVERAGE = flags.DEFINE_float(
+    "character_coverage",
+    1.0,
+    "Share of all characters that get a piece of their own; the rest is spelled in bytes.",
+)
+_TOKENIZER_SAMPLE = flags.DEFINE_integer(
+    "tokenizer_sample", 200_000, "The tokenizer is trained on at most this many training pairs."
+)
+_NUM_SHARDS = flags.DEFINE_integer("num_shards", 8, "Files of the training split.")
+_SEED = flags.DEFINE_integer("seed", 1, "Seed of the shuffle and of the tokenizer's sample.")
+_MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", 250, "Training pairs with more tokens on a side are dropped."
+)
+_MAX_LENGTH_RATIO = flags.DEFINE_float(
+    "max_length_ratio",
+    9.0,
+    "Training pairs with more characters on one side per character of the other are dropped.",
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace a dataset in --output_dir that was made with other settings."
+)
+
+# What absl does not know, for Beam; set by `_parse`.
+_beam_args: list[str] = []
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses our flags and keeps the rest for Beam."""
+    try:
+        program, *rest = flags.FLAGS(argv, known_only=True)
+    except flags.Error as error:
+        raise UsageError(f"{error} (--help lists the flags)") from error
+    _beam_args[:] = rest
+    return [program]
+
+
+def main(argv: list[str]) -> int:
+    """Runs the job; returns the exit code."""
+    settings = Settings(
+        train=tuple(_TRAIN.value),
+        valid=tuple(_VALID.value),
+        test=tuple(_TEST.value),
+        source_lang=_SOURCE_LANG.value,
+        target_lang=_TARGET_LANG.value,
+        output_dir=_OUTPUT_DIR.value,
+        vocab_size=_VOCAB_SIZE.value,
+        model_type=_MODEL_TYPE.value,
+        character_coverage=_CHARACTER_COVERAGE.value,
+        tokenizer_sample=_TOKENIZER_SAMPLE.value,
+        num_shards=_NUM_SHARDS.value,
+        seed=_SEED.value,
+        max_tokens=_MAX_TOKENS.value,
+        max_length_ratio=_MAX_LENGTH_RATIO.value,
+        overwrite=_OVERWRITE.value,
+    )
+    prepare(settings, beam_args=_beam_args)
+    return 0
+
+
+if __name__ == "__main__":
+    run_app(main, parse=_parse)

@@ -1,0 +1,142 @@
+"""Packing: several sentences in one row of fixed length, so that almost nothing is padding.
+
+With rows of 8, sentence lengths (source, target) of (3, 4), (5, 3), (4, 4) become
+
+    source  1 1 1 2 2 2 2 .    3 3 3 3 3 . . .
+    target  1 1 1 1 2 2 2 2    3 3 3 . . . . .
+
+where the digit is the sentence's segment id within its row and "." is padding (0).
+"""
+
+import dataclasses
+
+import numpy as np
+
+_WINDOW = 4096  # sentences looked at together: more packs tighter and takes longer
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of one length, each with one or more sentences.
+
+    Attributes:
+        source, target: int32 [R, L], token ids; each sentence ends in its end-of-sentence token.
+        source_segments, target_segments: int32 [R, L], 1, 2, ... per sentence and 0 for padding.
+        left_out: number of sentences that were too long for a row.
+    """
+
+    source: np.ndarray
+    source_segments: np.ndarray
+    target: np.ndarray
+    target_segments: np.ndarray
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def length(self) -> int:
+        return self.source.shape[1]
+
+    def fill_rate(self) -> float:
+        """Share of positions, both sides together, that hold a token and not padding."""
+        held = np.count_nonzero(self.source) + np.count_nonzero(self.target)
+        return held / max(1, self.source.size + self.target.size)
+
+
+def first_fit(
+    source_lengths: np.ndarray, target_lengths: np.ndarray, row_length: int
+) -> tuple[np.ndarray, int]:
+    """Assigns sentences to rows: first-fit decreasing, over a window of sentences at a time.
+
+    Args:
+        source_lengths: int [n], tokens with the end-of-sentence token.
+        target_lengths: int [n].
+        row_length: tokens a row holds on each side.
+
+    Returns:
+        int64 [n], the row of each sentence, -1 for one that is longer than a row; and the number
+        of rows.
+    """
+    row_of = np.full(len(source_lengths), -1, np.int64)
+    longest = np.maximum(source_lengths, target_lengths)
+    rows = 0
+    for start in range(0, len(source_lengths), _WINDOW):
+        window = np.arange(start, min(start + _WINDOW, len(source_lengths)))
+        window = window[longest[window] <= row_length]
+        window = window[np.argsort(-longest[window], kind="stable")]
+        source_room = np.full(len(window), row_length)
+        target_room = np.full(len(window), row_length)
+        opened = 0
+        for i in window:
+            fits = (source_room[: opened + 1] >= source_lengths[i]) & (
+                target_room[: opened + 1] >= target_lengths[i]
+            )
+            row = int(np.argmax(fits))  # the first that fits; a fresh row always does
+            opened = max(opened, row + 1)
+            source_room[row] -= source_lengths[i]
+            target_room[row] -= target_lengths[i]
+            row_of[i] = rows + row
+        rows += opened
+    return row_of, rows
+
+
+def pack(pairs, row_length: int, eos_id: int, *, truncate: bool = False) -> Rows:
+    """Packs sentence pairs into rows of `row_length` tokens a side.
+
+    Args:
+        pairs: `data_pipeline.records.Pairs`, token ids without special tokens.
+        row_length: tokens a row holds on each side, the end-of-sentence tokens included.
+        eos_id: closes every sentence.
+        truncate: cut the tail off a side that is too long, instead of leaving the pair out.
+    """
+    sides = [_with_eos_lengths(pairs.source_offsets), _with_eos_lengths(pairs.target_offsets)]
+    if truncate:
+        sides = [np.minimum(side, row_length) for side in sides]
+    row_of, rows = first_fit(*sides, row_length)
+    return _fill(pairs, sides, row_of, rows, row_length, eos_id)
+
+
+def one_a_row(pairs, lengths: tuple[int, ...], eos_id: int) -> list[Rows]:
+    """One pair a row, each in the shortest of `lengths` (rising) that holds both its sides.
+
+    Returns:
+        for each length its rows; pairs longer than the last are counted there as left out.
+    """
+    sides = [_with_eos_lengths(pairs.source_offsets), _with_eos_lengths(pairs.target_offsets)]
+    bucket_of = np.searchsorted(lengths, np.maximum(*sides))
+    result = []
+    for bucket, length in enumerate(lengths):
+        mine = bucket_of == bucket
+        row_of = np.where(mine, np.cumsum(mine) - 1, -1)
+        rows = _fill(pairs, sides, row_of, int(mine.sum()), length, eos_id)
+        result.append(dataclasses.replace(rows, left_out=0))
+    too_long = int((bucket_of == len(lengths)).sum())
+    result[-1] = dataclasses.replace(result[-1], left_out=too_long)
+    return result
+
+
+def _with_eos_lengths(offsets: np.ndarray) -> np.ndarray:
+    return np.diff(offsets) + 1
+
+
+def _fill(pairs, sides, row_of, rows, row_length, eos_id) -> Rows:
+    source = np.zeros([rows, row_length], np.int32)
+    target = np.zeros([rows, row_length], np.int32)
+    source_segments, target_segments = np.zeros_like(source), np.zeros_like(target)
+    used = np.zeros([2, rows], np.int64)
+    segments = np.zeros(rows, np.int32)
+    for i in np.flatnonzero(row_of >= 0):
+        row = row_of[i]
+        segments[row] += 1
+        for side, (tokens, segment_ids) in enumerate(
+            ((source, source_segments), (target, target_segments))
+        ):
+            length, start = sides[side][i], used[side, row]
+            ids = pairs.pair(i)[side][: length - 1]
+            tokens[row, start : start + length - 1] = ids
+            tokens[row, start + length - 1] = eos_id
+            segment_ids[row, start : start + length] = segments[row]
+            used[side, row] += length
+    left_out = int(np.count_nonzero(row_of < 0))
+    return Rows(source, source_segments, target, target_segments, left_out)

@@ -1,0 +1,134 @@
+"""What the job shows while it works, and the table at its end."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from data_pipeline.cleaning import REASONS
+from data_pipeline.manifest import Manifest, SplitInfo
+
+_listener: Callable[[int], None] | None = None
+
+
+def tick(count: int) -> None:
+    """Reports that `count` more items of the running phase are done.
+
+    Beam steps call this. It reaches the display when the step runs in the display's process (the
+    local runner's default) and does nothing elsewhere.
+    """
+    if _listener is not None:
+        _listener(count)
+
+
+class Display:
+    """Shows phases one after the other: live on a terminal, one line each elsewhere."""
+
+    def __init__(self, console: Console | None = None):
+        """Writes to `console`, or to standard output."""
+        self.console = console or Console(highlight=False)
+
+    @contextlib.contextmanager
+    def phase(self, title: str, unit: str, total: int | None = None) -> Iterator[None]:
+        """Shows a phase while the `with` block runs, and a line with its time after it.
+
+        Args:
+            title: what is done.
+            unit: what `tick` counts.
+            total: how many there will be, if known.
+        """
+        global _listener
+        columns = [
+            SpinnerColumn(),
+            TextColumn("{task.description:<20}"),
+            TextColumn("{task.completed:>12,.0f} " + unit),
+            TimeElapsedColumn(),
+        ]
+        if total:
+            columns.insert(3, BarColumn())
+        done = 0
+        started = time.monotonic()
+        live = Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        )
+        with live:
+            task = live.add_task(title, total=total)
+
+            def listen(count: int) -> None:
+                nonlocal done
+                done += count
+                live.advance(task, count)
+
+            _listener = listen
+            try:
+                yield
+            finally:
+                _listener = None
+        # Steps in other processes cannot tick; a known total is as good.
+        count = done or total
+        what = f"{count:>12,} {unit}" if count else ""
+        self.console.print(f"{title:<20}{what:<22}{time.monotonic() - started:6.1f} s")
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        self.console.print(line, soft_wrap=True)
+
+    def summary(self, manifest: Manifest, seconds: float) -> None:
+        """Prints what the finished dataset holds."""
+        self.console.print(split_table(manifest))
+        self.console.print(drop_table(manifest))
+        self.say(
+            f"{manifest.directory}: vocabulary {manifest.vocab_size:,} ({manifest.model_type}), "
+            f"{len(manifest.splits['train'].files)} training shards, "
+            f"fingerprint {manifest.fingerprint[:12]}, {seconds:.1f} s"
+        )
+
+
+def new_table(title: str) -> Table:
+    """Returns an empty table in the style of the job."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def split_table(manifest: Manifest) -> Table:
+    """Returns the table of pairs, tokens and lengths of each split."""
+    table = new_table(f"{manifest.source_lang} → {manifest.target_lang}")
+    table.add_column("split")
+    for column in (
+        "pairs in",
+        "kept",
+        "dropped",
+        "source tokens",
+        "target tokens",
+        "mean length",
+    ):
+        table.add_column(column, justify="right")
+    for name, split in manifest.splits.items():
+        table.add_row(
+            name,
+            f"{split.pairs_in:,}",
+            f"{split.kept:,}",
+            f"{sum(split.dropped.values()):,}",
+            f"{split.source.tokens:,}",
+            f"{split.target.tokens:,}",
+            f"{_mean(split.source.tokens, split)} / {_mean(split.target.tokens, split)}",
+        )
+    return table
+
+
+def _mean(tokens: int, split: SplitInfo) -> str:
+    return f"{tokens / split.kept:.1f}" if split.kept else "-"
+
+
+def drop_table(manifest: Manifest) -> Table:
+    """Returns the table of training pairs dropped, by reason."""
+    train = manifest.splits["train"]
+    table = new_table("dropped from train")
+    table.add_column("reason")
+    table.add_column("pairs", justify="right")
+    for reason in REASONS:
+        table.add_row(reason, f"{train.dropped.get(reason, 0):,}")
+    return table

@@ -1,0 +1,109 @@
+"""Saving a run so that it can go on as if nothing had happened."""
+
+import os
+
+import tensorflow as tf
+
+from data_pipeline.records import UsageError
+
+
+class RunState(tf.Module):
+    """What a run has to remember besides weights, optimizer slots and the step.
+
+    Attributes:
+        best: float64, the best value so far of the early-stopping metric, NaN before the first.
+        best_step: int64, where it was.
+        evaluations_since_best: int64.
+        seconds: float64, training time of all starts together.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.best = tf.Variable(float("nan"), dtype=tf.float64)
+        self.best_step = tf.Variable(0, dtype=tf.int64)
+        self.evaluations_since_best = tf.Variable(0, dtype=tf.int64)
+        self.seconds = tf.Variable(0.0, dtype=tf.float64)
+
+
+def _directories(model_dir: str) -> tuple[str, str]:
+    root = os.path.join(model_dir, "checkpoints")
+    return root, os.path.join(root, "best")
+
+
+class Checkpoints:
+    """The newest checkpoints of a run, and the best one.
+
+    A checkpoint counts once the small state file beside it names it, which TensorFlow replaces
+    by a rename after all data is written; a run that is killed in between finds the one before.
+    Random numbers and the position in the data need no saving: both are functions of the step.
+
+    Args:
+        model_dir: its "checkpoints" folder is used.
+        model, optimizer: what is saved.
+        keep: how many of the newest ones stay.
+    """
+
+    def __init__(self, model_dir: str, model, optimizer, keep: int):
+        self.state = RunState()
+        self._optimizer = optimizer
+        self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, state=self.state)
+        newest, best = _directories(model_dir)
+        self._newest = tf.train.CheckpointManager(self._checkpoint, newest, keep)
+        self._best = tf.train.CheckpointManager(self._checkpoint, best, 1)
+
+    def restore(self) -> int | None:
+        """Goes back to the newest checkpoint; the step it was written at, None if there is none."""
+        path = self._newest.latest_checkpoint
+        if path is None:
+            return None
+        self._checkpoint.restore(path).assert_existing_objects_matched()
+        return self.step
+
+    @property
+    def step(self) -> int:
+        return int(self._optimizer.iterations.numpy())
+
+    def save(self) -> None:
+        """Writes a checkpoint, unless this step has one already."""
+        name = os.path.join(self._newest.directory, f"ckpt-{self.step}")
+        if self._newest.latest_checkpoint != name:
+            self._newest.save(checkpoint_number=self.step)
+
+    def save_best(self) -> None:
+        """Writes the checkpoint that evaluation and translation use."""
+        self._best.save(checkpoint_number=self.step)
+
+
+def find(model_dir: str, which: str) -> str:
+    """The path prefix of a checkpoint: of the "best", the "latest", or `which` itself.
+
+    Raises:
+        UsageError: when there is none.
+    """
+    newest, best = _directories(model_dir)
+    if which == "best":
+        path = tf.train.latest_checkpoint(best) or tf.train.latest_checkpoint(newest)
+    elif which == "latest":
+        path = tf.train.latest_checkpoint(newest)
+    else:
+        path = which if tf.io.gfile.exists(f"{which}.index") else None
+    if path is None:
+        raise UsageError(
+            f"no checkpoint {which!r} in {model_dir}: it may not have reached its first yet; "
+            "--checkpoint takes best, latest or a path such as DIR/checkpoints/ckpt-500"
+        )
+    return path
+
+
+def restore_model(model, path: str) -> int:
+    """Reads the weights of `model` from a checkpoint; returns the step it was written at.
+
+    Raises:
+        UsageError: when the checkpoint is of another model, or damaged.
+    """
+    try:
+        status = tf.train.Checkpoint(model=model).restore(path)
+        status.assert_existing_objects_matched().expect_partial()
+    except (ValueError, AssertionError, tf.errors.OpError) as error:
+        raise UsageError(f"checkpoint {path} cannot be read into this model: {error}") from error
+    return int(path.rsplit("-", 1)[-1]) if path.rsplit("-", 1)[-1].isdigit() else 0

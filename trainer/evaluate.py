@@ -1,0 +1,74 @@
+"""Scores a model on a split of its dataset: one JSON line.
+
+    python -m trainer.evaluate --model_dir=MODEL --split=test
+"""
+
+import json
+import os
+
+import tensorflow as tf
+from absl import flags
+
+from data_pipeline.records import UsageError, load_manifest, read_pairs
+from data_pipeline.errors import no_arguments, run_app
+from trainer import input as trainer_input
+from trainer import loop, model_dir as model_directory, scoring
+from trainer.decode import Decoder
+from trainer.step import Steps
+from trainer.task import Translation
+
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
+_SPLIT = flags.DEFINE_string("split", "test", "Split to score: train, valid or test.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a checkpoint's path.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Dataset directory; default: the training's.")
+_BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "Beams; 0 for the configuration's.", 0)
+_OUTPUT = flags.DEFINE_string("output", None, "Also write the translations to this file.")
+
+
+def main(argv: list[str]) -> None:
+    """Loads, scores, prints."""
+    no_arguments(argv)
+    model, tokenizer, facts, step = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
+    manifest = load_manifest(_DATA_DIR.value or facts.data_dir)
+    if _SPLIT.value not in manifest.splits or _SPLIT.value == "train":
+        held_out = sorted(set(manifest.splits) - {"train"})
+        raise UsageError(
+            f"--split={_SPLIT.value}: {manifest.directory} has these splits to score: "
+            f"{', '.join(held_out)}"
+        )
+    if manifest.tokenizer_sha256 != facts.tokenizer_sha256:
+        raise UsageError(
+            f"{manifest.directory} was made with another vocabulary than {_MODEL_DIR.value}; "
+            "prepare it again with the model's tokenizer, or score its own model"
+        )
+    config = facts.config
+    strategy = tf.distribute.get_strategy()
+    task = Translation(config, facts.vocab_size, facts.bos_id)
+    steps = Steps(strategy, task, model, None, config, jit_compile=False)
+    pairs = read_pairs(manifest, _SPLIT.value)
+    batches = trainer_input.evaluation_batches(pairs, config, manifest.eos_id, strategy)
+    result = loop.total_metrics(steps, batches)
+    beam_size = _BEAM_SIZE.value or config.decode.beam_size
+    decoder = Decoder(model, config.decode, beam_size)
+    scores, rows = scoring.score_split(manifest, _SPLIT.value, tokenizer, decoder)
+    if _OUTPUT.value:
+        with tf.io.gfile.GFile(_OUTPUT.value, "w") as file:
+            file.write("".join(f"{translation}\n" for _, _, translation in rows))
+    print(
+        json.dumps(
+            {
+                "split": _SPLIT.value,
+                "step": step,
+                "sentences": len(rows),
+                **{key: round(value, 5) for key, value in result.items()},
+                **scores,
+                "beam_size": beam_size,
+                "length_penalty": config.decode.length_penalty,
+            }
+        ),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    run_app(main)

@@ -1,0 +1,33 @@
+"""The end of a run: the test split's scores, sample translations, and where to look next."""
+
+from data_pipeline.records import Manifest
+from trainer import model_dir as model_directory
+from trainer import scoring
+from trainer.decode import Decoder
+
+_SAMPLES = 10
+
+
+def report(run) -> None:
+    """Scores the best checkpoint of a `trainer.loop.Run` on the test split and prints samples."""
+    manifest: Manifest = run.manifest
+    if "test" in manifest.splits:
+        model, tokenizer, facts, step = model_directory.load(run.model_dir, "best")
+        print(f"testing the best checkpoint, of step {step:,} ...", flush=True)
+        decoder = Decoder(model, facts.config.decode, facts.config.decode.beam_size)
+        scores, rows = scoring.score_split(manifest, "test", tokenizer, decoder)
+        run.writer.write("test", step, scores)
+        for source, reference, translation in rows[:: max(1, len(rows) // _SAMPLES)][:_SAMPLES]:
+            print(f"\n  source       {source}\n  reference    {reference}")
+            print(f"  translation  {translation}")
+        print(
+            f"\ntest  BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}  on {len(rows):,} "
+            f"sentences, {scores['signature']}"
+        )
+    run.writer.flush()
+    print(
+        f"model in {run.model_dir}\n"
+        f"to see the curves:   tensorboard --logdir={run.model_dir}/tensorboard\n"
+        f"to translate:        echo TEXT | python -m trainer.translate --model_dir={run.model_dir}",
+        flush=True,
+    )

@@ -1,0 +1,185 @@
+"""From a dataset directory to batches: position is a function of the step.
+
+Nothing here remembers where it was. The global batch of step s is computed from (seed, s) alone,
+so a run that stopped at s goes on with exactly the batches it would have seen, and the batch does
+not depend on how many replicas or workers share it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline import packing
+from data_pipeline.records import Pairs, UsageError
+from trainer.task import FEATURES
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Rows of one length, and how many of them make a global batch."""
+
+    rows: packing.Rows
+    batch_rows: int
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`FEATURES`, int32 [R, L] each."""
+        return {name: getattr(self.rows, name) for name in FEATURES}
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training split in batches of static shapes."""
+
+    buckets: list[Bucket]
+    seed: int
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return sum(self._batches(bucket) for bucket in self.buckets)
+
+    @staticmethod
+    def _batches(bucket: Bucket) -> int:
+        return max(1, round(len(bucket.rows) / bucket.batch_rows))
+
+    def fill_rate(self) -> float:
+        """Share of positions in the rows, both sides together, that are not padding."""
+        sizes = [bucket.rows.source.size for bucket in self.buckets]
+        rates = [bucket.rows.fill_rate() for bucket in self.buckets]
+        return float(np.average(rates, weights=sizes))
+
+    def left_out(self) -> int:
+        """Sentence pairs that are longer than the longest row."""
+        return sum(bucket.rows.left_out for bucket in self.buckets)
+
+    def dataset(self, first_step: int, replicas: int = 1, first: int = 0, local: int = 1):
+        """Batches from `first_step` on, without end.
+
+        Each step is `local` elements, one a replica of this worker, which are the parts `first`,
+        `first` + 1, ... of the `replicas` equal parts of the global batch.
+
+        Returns:
+            tf.data.Dataset of `FEATURES`, int32 [batch_rows / replicas, L] each.
+        """
+        tensors = [
+            {name: tf.constant(array) for name, array in bucket.arrays().items()}
+            for bucket in self.buckets
+        ]
+        counts = [self._batches(bucket) for bucket in self.buckets]
+        ends = np.cumsum(counts)
+
+        def take(index: int, batch_number, part):
+            bucket = self.buckets[index]
+            size = bucket.batch_rows // replicas
+            start = batch_number * bucket.batch_rows + tf.cast(part, tf.int64) * size
+            rows = self._shuffled(start + tf.range(size, dtype=tf.int64), len(bucket.rows), index)
+            batch = {name: tf.gather(array, rows) for name, array in tensors[index].items()}
+            return tf.nest.map_structure(
+                lambda x: tf.ensure_shape(x, [size, bucket.rows.length]), batch
+            )
+
+        def element(number):
+            step, part = number // local, first + number % local
+            if len(self.buckets) == 1:
+                return take(0, step, part)
+            epoch = step // self.batches_per_epoch
+            # Which of the epoch's batches this is; bucket b owns the numbers before ends[b].
+            slot = self._shuffled(step[tf.newaxis], self.batches_per_epoch, len(counts))[0]
+            which = tf.searchsorted(tf.constant(ends), slot[tf.newaxis], side="right")[0]
+            branches = []
+            for index, count in enumerate(counts):
+                number_in_bucket = epoch * count + slot - int(ends[index] - count)
+                branches.append(
+                    lambda index=index, number=number_in_bucket: take(index, number, part)
+                )
+            return tf.switch_case(which, branches)
+
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        options.autotune.enabled = False
+        numbers = tf.data.Dataset.range(first_step * local, 2**62)
+        return numbers.map(element, num_parallel_calls=1).prefetch(2 * local).with_options(options)
+
+    def _shuffled(self, positions, size: int, stream: int):
+        """Maps positions in an endless stream to indices: each epoch one permutation of `size`."""
+        epochs = positions // size
+        seeds = tf.stack(
+            [tf.fill(tf.shape(epochs), tf.constant(self.seed, tf.int64)), epochs]
+            + [tf.fill(tf.shape(epochs), tf.constant(stream, tf.int64))],
+            axis=-1,
+        )  # [n, 3]
+        # The raw op: its wrapper in tf.random.experimental pads a matrix of seeds wrongly.
+        return tf.raw_ops.RandomIndexShuffle(
+            index=positions % size, seed=seeds, max_index=tf.constant(size - 1, tf.int64), rounds=4
+        )
+
+    def distribute(self, strategy: tf.distribute.Strategy, first_step: int):
+        """A distributed iterator that starts with the batch of `first_step`."""
+        replicas = strategy.num_replicas_in_sync
+
+        def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            local = replicas // context.num_input_pipelines
+            return self.dataset(first_step, replicas, context.input_pipeline_id * local, local)
+
+        return iter(strategy.distribute_datasets_from_function(pipeline))
+
+
+def training_data(pairs: Pairs, config, eos_id: int, replicas: int) -> TrainingData:
+    """Lays the training split out in rows, packed or bucketed as `config.data` says.
+
+    Raises:
+        UsageError: when nothing fits, or a batch cannot be shared out equally.
+    """
+    data = config.data
+    if data.batching == "packed":
+        layouts = [packing.pack(pairs, data.row_length, eos_id)]
+    else:
+        layouts = packing.one_a_row(pairs, data.buckets, eos_id)
+    layouts = [rows for rows in layouts if len(rows)]
+    if not layouts:
+        raise UsageError(
+            f"all {len(pairs)} training pairs are longer than a row; raise --config.data.row_length"
+        )
+    buckets = [
+        Bucket(rows, batch_rows(config.train.batch_tokens, rows.length, replicas))
+        for rows in layouts
+    ]
+    return TrainingData(buckets, config.train.seed)
+
+
+def batch_rows(batch_tokens: int, row_length: int, replicas: int) -> int:
+    """Rows in a global batch of at most `batch_tokens` positions a side.
+
+    Raises:
+        UsageError: when not every replica gets the same number of rows, at least one.
+    """
+    rows = batch_tokens // row_length
+    if rows < 1 or rows % replicas:
+        raise UsageError(
+            f"--config.train.batch_tokens={batch_tokens} makes {rows} rows of {row_length} tokens, "
+            f"which {replicas} replicas cannot share equally; use a multiple of "
+            f"{row_length * replicas}"
+        )
+    return rows
+
+
+def evaluation_batches(pairs: Pairs, config, eos_id: int, strategy: tf.distribute.Strategy):
+    """The whole split once, in order, packed; the last batch is filled up with empty rows.
+
+    Returns:
+        a distributed dataset of `FEATURES`, int32 [batch rows of a replica, row_length] each.
+    """
+    rows = packing.pack(pairs, config.data.row_length, eos_id, truncate=True)
+    replicas = strategy.num_replicas_in_sync
+    size = batch_rows(config.train.batch_tokens, rows.length, replicas)
+    missing = -len(rows) % size
+    arrays = {
+        name: np.pad(getattr(rows, name), [[0, missing], [0, 0]]) for name in FEATURES
+    }
+
+    def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        dataset = tf.data.Dataset.from_tensor_slices(arrays)
+        dataset = dataset.batch(size // replicas, drop_remainder=True)
+        return dataset.shard(context.num_input_pipelines, context.input_pipeline_id)
+
+    return strategy.distribute_datasets_from_function(pipeline)

@@ -1,0 +1,66 @@
+"""Dropout as a pure function of a seed.
+
+Keras' own Dropout keeps its seed in a variable: every replica of a mirrored strategy reads the
+same one and so draws the same mask, and the variable is not in a checkpoint. Here the mask is a
+function of (seed, step, replica, layer), and of nothing else: replicas differ, and a resumed run
+draws what the uninterrupted one would have drawn.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+
+
+def step_rng(seed: int, step: tf.Tensor, replica: tf.Tensor | int) -> tf.Tensor:
+    """The seed of all dropout in one step on one replica.
+
+    Returns:
+        int32 [2].
+    """
+    rng = tf.constant([seed, 0], tf.int32)
+    for number in (step, replica):
+        rng = tf.random.experimental.stateless_fold_in(rng, tf.cast(number, tf.int32), alg="philox")
+    return rng
+
+
+class Dropout(keras.layers.Layer):
+    """Sets a share of the values to zero and scales the others up to keep the expectation.
+
+    One random byte decides a value, a quarter of the random bits of a float32 draw, so the rate
+    is rounded to a 256th; the scale uses the rounded rate and the expectation stays exact.
+
+    Args:
+        rate: share of values to drop, in [0, 1).
+    """
+
+    def __init__(self, rate: float, **kwargs):
+        super().__init__(**kwargs)
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"a dropout rate is in [0, 1), not {rate}")
+        self.drop_below = round(rate * 256)
+        self.stream = 0  # set by number_dropouts
+        self.built = True
+
+    def call(self, x: tf.Tensor, rng: tf.Tensor | None) -> tf.Tensor:
+        """Drops values of `x` (any shape, any float dtype); `rng` int32 [2], None for none."""
+        if rng is None or self.drop_below == 0:
+            return x
+        shape = tf.shape(x)
+        static = x.shape.as_list()
+        # With a static shape the byte count is a Python number, as XLA wants it.
+        size = math.prod(static) if None not in static else tf.reduce_prod(shape)
+        words = tf.random.stateless_uniform(
+            [(size + 3) // 4], rng + [self.stream, 0], None, None, tf.uint32, alg="philox"
+        )
+        random_bytes = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size]  # [size]
+        keep = tf.reshape(random_bytes, shape) >= self.drop_below
+        return tf.where(keep, x * (256.0 / (256 - self.drop_below)), tf.zeros([], x.dtype))
+
+
+def number_dropouts(model: keras.Model) -> None:
+    """Gives every Dropout of `model` its own stream of random numbers, in the order of layers."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, Dropout)]
+    for stream, layer in enumerate(layers):
+        layer.stream = stream

@@ -1,0 +1,148 @@
+"""Encoder and decoder layers (Attention Is All You Need, 3.1), pre- or post-norm.
+
+Axis letters: B batch, S source length, T target length, N heads, H size of a head, D width.
+"""
+
+import keras
+import tensorflow as tf
+
+from trainer.model.attention import MultiHeadAttention, dense
+from trainer.model.dropout import Dropout
+
+
+def layer_norm(width: int, name: str) -> keras.layers.LayerNormalization:
+    """Normalisation over the last axis, of `width` values (Ba et al. 2016), with its weights."""
+    layer = keras.layers.LayerNormalization(epsilon=1e-6, name=name)
+    layer.build([None, width])
+    return layer
+
+
+class FeedForward(keras.layers.Layer):
+    """relu(x W1 + b1) W2 + b2, at each position by itself (3.3)."""
+
+    def __init__(self, width: int, inner_width: int, dropout: float, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = dense(width, inner_width, activation="relu", name="inner")
+        self.outer = dense(inner_width, width, name="outer")
+        self.dropout = Dropout(dropout) if dropout else None
+        self.built = True
+
+    def call(self, x, rng=None):
+        """[B, L, D] to [B, L, D]."""
+        x = self.inner(x)
+        if self.dropout is not None:
+            x = self.dropout(x, rng)
+        return self.outer(x)
+
+
+class Residual(keras.layers.Layer):
+    """x + dropout(f(x)) with the normalisation before f ("pre") or after the sum ("post").
+
+    Post-norm is the paper's; pre-norm trains without a long warm-up and wants one more
+    normalisation at the end of the stack (Xiong et al. 2020, On Layer Normalization).
+    """
+
+    def __init__(self, width: int, dropout: float, norm: str, **kwargs):
+        super().__init__(**kwargs)
+        self.pre = norm == "pre"
+        self.norm = layer_norm(width, "norm")
+        self.dropout = Dropout(dropout)
+        self.built = True
+
+    def call(self, x, rng=None, *, function):
+        """Applies `function`, [B, L, D] to [B, L, D], around a shortcut."""
+        if self.pre:
+            return x + self.dropout(function(self.norm(x)), rng)
+        return self.norm(x + self.dropout(function(x), rng))
+
+
+class EncoderLayer(keras.layers.Layer):
+    """Self-attention, then feed-forward."""
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+
+        def residual(name):
+            return Residual(config.width, config.dropout, config.norm, name=name)
+
+        self.attention = MultiHeadAttention(
+            config.width, config.heads, config.attention_dropout, name="self_attention"
+        )
+        self.feed_forward = FeedForward(
+            config.width, config.feed_forward, config.activation_dropout, name="feed_forward"
+        )
+        self.around_attention = residual("self_attention_norm")
+        self.around_feed_forward = residual("feed_forward_norm")
+        self.built = True
+
+    def call(self, x, mask, rng=None):
+        """x [B, S, D], mask bool [B, 1, S, S] -> [B, S, D]."""
+        x = self.around_attention(x, rng, function=lambda y: self.attention(y, y, mask, rng))
+        return self.around_feed_forward(x, rng, function=lambda y: self.feed_forward(y, rng))
+
+
+class DecoderLayer(keras.layers.Layer):
+    """Masked self-attention, attention to the encoder, then feed-forward."""
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+
+        def residual(name):
+            return Residual(config.width, config.dropout, config.norm, name=name)
+
+        self.attention = MultiHeadAttention(
+            config.width, config.heads, config.attention_dropout, name="self_attention"
+        )
+        self.cross_attention = MultiHeadAttention(
+            config.width, config.heads, config.attention_dropout, name="cross_attention"
+        )
+        self.feed_forward = FeedForward(
+            config.width, config.feed_forward, config.activation_dropout, name="feed_forward"
+        )
+        self.around_attention = residual("self_attention_norm")
+        self.around_cross = residual("cross_attention_norm")
+        self.around_feed_forward = residual("feed_forward_norm")
+        self.built = True
+
+    def call(self, x, memory, self_mask, cross_mask, rng=None):
+        """x [B, T, D], memory [B, S, D], masks bool [B, 1, T, T] and [B, 1, T, S] -> [B, T, D]."""
+        x = self.around_attention(x, rng, function=lambda y: self.attention(y, y, self_mask, rng))
+        x = self.around_cross(x, rng, function=lambda y: self.cross_attention(y, memory, cross_mask, rng))
+        return self.around_feed_forward(x, rng, function=lambda y: self.feed_forward(y, rng))
+
+    def step(self, x, cache, position, self_mask, cross_mask):
+        """One position, with the keys and values of the earlier ones from `cache`.
+
+        Args:
+            x: [B, 1, D].
+            cache: "key" and "value" [B, N, T, H] of this layer, filled before `position`;
+                "memory_key" and "memory_value" [B, N, S, H].
+            position: int32 scalar, the same for all rows.
+            self_mask: bool [1, 1, 1, T], True up to `position`.
+            cross_mask: bool [B, 1, 1, S].
+
+        Returns:
+            [B, 1, D], and the cache with this position filled.
+        """
+        updated = dict(cache)
+
+        def self_attention(y):
+            key, value = self.attention.keys_and_values(y)  # [B, N, 1, H]
+            updated["key"] = write_position(cache["key"], key, position)
+            updated["value"] = write_position(cache["value"], value, position)
+            return self.attention.attend(y, updated["key"], updated["value"], self_mask)
+
+        def cross_attention(y):
+            return self.cross_attention.attend(
+                y, cache["memory_key"], cache["memory_value"], cross_mask
+            )
+
+        x = self.around_attention(x, function=self_attention)
+        x = self.around_cross(x, function=cross_attention)
+        return self.around_feed_forward(x, function=self.feed_forward), updated
+
+
+def write_position(cache: tf.Tensor, new: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+    """`cache` [B, N, T, H] with `new` [B, N, 1, H] written at `position` of the third axis."""
+    here = tf.range(tf.shape(cache)[2]) == position  # [T]
+    return tf.where(here[:, tf.newaxis], new, cache)

@@ -1,0 +1,154 @@
+"""The model directory: what a run is (config.json, tokenizer.model), and loading its model."""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from configs import schema
+from data_pipeline.records import Manifest, UsageError, load_tokenizer
+from trainer import checkpoint
+from trainer.task import Translation
+
+# May change between two starts of one run: they do not change what a step computes.
+_FREE = {
+    "train.steps",
+    "train.steps_per_loop",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_every",
+    "train.early_stopping_patience",
+}
+
+
+@dataclasses.dataclass
+class RunFacts:
+    """What config.json holds."""
+
+    config: schema.Config
+    precision: str
+    data_dir: str
+    data_fingerprint: str
+    source_lang: str
+    target_lang: str
+    vocab_size: int
+    tokenizer_sha256: str
+    bos_id: int
+    versions: dict[str, str]
+
+
+def facts_of(config: schema.Config, manifest: Manifest, precision: str) -> RunFacts:
+    """The facts of a new run."""
+    return RunFacts(
+        config=config,
+        precision=precision,
+        data_dir=os.path.abspath(manifest.directory)
+        if "://" not in manifest.directory
+        else manifest.directory,
+        data_fingerprint=manifest.fingerprint,
+        source_lang=manifest.source_lang,
+        target_lang=manifest.target_lang,
+        vocab_size=manifest.vocab_size,
+        tokenizer_sha256=manifest.tokenizer_sha256,
+        bos_id=manifest.bos_id,
+        versions={"tensorflow": tf.__version__, "keras": keras.__version__},
+    )
+
+
+def _write(path: str, content: bytes) -> None:
+    temporary = f"{path}.incomplete"
+    with tf.io.gfile.GFile(temporary, "wb") as file:
+        file.write(content)
+    tf.io.gfile.rename(temporary, path, overwrite=True)
+
+
+def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
+    """Makes the directory, or checks that the run in it is this one.
+
+    Raises:
+        UsageError: when the directory holds a run of another configuration, data or vocabulary.
+    """
+    if tf.io.gfile.exists(os.path.join(model_dir, "config.json")):
+        _compare(model_dir, read_facts(model_dir), facts)
+    tf.io.gfile.makedirs(model_dir)
+    with tf.io.gfile.GFile(manifest.tokenizer_path, "rb") as file:
+        _write(os.path.join(model_dir, "tokenizer.model"), file.read())
+    text = json.dumps(dataclasses.asdict(facts), indent=2) + "\n"
+    _write(os.path.join(model_dir, "config.json"), text.encode())
+
+
+def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
+    other = "use another --model_dir, or delete this one to start afresh"
+    if old.tokenizer_sha256 != new.tokenizer_sha256:
+        raise UsageError(
+            f"{model_dir} was trained with another vocabulary ({old.vocab_size} pieces, sha256 "
+            f"{old.tokenizer_sha256[:12]}) than {new.data_dir} has ({new.vocab_size}, "
+            f"{new.tokenizer_sha256[:12]}); {other}"
+        )
+    if old.data_fingerprint != new.data_fingerprint:
+        raise UsageError(
+            f"{model_dir} was trained on other data (fingerprint {old.data_fingerprint[:12]}, from "
+            f"{old.data_dir}) than {new.data_dir} ({new.data_fingerprint[:12]}); {other}"
+        )
+    differences = [
+        f"{group}.{key} {old_value!r} -> {getattr(getattr(new.config, group), key)!r}"
+        for group, fields in schema.to_dict(old.config).items()
+        for key, old_value in fields.items()
+        if group != "decode"
+        and f"{group}.{key}" not in _FREE
+        and old_value != getattr(getattr(new.config, group), key)
+    ]
+    if old.precision != new.precision:
+        differences.append(f"precision {old.precision} -> {new.precision}")
+    if differences:
+        raise UsageError(
+            f"{model_dir} holds a run with other settings: {'; '.join(differences)}; {other}"
+        )
+
+
+def read_facts(model_dir: str) -> RunFacts:
+    """Reads config.json.
+
+    Raises:
+        UsageError: when `model_dir` is not a model directory of this version.
+    """
+    path = os.path.join(model_dir, "config.json")
+    if not tf.io.gfile.exists(path):
+        raise UsageError(
+            f"{model_dir} is not a model directory: it has no config.json; trainer.main writes one"
+        )
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            values: dict[str, Any] = json.loads(file.read())
+        return RunFacts(**{**values, "config": schema.from_dict(values["config"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} cannot be used: {error}; train into a new --model_dir") from error
+
+
+def load(model_dir: str, which: str):
+    """A trained model, ready to translate.
+
+    Args:
+        model_dir: written by trainer.main.
+        which: "best", "latest", or the path of a checkpoint.
+
+    Returns:
+        the model, the tokenizer, the facts and the step of the checkpoint.
+
+    Raises:
+        UsageError: when the directory or the checkpoint cannot be used.
+    """
+    facts = read_facts(model_dir)
+    tokenizer = load_tokenizer(os.path.join(model_dir, "tokenizer.model"))
+    if tokenizer.sha256 != facts.tokenizer_sha256:
+        raise UsageError(
+            f"{model_dir}/tokenizer.model is not the one this model was trained with; copy it "
+            f"again from {facts.data_dir}"
+        )
+    keras.config.set_dtype_policy(facts.precision)
+    model = Translation(facts.config, facts.vocab_size, facts.bos_id).build_model()
+    step = checkpoint.restore_model(model, checkpoint.find(model_dir, which))
+    return model, tokenizer, facts, step

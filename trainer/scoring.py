@@ -1,0 +1,49 @@
+"""Translating a split and scoring it with sacreBLEU on detokenised text."""
+
+from collections.abc import Callable
+
+import sacrebleu
+
+from data_pipeline.records import Manifest, Tokenizer, read_raw_text
+from trainer.decode import Decoder
+
+
+def translate_lines(
+    lines: list[str],
+    tokenizer: Tokenizer,
+    decoder: Decoder,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """One translation a line, in order; an empty line for an empty line."""
+    return tokenizer.decode(decoder.translate(tokenizer.encode(lines), progress))
+
+
+def score(translations: list[str], references: list[str]) -> dict[str, float | str]:
+    """Corpus scores of detokenised, cased text.
+
+    Returns:
+        "bleu" and "chrf", 0 to 100, and "signature", sacreBLEU's account of how BLEU was counted
+        (Post 2018, A Call for Clarity in Reporting BLEU Scores).
+    """
+    bleu = sacrebleu.metrics.BLEU()
+    return {
+        "bleu": round(bleu.corpus_score(translations, [references]).score, 2),
+        "chrf": round(sacrebleu.corpus_chrf(translations, [references]).score, 2),
+        "signature": str(bleu.get_signature()),
+    }
+
+
+def score_split(
+    manifest: Manifest, split: str, tokenizer: Tokenizer, decoder: Decoder, limit: int = 0
+) -> tuple[dict[str, float | str], list[tuple[str, str, str]]]:
+    """Translates a split, or its first `limit` sentences, and scores it.
+
+    Returns:
+        what `score` gives, and (source, reference, translation) of every sentence.
+    """
+    sources, references = read_raw_text(manifest, split)
+    if limit:
+        sources, references = sources[:limit], references[:limit]
+    translations = translate_lines(sources, tokenizer, decoder)
+    rows = list(zip(sources, references, translations, strict=True))
+    return score(translations, references), rows

@@ -1,0 +1,71 @@
+"""Translates standard input to standard output: one translation a line, in order.
+
+    python -m trainer.translate --model_dir=MODEL < in.txt > out.txt
+"""
+
+import os
+import sys
+
+from absl import flags
+
+from data_pipeline.errors import no_arguments, run_app
+from data_pipeline.records import UsageError
+from trainer import model_dir as model_directory
+from trainer import scoring
+from trainer.decode import Decoder
+
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a checkpoint's path.")
+_BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "Beams; 0 for the configuration's.", 0)
+
+
+def read_lines(data: bytes) -> list[str]:
+    """Splits at line feeds only; U+2028 and the like are text.
+
+    Raises:
+        UsageError: for bytes that are not UTF-8, with the line.
+    """
+    lines = data.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()  # the end of the last line, not one more line
+    decoded = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            decoded.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"standard input, line {number}: not UTF-8 ({error.reason} at byte {error.start}); "
+                "convert it with iconv"
+            ) from error
+    return decoded
+
+
+def main(argv: list[str]) -> None:
+    """Loads, translates, writes."""
+    no_arguments(argv)
+    model, tokenizer, facts, step = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
+    lines = read_lines(sys.stdin.buffer.read())
+    config = facts.config.decode
+    decoder = Decoder(model, config, _BEAM_SIZE.value or config.beam_size)
+    print(
+        f"{facts.source_lang}-{facts.target_lang}, step {step:,}, {len(lines):,} lines",
+        file=sys.stderr,
+        flush=True,
+    )
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        print(f"\r{done:,} of {len(lines):,}", end="", file=sys.stderr, flush=True)
+
+    translations = scoring.translate_lines(lines, tokenizer, decoder, progress)
+    if done:
+        print(file=sys.stderr)
+    text = "".join(f"{translation}\n" for translation in translations)
+    sys.stdout.buffer.write(text.encode("utf-8"))
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    run_app(main)
