@@ -1,7 +1,7 @@
 """The demonstration: a tiny Transformer on the built-in English-German corpus.
 
-    make demo
-    python -m trainer.main --strategy=mirrored
+make demo
+python -m trainer.main --strategy=mirrored
 """
 
 from configs import transformer_tiny
@@ -17,10 +17,10 @@ def get_config() -> Config:
         schedule="cosine", learning_rate=4e-3, warmup_steps=200, clip_norm=1.0
     )
     config.train = TrainConfig(
-        steps=1000,
+        steps=800,
         batch_tokens=3072,
         steps_per_loop=20,
-        evaluate_every=250,
-        checkpoint_every=250,
+        evaluate_every=200,
+        checkpoint_every=200,
     )
     return config

@@ -69,7 +69,7 @@ class OptimizerConfig:
 class TrainConfig:
     steps: int = 100_000
     """Optimizer steps in all."""
-    batch_tokens: int = 25_000
+    batch_tokens: int = 24_576
     """Target positions in the global batch, all replicas together, padding included."""
     label_smoothing: float = 0.1
     seed: int = 1
@@ -161,7 +161,9 @@ def validate(config: Config) -> None:
             f"--config.model.heads, {config.model.heads}"
         )
     if config.model.width % 2:
-        raise ValueError("--config.model.width must be even: positions are pairs of sine and cosine")
+        raise ValueError(
+            "--config.model.width must be even: positions are pairs of sine and cosine"
+        )
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The tiny Transformer: 4 + 4 layers of width 128, about 1.3 million parameters and the embeddings.
 
-    python -m trainer.main --strategy=mirrored --config=configs/transformer_tiny.py --data_dir=DATA
+python -m trainer.main --strategy=mirrored --config=configs/transformer_tiny.py --data_dir=DATA
 """
 
 from configs.schema import Config, ModelConfig, OptimizerConfig

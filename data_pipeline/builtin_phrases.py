@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from babel import Locale, UnknownLocaleError, dates, lists, numbers, units
 from num2words import CONVERTER_CLASSES, num2words
@@ -90,6 +90,7 @@ class Forms(dict):
 
 Said = str | Forms
 Pair = tuple[Said, Said]
+TextPair = tuple[str, str]  # a Pair without forms
 
 
 class Dice:
@@ -278,7 +279,7 @@ def distinct(keys: Iterable[K], source: Callable[[K], str], target: Callable[[K]
     return kept
 
 
-def name_tables(source: Side, target: Side) -> dict[str, list[Pair]]:
+def name_tables(source: Side, target: Side) -> dict[str, list[TextPair]]:
     """Returns the names of territories, languages, cities and currencies in both languages."""
 
     def territory(locale: Locale, code: str) -> str:
@@ -300,9 +301,9 @@ def name_tables(source: Side, target: Side) -> dict[str, list[Pair]]:
     return tables
 
 
-def draw_several(dice: Dice, table: Sequence[Pair], most: int = 4) -> list[Pair]:
+def draw_several(dice: Dice, table: Sequence[T], most: int = 4) -> list[T]:
     """Returns two to `most` different entries of `table`."""
-    chosen: list[Pair] = []
+    chosen: list[T] = []
     count = dice.between(2, most)
     while len(chosen) < count:
         entry = dice.skewed(table)
@@ -329,13 +330,12 @@ def phrase_slots(source: Side, target: Side) -> dict[str, Slot]:
     def in_words(say: Callable[..., str], n: int) -> Pair:
         return say(source.words, n), say(target.words, n)
 
-    def listed(table: Sequence[Pair], style: str) -> Slot:
+    def listed(table: Sequence[TextPair], style: Literal["standard", "or"]) -> Slot:
         def draw(dice: Dice) -> Pair:
             chosen = draw_several(dice, table)
-            return tuple(
-                plain(lists.format_list([entry[side] for entry in chosen], style, locales[side]))
-                for side in (0, 1)
-            )
+            in_source = lists.format_list([entry[0] for entry in chosen], style, locales[0])
+            in_target = lists.format_list([entry[1] for entry in chosen], style, locales[1])
+            return plain(in_source), plain(in_target)
 
         return draw
 
@@ -354,7 +354,9 @@ def phrase_slots(source: Side, target: Side) -> dict[str, Slot]:
         CURRENCIES, lambda c: currencies(locales[0], c), lambda c: currencies(locales[1], c)
     )
     tables = name_tables(source, target)
-    slots = {kind: partial(Dice.skewed, items=table) for kind, table in tables.items()}
+    slots: dict[str, Slot] = {
+        kind: partial(Dice.skewed, items=table) for kind, table in tables.items()
+    }
     slots |= {
         "date": lambda dice: both(long_date, draw_day(dice)),
         "fulldate": lambda dice: both(full_date, draw_day(dice)),

@@ -6,9 +6,10 @@ adjectives agree: "the old coat" is "der alte Mantel", but "den alten Mantel" as
 
 import datetime
 import re
+from collections.abc import Sequence
 from functools import partial
 
-from babel import lists
+from babel import Locale, lists
 
 from data_pipeline import builtin_lexicon as lexicon
 from data_pipeline.builtin_phrases import (
@@ -21,6 +22,7 @@ from data_pipeline.builtin_phrases import (
     Pair,
     Side,
     Slot,
+    TextPair,
     cardinal,
     clock,
     draw_day,
@@ -42,7 +44,9 @@ def read_entries(text: str) -> list[tuple[str, ...]]:
     return [tuple(entry.split(maxsplit=2)) for entry in " ".join(text.split()).split(", ")]
 
 
-def noun_phrase(determiner: str, noun: tuple[str, ...], adjective: tuple[str, ...] = ()) -> Pair:
+def noun_phrase(
+    determiner: str, noun: tuple[str, ...], adjective: tuple[str, ...] = ()
+) -> tuple[str, Forms]:
     """Declines a determiner, perhaps an adjective, and a noun.
 
     Args:
@@ -130,7 +134,7 @@ def lower_adjectives(german: str) -> str:
     return re.sub(r"\b[A-ZÄÖÜ]\w*ische\b", lambda found: found[0].lower(), german)
 
 
-def territory_forms(code: str, english: str, german: str) -> Pair:
+def territory_forms(code: str, english: str, german: str) -> tuple[str, Forms]:
     """Returns a territory as sentences say it: "from Switzerland", "aus der Schweiz"."""
     if code in lexicon.ENGLISH_ARTICLES:
         english = f"the {english}"
@@ -192,18 +196,19 @@ def time_slots(english: Side, german: Side) -> dict[str, Slot]:
     """Returns the slots of moments: "past", "future", "weekday", "month", "since", "span" ..."""
     en, de = english.locale, german.locale
 
-    def day_names(index: int) -> Pair:
+    def day_names(index: int) -> tuple[Forms, Forms]:
         name, german_name = (plain(side.days["format"]["wide"][index]) for side in (en, de))
         habit, german_habit = f"{name}s", f"{german_name.lower()}s"
         return Forms({"": name, "s": habit}), Forms({"": german_name, "s": german_habit})
 
     weekdays = [day_names(index) for index in range(7)]
-    months = [
-        tuple(plain(side.months["format"]["wide"][index]) for side in (en, de))
-        for index in range(1, 13)
-    ]
 
-    def full(dice: Dice, *years: int) -> Pair:
+    def month_name(side: Locale, index: int) -> str:
+        return plain(side.months["format"]["wide"][index])
+
+    months = [(month_name(en, index), month_name(de, index)) for index in range(1, 13)]
+
+    def full(dice: Dice, *years: int) -> tuple[str, Forms]:
         day = draw_day(dice, *years)
         text = full_date(de, day)
         with_article = {
@@ -212,7 +217,7 @@ def time_slots(english: Side, german: Side) -> dict[str, Slot]:
         }
         return full_date(en, day), Forms({"": text}, **with_article)
 
-    def plain_date(dice: Dice, *years: int) -> Pair:
+    def plain_date(dice: Dice, *years: int) -> TextPair:
         day = draw_day(dice, *years)
         return long_date(en, day), long_date(de, day)
 
@@ -224,13 +229,13 @@ def time_slots(english: Side, german: Side) -> dict[str, Slot]:
     def since(dice: Dice) -> Pair:
         seconds, most = RELATIVE_UNITS[dice.pick(("day", "week", "month", "year", "year"))]
         seconds *= dice.between(2, most)
-        return tuple(relative(side, seconds).removeprefix("in ") for side in (en, de))
+        return relative(en, seconds).removeprefix("in "), relative(de, seconds).removeprefix("in ")
 
-    def at_time(dice: Dice) -> Pair:
+    def at_time(dice: Dice) -> TextPair:
         time = draw_time(dice)
         return f"at {clock(en, time)}", f"um {clock(de, time)} Uhr"
 
-    def moment(dice: Dice, words: list[Pair], sign: int, years: tuple[int, int]) -> Pair:
+    def moment(dice: Dice, words: Sequence[Pair], sign: int, years: tuple[int, int]) -> Pair:
         kind = dice.below(12)
         if kind < 4:
             return dice.pick(words)
@@ -242,25 +247,25 @@ def time_slots(english: Side, german: Side) -> dict[str, Slot]:
             day = draw_day(dice, *years)
             return f"in {month_year(en, day)}", f"im {month_year(de, day)}"
         if kind == 7:
-            day, german_day = full(dice, *years)
-            return f"on {day}", f"am {german_day:dat},"
+            full_text, german_full = full(dice, *years)
+            return f"on {full_text}", f"am {german_full:dat},"
         if kind < 10:
-            day, german_day = plain_date(dice, *years)
-            return f"on {day}", f"am {german_day}"
-        day, german_day = dice.pick(weekdays)
+            text, german_text = plain_date(dice, *years)
+            return f"on {text}", f"am {german_text}"
+        weekday, german_weekday = dice.pick(weekdays)
         if kind == 10:
             part, german_part = dice.pick(lexicon.DAY_PARTS)
-            return f"on {day:}{part}", f"am {german_day:}{german_part}"
+            return f"on {weekday:}{part}", f"am {german_weekday:}{german_part}"
         hour, german_hour = at_time(dice)
-        return f"on {day:} {hour}", f"am {german_day:} {german_hour}"
+        return f"on {weekday:} {hour}", f"am {german_weekday:} {german_hour}"
 
     def span(dice: Dice) -> Pair:
         hour = dice.between(6, 12)
         start = datetime.time(hour, dice.pick((0, 15, 30, 45)))
         end = datetime.time(dice.between(hour + 1, 22), dice.pick((0, 15, 30, 45)))
-        return tuple(
-            Forms(zip(("from", "to"), (clock(side, start), clock(side, end)), strict=True))
-            for side in (en, de)
+        return (
+            Forms({"from": clock(en, start), "to": clock(en, end)}),
+            Forms({"from": clock(de, start), "to": clock(de, end)}),
         )
 
     def year(dice: Dice) -> Pair:
@@ -284,12 +289,13 @@ def time_slots(english: Side, german: Side) -> dict[str, Slot]:
 def number_slots(english: Side, german: Side) -> dict[str, Slot]:
     """Returns the slots of numbers in words inside sentences."""
 
-    def in_words(n: int) -> Pair:
+    def in_words(n: int) -> TextPair:
         return cardinal(english.words, n), cardinal(german.words, n)
 
     def spelled(dice: Dice) -> Pair:
         n = dice.pick((dice.between(2, 99), dice.between(100, 999)))
-        return tuple(Forms({"": words, "digits": str(n)}) for words in in_words(n))
+        words, german_words = in_words(n)
+        return Forms({"": words, "digits": str(n)}), Forms({"": german_words, "digits": str(n)})
 
     def count(dice: Dice) -> Pair:
         # German would say "hundertein" before a noun, which num2words does not know.
@@ -298,10 +304,10 @@ def number_slots(english: Side, german: Side) -> dict[str, Slot]:
 
     def addition(dice: Dice) -> Pair:
         first, second = dice.between(1, 60), dice.between(1, 39)
-        said = [in_words(n) for n in (first, second, first + second)]
-        return tuple(
-            Forms(zip("abc", (words[side] for words in said), strict=True)) for side in (0, 1)
-        )
+        forms, german_forms = Forms(), Forms()
+        for form, n in zip("abc", (first, second, first + second), strict=True):
+            forms[form], german_forms[form] = in_words(n)
+        return forms, german_forms
 
     def nth(dice: Dice) -> Pair:
         n = dice.between(1, dice.pick((12, 99)))
@@ -351,8 +357,9 @@ def sentence_slots(english: Side, german: Side) -> dict[str, Slot]:
         text = lists.format_list([entry[0] for entry in chosen], locale=en)
         return text, lists.format_list(german_names, locale=de)
 
-    def sum_in_words(dice: Dice) -> Pair:
+    def sum_in_words(dice: Dice) -> TextPair:
         text, german_text = total(dice)
+        assert isinstance(text, str) and isinstance(german_text, str)
         return text, lower_adjectives(german_text)
 
     def exchange(dice: Dice) -> Pair:
@@ -362,7 +369,7 @@ def sentence_slots(english: Side, german: Side) -> dict[str, Slot]:
         return f"{amount[0]} into {goal[0]}", f"{amount[1]} in {goal[1]}"
 
     def tabled(text: str) -> Slot:
-        return partial(Dice.pick, items=[entry[:2] for entry in read_entries(text)])
+        return partial(Dice.pick, items=[(entry[0], entry[1]) for entry in read_entries(text)])
 
     slots |= subject_slots() | time_slots(english, german) | number_slots(english, german)
     slots |= {

@@ -20,7 +20,7 @@ class _RawFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # Buffer is 3.12+
         block = self._file.read(len(buffer))
         buffer[: len(block)] = block
         return len(block)

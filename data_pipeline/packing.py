@@ -93,7 +93,7 @@ def pack(pairs, row_length: int, eos_id: int, *, truncate: bool = False) -> Rows
     sides = [_with_eos_lengths(pairs.source_offsets), _with_eos_lengths(pairs.target_offsets)]
     if truncate:
         sides = [np.minimum(side, row_length) for side in sides]
-    row_of, rows = first_fit(*sides, row_length)
+    row_of, rows = first_fit(sides[0], sides[1], row_length)
     return _fill(pairs, sides, row_of, rows, row_length, eos_id)
 
 

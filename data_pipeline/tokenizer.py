@@ -116,11 +116,11 @@ class Tokenizer:
         """Returns the token ids of each text; an empty text has none."""
         return self._processor.encode([normalize_text(text) for text in texts], out_type=int)
 
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+    def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
         """Returns the text of each id sequence; specials come out as nothing."""
         return self._processor.decode([[int(i) for i in row] for row in ids])
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Returns the piece of each id, as SentencePiece writes it ("▁" for a space)."""
         return [self._processor.id_to_piece(int(i)) for i in ids]
 

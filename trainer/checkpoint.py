@@ -52,11 +52,24 @@ class Checkpoints:
         self._best = tf.train.CheckpointManager(self._checkpoint, best, 1)
 
     def restore(self) -> int | None:
-        """Goes back to the newest checkpoint; the step it was written at, None if there is none."""
+        """Goes back to the newest checkpoint.
+
+        Returns:
+            the step it was written at, None if there is no checkpoint.
+
+        Raises:
+            UsageError: when it cannot be read.
+        """
         path = self._newest.latest_checkpoint
         if path is None:
             return None
-        self._checkpoint.restore(path).assert_existing_objects_matched()
+        try:
+            self._checkpoint.restore(path).assert_existing_objects_matched()
+        except (ValueError, AssertionError, tf.errors.OpError) as error:
+            raise UsageError(
+                f"checkpoint {path} cannot be read: {error}; delete its files and its name in "
+                f"{self._newest.directory}/checkpoint to go on from the one before"
+            ) from error
         return self.step
 
     @property

@@ -83,9 +83,12 @@ def beam_search(
     done when K of them are. A beam of 1 is therefore greedy search.
 
     Args:
-        model, source, max_length, special: as in `greedy_search`.
+        model: `trainer.model.transformer.Transformer`.
+        source: int32 [B, S], each row closed by its end-of-sentence token, 0 for padding.
+        max_length: T.
         beam_size: K.
         length_penalty: alpha; scores are log probabilities over ((5 + length) / 6) ** alpha.
+        special: the special token ids.
 
     Returns:
         int32 [B, K, T], best hypothesis first, each with its end-of-sentence token, then 0;
@@ -185,9 +188,7 @@ class Decoder:
             length = longest_translation(tf.shape(source)[1], config.max_length_ratio)
             if beam_size == 1:
                 return greedy_search(model, source, length, special)
-            beams, _ = beam_search(
-                model, source, length, beam_size, config.length_penalty, special
-            )
+            beams, _ = beam_search(model, source, length, beam_size, config.length_penalty, special)
             return beams[:, 0]
 
         signature = [tf.TensorSpec([None, None], tf.int32)]

@@ -1,18 +1,18 @@
 """Scores a model on a split of its dataset: one JSON line.
 
-    python -m trainer.evaluate --model_dir=MODEL --split=test
+python -m trainer.evaluate --model_dir=MODEL --split=test
 """
 
 import json
-import os
 
 import tensorflow as tf
 from absl import flags
 
-from data_pipeline.records import UsageError, load_manifest, read_pairs
 from data_pipeline.errors import no_arguments, run_app
+from data_pipeline.records import UsageError, load_manifest, read_pairs
 from trainer import input as trainer_input
-from trainer import loop, model_dir as model_directory, scoring
+from trainer import loop, scoring
+from trainer import model_dir as model_directory
 from trainer.decode import Decoder
 from trainer.step import Steps
 from trainer.task import Translation

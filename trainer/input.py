@@ -103,11 +103,8 @@ class TrainingData:
     def _shuffled(self, positions, size: int, stream: int):
         """Maps positions in an endless stream to indices: each epoch one permutation of `size`."""
         epochs = positions // size
-        seeds = tf.stack(
-            [tf.fill(tf.shape(epochs), tf.constant(self.seed, tf.int64)), epochs]
-            + [tf.fill(tf.shape(epochs), tf.constant(stream, tf.int64))],
-            axis=-1,
-        )  # [n, 3]
+        same = tf.ones_like(epochs)
+        seeds = tf.stack([same * self.seed, epochs, same * stream], axis=-1)  # [n, 3]
         # The raw op: its wrapper in tf.random.experimental pads a matrix of seeds wrongly.
         return tf.raw_ops.RandomIndexShuffle(
             index=positions % size, seed=seeds, max_index=tf.constant(size - 1, tf.int64), rounds=4
@@ -173,9 +170,7 @@ def evaluation_batches(pairs: Pairs, config, eos_id: int, strategy: tf.distribut
     replicas = strategy.num_replicas_in_sync
     size = batch_rows(config.train.batch_tokens, rows.length, replicas)
     missing = -len(rows) % size
-    arrays = {
-        name: np.pad(getattr(rows, name), [[0, missing], [0, 0]]) for name in FEATURES
-    }
+    arrays = {name: np.pad(getattr(rows, name), [[0, missing], [0, 0]]) for name in FEATURES}
 
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
         dataset = tf.data.Dataset.from_tensor_slices(arrays)

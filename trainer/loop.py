@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +14,8 @@ from configs.schema import Config
 from data_pipeline import records
 from data_pipeline.records import Manifest, UsageError
 from trainer import input as trainer_input
-from trainer import metrics, model_dir as model_directory, scoring
+from trainer import metrics, scoring
+from trainer import model_dir as model_directory
 from trainer.checkpoint import Checkpoints
 from trainer.decode import Decoder
 from trainer.optimizer import make_optimizer
@@ -22,6 +24,7 @@ from trainer.task import Translation
 
 STOPPED_ON_REQUEST = 42
 _SAMPLES = 8  # translations shown in TensorBoard
+_EXAMPLES = 5  # sentence pairs shown at the start
 
 
 class _StopRequest:
@@ -29,7 +32,7 @@ class _StopRequest:
 
     def __init__(self):
         self.signal: str | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -98,14 +101,14 @@ class Run:
         self._report_facts(restored)
 
     def _report_facts(self, restored: int | None) -> None:
-        data, train = self.data, self.config.train
+        data, train, manifest = self.data, self.config.train, self.manifest
         parameters = sum(math.prod(v.shape) for v in self.model.trainable_variables)
         shapes = ", ".join(f"{b.batch_rows} x {b.rows.length}" for b in data.buckets)
-        pairs = self.manifest.splits["train"].kept
+        pairs = manifest.splits["train"].kept
         lines = [
-            f"data         {self.manifest.directory}, fingerprint {self.manifest.fingerprint[:12]}",
-            f"             {pairs:,} pairs {self.manifest.source_lang}-{self.manifest.target_lang}, "
-            f"vocabulary {self.manifest.vocab_size:,}, {data.left_out()} too long and left out",
+            f"data         {manifest.directory}, fingerprint {manifest.fingerprint[:12]}",
+            f"             {pairs:,} pairs {manifest.source_lang}-{manifest.target_lang}, "
+            f"vocabulary {manifest.vocab_size:,}, {data.left_out()} too long and left out",
             f"model        {parameters:,} parameters",
             f"batch        at most {train.batch_tokens:,} target positions on "
             f"{self.strategy.num_replicas_in_sync} replica(s), rows x tokens: {shapes}; "
@@ -113,6 +116,11 @@ class Run:
             f"length       {train.steps:,} steps, {data.batches_per_epoch:,} an epoch",
             f"model_dir    {self.model_dir}",
             f"state        {'new run' if restored is None else f'resumed at step {restored:,}'}",
+        ]
+        sources, references = records.read_raw_text(manifest, "valid")
+        lines += [
+            f"for example   {source}  |  {reference}"
+            for source, reference in zip(sources[:_EXAMPLES], references, strict=False)
         ]
         print("\n".join(lines), flush=True)
         self.writer.text("train", restored or 0, "run", "\n".join(f"    {line}" for line in lines))
@@ -138,7 +146,9 @@ class Run:
             while step < train.steps and not self._stops_early():
                 # Up to the next evaluation or checkpoint, and no further.
                 ends = [train.steps, step + train.steps_per_loop]
-                ends += [(step // n + 1) * n for n in (train.evaluate_every, train.checkpoint_every)]
+                ends += [
+                    (step // n + 1) * n for n in (train.evaluate_every, train.checkpoint_every)
+                ]
                 steps = min(ends) - step
                 # The first step of a start is alone: its time is compilation, not training.
                 steps = 1 if step == first_step else steps
@@ -149,7 +159,9 @@ class Run:
                 if last or stop.signal or step % train.checkpoint_every == 0:
                     self._save()
                 if stop.signal:
-                    print(f"{stop.signal}: saved at step {step:,}; start again to go on", flush=True)
+                    print(
+                        f"{stop.signal}: saved at step {step:,}; start again to go on", flush=True
+                    )
                     return STOPPED_ON_REQUEST
         self.writer.flush()
         return 0
@@ -176,7 +188,7 @@ class Run:
                 "lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm"
             )
         result |= {
-            "gradient_norm": sums["gradient_norm"] / steps,
+            "grad_norm": sums["gradient_norm"] / steps,
             "learning_rate": float(self.optimizer.learning_rate),
             "epoch": step / self.data.batches_per_epoch,
         }
@@ -212,14 +224,19 @@ class Run:
         began = time.monotonic()
         result = self.evaluate_loss("valid")
         scores, rows = scoring.score_split(
-            self.manifest, "valid", self.tokenizer, self.decoder,
+            self.manifest,
+            "valid",
+            self.tokenizer,
+            self.decoder,
             self.config.decode.validation_sentences,
         )
         result |= {"bleu": scores["bleu"], "chrf": scores["chrf"]}
         result["evaluate_seconds"] = time.monotonic() - began
         self.writer.write("valid", step, result | {"signature": scores["signature"]})
         # The same sentences each time, spread over the split.
-        shown = [rows[i] for i in np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows)), dtype=int)]
+        shown = [
+            rows[i] for i in np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows)), dtype=int)
+        ]
         self.writer.text("valid", step, "translations", metrics.translations_table(shown))
         self._write_translations(step, rows)
         better = self._note(step, result)
@@ -231,8 +248,11 @@ class Run:
             flush=True,
         )
         for source, reference, translation in shown[:2]:
-            print(f"    source       {source}\n    reference    {reference}\n"
-                  f"    translation  {translation}", flush=True)
+            print(
+                f"    source       {source}\n    reference    {reference}\n"
+                f"    translation  {translation}",
+                flush=True,
+            )
         if better:
             self.checkpoints.save_best()
 

@@ -25,9 +25,6 @@ DEMO = "demo"
 _DEMO_CONFIG = os.path.join(os.path.dirname(os.path.dirname(__file__)), "configs", "demo.py")
 
 FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", _DEMO_CONFIG, "A file with get_config(); see configs/schema.py for the fields."
-)
 _STRATEGY = flags.DEFINE_string("strategy", "mirrored", f"Where to run: {', '.join(STRATEGIES)}.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Dataset directory, from data_pipeline.main. Default: data/<config's name>."
@@ -47,9 +44,14 @@ _VIRTUAL = flags.DEFINE_integer(
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parsing, with a one-line error for a configuration field that does not exist."""
     try:
+        # Not at import: ml_collections reads the overrides here already.
+        config_flags.DEFINE_config_file(
+            "config", _DEMO_CONFIG, "File with get_config(); configs/schema.py lists the fields."
+        )
         return FLAGS(argv)
     except KeyError as error:  # what ml_collections raises
-        raise UsageError(f"--config: {error.args[0]}; configs/schema.py lists the fields") from error
+        message = f"--config: {error.args[0]}; configs/schema.py lists the fields"
+        raise UsageError(message) from error
 
 
 def prepare_demo_corpus(directory: str) -> None:
@@ -58,9 +60,14 @@ def prepare_demo_corpus(directory: str) -> None:
         from data_pipeline import pipeline  # here, because Beam takes seconds to import
 
         print(f"preparing the built-in corpus in {directory}", flush=True)
-        splits = {split: (f"builtin:{split}",) for split in ("train", "valid", "test")}
         settings = pipeline.Settings(
-            **splits, source_lang="en", target_lang="de", output_dir=directory, vocab_size=4000
+            train=("builtin:train",),
+            valid=("builtin:valid",),
+            test=("builtin:test",),
+            source_lang="en",
+            target_lang="de",
+            output_dir=directory,
+            vocab_size=4000,
         )
         pipeline.prepare(settings)
 
@@ -84,17 +91,18 @@ def main(argv: list[str]) -> int:
     """Flags to configuration to run."""
     no_arguments(argv)
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every checkpoint it shards
-    config = _CONFIG.value
+    config = FLAGS.config
+    config_file = config_flags.get_config_filename(FLAGS["config"])
     if not isinstance(config, schema.Config):
         raise UsageError(
-            f"--config={FLAGS['config'].config_filename}: no such file, or its get_config() does "
+            f"--config={config_file}: no such file, or its get_config() does "
             "not return a configs.schema.Config"
         )
     try:
         schema.validate(config)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    name = os.path.splitext(os.path.basename(FLAGS["config"].config_filename))[0]
+    name = os.path.splitext(os.path.basename(config_file))[0]
     strategy, description = make_strategy(_STRATEGY.value, _VIRTUAL.value)
     manifest = open_dataset(_DATA_DIR.value, name)
     model_dir = _MODEL_DIR.value or os.path.join("models", name)

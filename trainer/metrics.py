@@ -8,6 +8,13 @@ from typing import Any
 
 import tensorflow as tf
 
+# TensorBoard opens the first two groups of charts, in alphabetical order.
+_GROUPS = {
+    "optimizer": ("learning_rate", "grad_norm", "epoch"),
+    "quality": ("loss", "nll", "perplexity", "token_accuracy", "bleu", "chrf"),
+}
+_GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
+
 
 def averages(sums: dict[str, float]) -> dict[str, float]:
     """Metrics per target token from the sums of `Translation.sums`.
@@ -76,7 +83,7 @@ class MetricsWriter:
         with self._writer(split).as_default(step=step):
             for name, value in metrics.items():
                 if isinstance(value, int | float):
-                    tf.summary.scalar(name, value)
+                    tf.summary.scalar(f"{_GROUP_OF.get(name, 'speed')}/{name}", value)
 
     def text(self, split: str, step: int, name: str, markdown: str) -> None:
         """Shows a text, in Markdown, under TensorBoard's Text tab."""

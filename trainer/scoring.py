@@ -1,6 +1,7 @@
 """Translating a split and scoring it with sacreBLEU on detokenised text."""
 
 from collections.abc import Callable
+from typing import Any
 
 import sacrebleu
 
@@ -18,7 +19,7 @@ def translate_lines(
     return tokenizer.decode(decoder.translate(tokenizer.encode(lines), progress))
 
 
-def score(translations: list[str], references: list[str]) -> dict[str, float | str]:
+def score(translations: list[str], references: list[str]) -> dict[str, Any]:
     """Corpus scores of detokenised, cased text.
 
     Returns:
@@ -35,7 +36,7 @@ def score(translations: list[str], references: list[str]) -> dict[str, float | s
 
 def score_split(
     manifest: Manifest, split: str, tokenizer: Tokenizer, decoder: Decoder, limit: int = 0
-) -> tuple[dict[str, float | str], list[tuple[str, str, str]]]:
+) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """Translates a split, or its first `limit` sentences, and scores it.
 
     Returns:

@@ -47,11 +47,11 @@ class Steps:
         """Trains `steps` steps (int32 scalar) on batches from a distributed iterator.
 
         Returns:
-            sums over all steps, replicas and target tokens (see `Translation.sums`), and of
-            "gradient_norm" over the steps; "last_loss" is the loss per token of the last step.
+            float32 scalars: the sums of `Translation.sums` over all steps and replicas, and of
+            "gradient_norm", before clipping, over the steps.
         """
-        sums = self._global_step(next(iterator))
-        for _ in tf.range(steps - 1):
+        sums = {key: tf.zeros([]) for key in (*self.task.SUMS, "gradient_norm")}
+        for _ in tf.range(steps):
             new = self._global_step(next(iterator))
             sums = {key: sums[key] + new[key] for key in sums}
         return sums

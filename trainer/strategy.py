@@ -45,6 +45,8 @@ def _virtual_cpus(count: int) -> tuple[tf.distribute.Strategy, str]:
         try:
             tf.config.set_logical_device_configuration(cpu, split)
         except RuntimeError as error:
-            raise UsageError(f"the CPU cannot be split any more in this process: {error}") from error
+            raise UsageError(
+                f"the CPU cannot be split any more in this process: {error}"
+            ) from error
     devices = [f"/device:CPU:{i}" for i in range(count)]
     return tf.distribute.MirroredStrategy(devices), f"{count} replicas on virtual CPU devices"

@@ -17,6 +17,8 @@ class Translation:
         bos_id: token that opens a target sentence.
     """
 
+    SUMS = ("loss", "nll", "correct", "tokens", "source_tokens", "positions")
+
     def __init__(self, config, vocab_size: int, bos_id: int):
         self.config = config
         self.vocab_size = vocab_size
@@ -29,13 +31,14 @@ class Translation:
         """Runs the model on a batch.
 
         Args:
+            model: what `build_model` gave.
             batch: `FEATURES`, int32 [B, L] each.
             rng: int32 [2], the dropout seed, or None.
             smoothed: whether "loss" has label smoothing.
 
         Returns:
-            the sums of `losses.token_sums`, and "source_tokens" and "positions" (target
-            positions, padding included), float32 scalars.
+            `SUMS`, float32 scalars: those of `losses.token_sums`, "source_tokens", and
+            "positions", the target positions with padding.
         """
         logits = model(*(batch[name] for name in FEATURES), rng=rng)
         weights = tf.cast(batch["target_segments"] > 0, tf.float32)

@@ -1,9 +1,8 @@
 """Translates standard input to standard output: one translation a line, in order.
 
-    python -m trainer.translate --model_dir=MODEL < in.txt > out.txt
+python -m trainer.translate --model_dir=MODEL < in.txt > out.txt
 """
 
-import os
 import sys
 
 from absl import flags

@@ -13,24 +13,24 @@ import pytest
 from data_pipeline.pipeline import Settings, prepare
 from data_pipeline.records import Manifest
 
-SOURCE_WORDS = "the a red old dog cat man house runs sees buys likes today slowly in on".split()
-TARGET_WORDS = "der ein rote alte Hund Katze Mann Haus läuft sieht kauft mag heute in auf ß".split()
+SOURCE_TEXT = "the a red old dog cat man house runs sees buys likes today slowly in on"
+TARGET_TEXT = "der ein rote alte Hund Katze Mann Haus läuft sieht kauft mag heute in auf ß"
 VOCAB_SIZE = 305
 
 
-def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
+def make_sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
     """Returns `count` distinct pairs of 3 to 12 words a side."""
     rng = random.Random(seed)
     pairs: dict[tuple[str, str], None] = {}
     while len(pairs) < count:
         words = rng.randint(3, 12)
-        source = " ".join(rng.choices(SOURCE_WORDS, k=words)) + "."
-        target = " ".join(rng.choices(TARGET_WORDS, k=words)) + "."
+        source = " ".join(rng.choices(SOURCE_TEXT.split(), k=words)) + "."
+        target = " ".join(rng.choices(TARGET_TEXT.split(), k=words)) + "."
         pairs[source, target] = None
     return list(pairs)
 
 
-def write_text(directory: Path, name: str, pairs: list[tuple[str, str]]) -> str:
+def write_sides(directory: Path, name: str, pairs: list[tuple[str, str]]) -> str:
     """Writes NAME.en and NAME.de; returns the spec."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{name}.{lang}" for lang in ("en", "de")]
@@ -40,12 +40,24 @@ def write_text(directory: Path, name: str, pairs: list[tuple[str, str]]) -> str:
 
 
 @pytest.fixture(scope="session")
+def sentences() -> Callable[..., list[tuple[str, str]]]:
+    """`make_sentences`, for tests: a conftest cannot be imported under every import mode."""
+    return make_sentences
+
+
+@pytest.fixture(scope="session")
+def write_text() -> Callable[[Path, str, list[tuple[str, str]]], str]:
+    """`write_sides`, for tests."""
+    return write_sides
+
+
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Specs of a clean corpus: 600 training pairs, 20 for validation, 30 for the test."""
     directory = tmp_path_factory.mktemp("corpus")
     sizes = {"train": 600, "valid": 20, "test": 30}
     return {
-        split: write_text(directory, split, sentences(size, seed))
+        split: write_sides(directory, split, make_sentences(size, seed))
         for seed, (split, size) in enumerate(sizes.items())
     }
 

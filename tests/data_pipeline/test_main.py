@@ -5,10 +5,10 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import sentences, write_text
 
 from data_pipeline import pipeline, steps
 from data_pipeline.cleaning import normalize_text
@@ -62,7 +62,7 @@ def assert_one_error_line(result: subprocess.CompletedProcess) -> str:
     return line
 
 
-def test_records_hold_the_text(dataset):
+def test_records_hold_the_text(dataset, sentences):
     train = sentences(600, 0)
     assert sorted(decoded(dataset, "train")) == sorted(train)
     assert decoded(dataset, "train") != train  # it is shuffled
@@ -88,7 +88,7 @@ def test_directory_holds_the_contract_and_nothing_else(dataset):
     ]
 
 
-def test_every_drop_is_counted(make_settings, tmp_path):
+def test_every_drop_is_counted(make_settings, tmp_path, sentences, write_text):
     good = sentences(200)
     decomposed = ("the cafe\u0301 today", "das Cafe\u0301 heute")
     bad = [
@@ -129,7 +129,7 @@ def test_every_drop_is_counted(make_settings, tmp_path):
     verify(manifest)
 
 
-def test_valid_and_test_are_kept_whole(make_settings, tmp_path):
+def test_valid_and_test_are_kept_whole(make_settings, tmp_path, write_text):
     raw = [
         ("the dog", "der Hund"),
         ("", "leer"),
@@ -158,7 +158,7 @@ def test_same_bytes_again_and_with_two_workers(dataset, make_settings, tmp_path,
 
 
 def test_order_of_input_and_number_of_shards_do_not_change_the_records(
-    dataset, make_settings, tmp_path
+    dataset, make_settings, tmp_path, sentences, write_text
 ):
     spec = write_text(tmp_path / "in", "train", sentences(600, 0)[::-1])
     other = prepare(make_settings(tmp_path / "out", train=(spec,), num_shards=2))
@@ -173,7 +173,7 @@ def test_seed_changes_the_order(dataset, make_settings, tmp_path):
     assert decoded(other, "train") != decoded(dataset, "train")
 
 
-def test_more_shards_than_pairs_and_several_sources(make_settings, tmp_path):
+def test_more_shards_than_pairs_and_several_sources(make_settings, tmp_path, sentences, write_text):
     first = write_text(tmp_path / "in", "first", sentences(6, 5))
     second = tmp_path / "in" / "second.tsv.gz"
     lines = "".join(f"{a}\t{b}\tmore\n" for a, b in sentences(5, 6))
@@ -195,7 +195,7 @@ def test_more_shards_than_pairs_and_several_sources(make_settings, tmp_path):
     verify(load_manifest(manifest.directory))
 
 
-def test_tokenizer_sample_is_bounded(make_settings, tmp_path, monkeypatch):
+def test_tokenizer_sample_is_bounded(make_settings, tmp_path, monkeypatch, sentences):
     seen = []
     train = pipeline.train
 
@@ -229,7 +229,9 @@ def test_changed_settings_are_refused(dataset, make_settings):
     assert contents(dataset.directory) == before
 
 
-def test_changed_input_is_refused_and_overwrite_replaces(make_settings, tmp_path):
+def test_changed_input_is_refused_and_overwrite_replaces(
+    make_settings, tmp_path, sentences, write_text
+):
     spec = write_text(tmp_path / "in", "train", sentences(100))
     settings = make_settings(tmp_path / "out", train=(spec,))
     prepare(settings)
@@ -291,7 +293,7 @@ def test_killed_while_publishing(renames, dataset, make_settings, tmp_path, monk
     assert contents(out) == contents(dataset.directory)
 
 
-def test_leftovers_of_a_killed_run_are_removed(dataset, make_settings, tmp_path):
+def test_leftovers_of_a_killed_run_are_removed(dataset, make_settings, tmp_path, write_text):
     work = tmp_path / "out" / "_incomplete"
     work.mkdir(parents=True)
     (work / "train-00000.txt").write_text("rubbish")
@@ -301,7 +303,7 @@ def test_leftovers_of_a_killed_run_are_removed(dataset, make_settings, tmp_path)
     assert contents(tmp_path / "out") == contents(dataset.directory)
 
 
-def test_somebody_elses_directory_is_left_alone(make_settings, tmp_path):
+def test_somebody_elses_directory_is_left_alone(make_settings, tmp_path, write_text):
     (tmp_path / "valid.en.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"holds files but no dataset \(valid\.en\.txt"):
         prepare(make_settings(tmp_path))
@@ -310,7 +312,7 @@ def test_somebody_elses_directory_is_left_alone(make_settings, tmp_path):
     assert contents(tmp_path) == {"valid.en.txt": b"mine"}
 
 
-def bad_inputs(directory: Path) -> dict[str, tuple[dict, str]]:
+def bad_inputs(directory: Path, write_text: Callable[..., str]) -> dict[str, tuple[dict, str]]:
     """Returns name -> (settings, pattern of the message) for every kind of bad input."""
     directory.mkdir()
     good = b"".join(b"the dog %d\n" % i for i in range(50))
@@ -382,8 +384,8 @@ BAD_INPUTS = [
 
 
 @pytest.mark.parametrize("name", BAD_INPUTS)
-def test_bad_input(name, make_settings, tmp_path):
-    changed, message = bad_inputs(tmp_path / "in")[name]
+def test_bad_input(name, make_settings, tmp_path, write_text):
+    changed, message = bad_inputs(tmp_path / "in", write_text)[name]
     with pytest.raises(UsageError) as caught:
         prepare(make_settings(tmp_path / "out", **changed))
     assert re.search(message, str(caught.value)), str(caught.value)
@@ -427,10 +429,10 @@ def test_bad_beam_options(make_settings, tmp_path, beam_args, message):
 
 
 @pytest.mark.parametrize("name", ["utf-8", "utf-8 of valid", "sides"])
-def test_bad_input_found_by_another_worker(name, make_settings, tmp_path):
+def test_bad_input_found_by_another_worker(name, make_settings, tmp_path, write_text):
     # Threads behind gRPC see what processes see (nothing of the driver), and start sooner.
     workers = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
-    changed, message = bad_inputs(tmp_path / "in")[name]
+    changed, message = bad_inputs(tmp_path / "in", write_text)[name]
     with pytest.raises(UsageError) as caught:
         prepare(make_settings(tmp_path / "out", **changed), workers)
     assert re.search(message, str(caught.value))

@@ -2,22 +2,25 @@ import random
 
 import numpy as np
 import pytest
-from conftest import VOCAB_SIZE, sentences
 
 from data_pipeline import tokenizer
 from data_pipeline.cleaning import normalize_text
 from data_pipeline.errors import UsageError
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
+VOCAB_SIZE = 305
 
-def text(count: int = 300) -> list[str]:
-    """Returns both sides of the test corpus."""
-    return [side for pair in sentences(count) for side in pair]
+
+@pytest.fixture(scope="module")
+def texts(sentences) -> list[str]:
+    """Both sides of 300 pairs."""
+    return [side for pair in sentences(300) for side in pair]
 
 
 @pytest.fixture(scope="module", params=["unigram", "bpe"])
-def trained(request) -> Tokenizer:
-    return Tokenizer(tokenizer.train(text(), VOCAB_SIZE, request.param))
+def trained(request, texts) -> Tokenizer:
+    """A tokenizer of each kind."""
+    return Tokenizer(tokenizer.train(texts, VOCAB_SIZE, request.param))
 
 
 HARD_TEXTS = [
@@ -30,7 +33,7 @@ HARD_TEXTS = [
     "👩‍👩‍👧 🇩🇪 😀 \U0001f9d1\U0001f3fd",
     "<s> </s> <unk> <pad> <0x41> ▁ a▁b",
     "a\x00b \u200b \ufeff \ufffd",
-    "1,234.56 € – „so“ “so” …",
+    "1,234.56 € \u2013 „so“ “so” …",
 ]
 
 
@@ -42,8 +45,8 @@ def test_decode_inverts_encode(trained, raw):
 def test_decode_inverts_encode_for_random_unicode(trained):
     rng = random.Random(3)
     points = [c for c in range(1, 0x11000) if not 0xD800 <= c < 0xE000]
-    texts = ["".join(map(chr, rng.choices(points, k=20))) for _ in range(500)]
-    assert trained.decode(trained.encode(texts)) == [normalize_text(each) for each in texts]
+    raw = ["".join(map(chr, rng.choices(points, k=20))) for _ in range(500)]
+    assert trained.decode(trained.encode(raw)) == [normalize_text(each) for each in raw]
 
 
 def test_ids_have_no_specials_and_rare_characters_are_bytes(trained):
@@ -62,31 +65,31 @@ def test_decode_takes_arrays_and_skips_specials(trained):
     assert trained.decode([np.array([2, *ids, 3, 0, 0], np.int32)]) == ["the dog"]
 
 
-def test_training_is_deterministic():
-    assert tokenizer.train(text(), VOCAB_SIZE) == tokenizer.train(iter(text()), VOCAB_SIZE)
+def test_training_is_deterministic(texts):
+    assert tokenizer.train(texts, VOCAB_SIZE) == tokenizer.train(iter(texts), VOCAB_SIZE)
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
-def test_vocabulary_too_large_tells_the_largest(model_type):
+def test_vocabulary_too_large_tells_the_largest(texts, model_type):
     with pytest.raises(
         UsageError, match=r"--vocab_size=9000 .* largest possible is (\d+)"
     ) as caught:
-        tokenizer.train(text(50), 9000, model_type)
+        tokenizer.train(texts[:100], 9000, model_type)
     largest = int(str(caught.value).rsplit(" ", 1)[1])
     assert VOCAB_SIZE < largest < 9000
-    assert Tokenizer(tokenizer.train(text(50), largest, model_type)).vocab_size == largest
+    assert Tokenizer(tokenizer.train(texts[:100], largest, model_type)).vocab_size == largest
 
 
-def test_vocabulary_too_small_tells_the_least():
+def test_vocabulary_too_small_tells_the_least(texts):
     with pytest.raises(UsageError, match=r"--vocab_size=265 is less than the \d+ that single"):
-        tokenizer.train(text(50), 265)
+        tokenizer.train(texts[:100], 265)
 
 
-def test_load_tokenizer(tmp_path):
+def test_load_tokenizer(texts, tmp_path):
     path = tmp_path / "tokenizer.model"
     with pytest.raises(UsageError, match=r"tokenizer\.model: no such file"):
         load_tokenizer(str(path))
-    model = tokenizer.train(text(), VOCAB_SIZE)
+    model = tokenizer.train(texts, VOCAB_SIZE)
     path.write_bytes(model)
     assert load_tokenizer(str(path)).sha256 == Tokenizer(model).sha256
     for damaged in (b"", b"junk", model[: len(model) // 2]):

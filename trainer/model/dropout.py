@@ -12,7 +12,6 @@ import keras
 import tensorflow as tf
 
 
-
 def step_rng(seed: int, step: tf.Tensor, replica: tf.Tensor | int) -> tf.Tensor:
     """The seed of all dropout in one step on one replica.
 
@@ -51,8 +50,9 @@ class Dropout(keras.layers.Layer):
         static = x.shape.as_list()
         # With a static shape the byte count is a Python number, as XLA wants it.
         size = math.prod(static) if None not in static else tf.reduce_prod(shape)
+        seed = tf.stack([rng[0] + self.stream, rng[1]])
         words = tf.random.stateless_uniform(
-            [(size + 3) // 4], rng + [self.stream, 0], None, None, tf.uint32, alg="philox"
+            [(size + 3) // 4], seed, None, None, tf.uint32, alg="philox"
         )
         random_bytes = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size]  # [size]
         keep = tf.reshape(random_bytes, shape) >= self.drop_below

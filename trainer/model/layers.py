@@ -107,7 +107,9 @@ class DecoderLayer(keras.layers.Layer):
     def call(self, x, memory, self_mask, cross_mask, rng=None):
         """x [B, T, D], memory [B, S, D], masks bool [B, 1, T, T] and [B, 1, T, S] -> [B, T, D]."""
         x = self.around_attention(x, rng, function=lambda y: self.attention(y, y, self_mask, rng))
-        x = self.around_cross(x, rng, function=lambda y: self.cross_attention(y, memory, cross_mask, rng))
+        x = self.around_cross(
+            x, rng, function=lambda y: self.cross_attention(y, memory, cross_mask, rng)
+        )
         return self.around_feed_forward(x, rng, function=lambda y: self.feed_forward(y, rng))
 
     def step(self, x, cache, position, self_mask, cross_mask):

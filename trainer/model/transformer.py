@@ -47,8 +47,12 @@ class Transformer(keras.Model):
             DecoderLayer(config, name=f"decoder_{i}") for i in range(config.decoder_layers)
         ]
         # The last layer of a pre-norm stack ends in a sum that nothing has normalised.
-        self.encoder_norm = layer_norm(config.width, "encoder_norm") if config.norm == "pre" else None
-        self.decoder_norm = layer_norm(config.width, "decoder_norm") if config.norm == "pre" else None
+        self.encoder_norm = (
+            layer_norm(config.width, "encoder_norm") if config.norm == "pre" else None
+        )
+        self.decoder_norm = (
+            layer_norm(config.width, "decoder_norm") if config.norm == "pre" else None
+        )
         number_dropouts(self)
         self.built = True
 

@@ -1,0 +1,13 @@
+"""Transformer base of Attention Is All You Need (Vaswani et al. 2017, Table 3).
+
+    python -m trainer.main --strategy=mirrored --config=configs/transformer_base.py \
+        --precision=mixed_bfloat16 --data_dir=DATA --model_dir=MODEL
+"""
+
+from configs.schema import Config
+
+
+def get_config() -> Config:
+    """The defaults of the schema are the paper's base model and its training: 100,000 steps of
+    24,576 target positions, which 96 rows of 256 make and up to 32 replicas can share."""
+    return Config()

@@ -1,0 +1,115 @@
+"""Configurations: round trips, and errors that name the field."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+import configs.schema
+from configs import schema
+
+FILES = sorted(
+    path.stem
+    for path in Path(configs.schema.__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "schema")
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_shipped_configurations_are_valid(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    schema.validate(config)
+    assert schema.from_dict(json.loads(json.dumps(schema.to_dict(config)))) == config
+
+
+def test_round_trip_through_json():
+    config = schema.Config()
+    config.model.width, config.data.buckets, config.train.seed = 64, (8, 24), 7
+    again = schema.from_dict(json.loads(json.dumps(schema.to_dict(config))))
+    assert again == config and again.data.buckets == (8, 24)
+    assert again != schema.Config()
+
+
+def test_missing_fields_have_their_defaults():
+    """A config.json of an older version lacks the fields that came later."""
+    config = schema.from_dict({"model": {"heads": 4}})
+    assert config == schema.Config(model=schema.ModelConfig(heads=4))
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [({"model": {"widht": 8}}, "model.widht"), ({"modle": {"width": 8}}, "modle.width")],
+)
+def test_unknown_fields(values, name):
+    with pytest.raises(ValueError, match=f"unknown configuration field {name}"):
+        schema.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("model.norm", "layer", "one of post, pre"),
+        ("model.tied_embeddings", "some", "one of all, target, none"),
+        ("data.batching", "sorted", "one of packed, bucketed"),
+        ("optimizer.schedule", "noam", "one of inverse_sqrt, cosine"),
+        ("train.early_stopping_metric", "chrf", "one of bleu, loss"),
+        ("model.dropout", 1.0, "at least 0 and less than 1"),
+        ("model.attention_dropout", -0.1, "at least 0 and less than 1"),
+        ("train.label_smoothing", 1.5, "at least 0 and less than 1"),
+        ("optimizer.beta_1", 1.0, "at least 0 and less than 1"),
+        ("optimizer.beta_2", 1.0, "at least 0 and less than 1"),
+        ("optimizer.learning_rate", 0.0, "more than 0"),
+        ("optimizer.learning_rate", float("nan"), "more than 0"),
+        ("optimizer.clip_norm", -1.0, "0 or more"),
+        ("optimizer.warmup_steps", -1, "0 or more"),
+        ("train.steps", 0, "more than 0"),
+        ("train.batch_tokens", -4, "more than 0"),
+        ("train.steps_per_loop", 0, "more than 0"),
+        ("data.row_length", 0, "more than 0"),
+        ("data.buckets", (), "rising positive numbers"),
+        ("data.buckets", (8, 8), "rising positive numbers"),
+        ("data.buckets", (0, 8), "rising positive numbers"),
+        ("decode.beam_size", 0, "more than 0"),
+        ("model.heads", 0, "more than 0"),
+    ],
+)
+def test_errors_name_the_field_and_what_it_may_be(name, value, wanted):
+    config = schema.Config()
+    group, field = name.split(".")
+    setattr(getattr(config, group), field, value)
+    with pytest.raises(ValueError) as error:
+        schema.validate(config)
+    message = str(error.value)
+    assert message == f"--config.{name} is {value!r}, but must be {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"width": 30, "heads": 4}, "width is 30, but must be a multiple of"),
+        ({"width": 9, "heads": 3}, "width must be even"),
+    ],
+)
+def test_width(model, message):
+    with pytest.raises(ValueError, match=message):
+        schema.from_dict({"model": model})
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.clip_norm", "optimizer.warmup_steps", "train.seed", "model.dropout"]
+)
+def test_zero_may_be(name):
+    config = schema.Config()
+    group, field = name.split(".")
+    setattr(getattr(config, group), field, 0)
+    schema.validate(config)
+
+
+def test_every_field_can_be_set_by_its_type():
+    """Flags are made from the annotations: only plain types and tuples of integers."""
+    for group in dataclasses.fields(schema.Config):
+        for field in dataclasses.fields(group.default_factory):
+            assert field.type in (int, float, str, tuple[int, ...]), field.name
+            assert field.default is not dataclasses.MISSING, field.name

@@ -1,0 +1,176 @@
+"""The commands as a user runs them: separate processes, exit codes, what they print."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+_ROOT = Path(__file__).parent.parent
+_SMALL = (
+    "--config.model.width=16",
+    "--config.model.feed_forward=32",
+    "--config.model.heads=2",
+    "--config.model.encoder_layers=1",
+    "--config.model.decoder_layers=1",
+    "--config.model.dropout=0.1",
+    "--config.train.batch_tokens=256",
+    "--config.train.steps_per_loop=2",
+    "--config.train.checkpoint_every=2",
+    "--config.train.evaluate_every=20",
+    "--config.train.steps=20",
+    "--config.decode.validation_sentences=5",
+    "--jit_compile=off",
+)
+
+
+def _command(module: str, *arguments) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def _run(module: str, *arguments, code: int = 0, **options) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        _command(module, *arguments), cwd=_ROOT, capture_output=True, timeout=300, **options
+    )
+    assert done.returncode == code, done.stderr.decode()
+    return done
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    """The built-in corpus, very small, by the data job's command."""
+    directory = tmp_path_factory.mktemp("commands") / "data"
+    _run(
+        "data_pipeline.main",
+        "--train=builtin:train?size=400",
+        "--valid=builtin:valid?size=20",
+        "--test=builtin:test?size=20",
+        "--vocab_size=600",
+        "--num_shards=2",
+        f"--output_dir={directory}",
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def model_dir(data_dir) -> Path:
+    """A model that was trained without a break."""
+    directory = data_dir.parent / "model"
+    _run("trainer.main", f"--data_dir={data_dir}", f"--model_dir={directory}", *_SMALL)
+    return directory
+
+
+def test_killed_and_started_again_equals_undisturbed(data_dir, model_dir, tmp_path):
+    arguments = [f"--data_dir={data_dir}", f"--model_dir={tmp_path}", *_SMALL]
+    training = subprocess.Popen(
+        _command("trainer.main", *arguments), cwd=_ROOT, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "checkpoints" / "checkpoint").exists():
+        assert time.monotonic() < deadline and training.poll() is None
+        time.sleep(0.01)
+    training.send_signal(signal.SIGKILL)
+    training.wait()
+    output = _run("trainer.main", *arguments).stdout.decode()
+    assert "resumed at step" in output
+    whole = tf.train.load_checkpoint(str(model_dir / "checkpoints"))
+    again = tf.train.load_checkpoint(str(tmp_path / "checkpoints"))
+    compared = 0
+    for name in whole.get_variable_to_shape_map():
+        if name.startswith(("model/", "optimizer/")):
+            np.testing.assert_array_equal(whole.get_tensor(name), again.get_tensor(name), name)
+            compared += 1
+    assert compared > 20
+
+
+def test_sigterm_saves_and_exits_with_42(data_dir, tmp_path):
+    arguments = [f"--data_dir={data_dir}", f"--model_dir={tmp_path}", *_SMALL]
+    arguments += ["--config.train.steps=100000", "--config.train.evaluate_every=100000"]
+    training = subprocess.Popen(
+        _command("trainer.main", *arguments), cwd=_ROOT, stdout=subprocess.PIPE, text=True
+    )
+    for line in training.stdout:
+        if line.startswith("step"):
+            break
+    training.terminate()
+    rest = training.stdout.read()
+    assert training.wait() == 42
+    assert "SIGTERM: saved at step" in rest
+    assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints"))
+
+
+def test_evaluate_prints_one_json_line(model_dir):
+    output = _run("trainer.evaluate", f"--model_dir={model_dir}", "--split=test").stdout.decode()
+    (line,) = output.splitlines()
+    result = json.loads(line)
+    assert result["split"] == "test" and result["sentences"] == 20 and result["step"] == 20
+    assert 0 < result["loss"] < 10 and 0 <= result["bleu"] <= 100 and 0 <= result["chrf"] <= 100
+    assert "tok:13a" in result["signature"]
+
+
+def test_translate_keeps_order_and_line_count(model_dir):
+    lines = [
+        "Today is Monday.",
+        "",
+        "word " * 500,
+        "a\u2028b",
+        "   ",
+        "\u4f60\u597d \U0001f600",
+        "",
+    ]
+    text = "\n".join(lines).encode() + b"\n"
+    output = _run("trainer.translate", f"--model_dir={model_dir}", "--beam_size=2", input=text)
+    translations = output.stdout.decode().split("\n")
+    assert translations.pop() == "" and len(translations) == len(lines)
+    assert [i for i, line in enumerate(lines) if not line.strip()] == [1, 4, 6]
+    assert translations[1] == translations[4] == translations[6] == ""
+
+
+def _assert_one_error_line(done: subprocess.CompletedProcess, *words: str) -> None:
+    stderr = done.stderr.decode()
+    errors = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "Traceback" not in stderr
+    for word in words:
+        assert word in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.train.stepz=5"], ["stepz", "configs/schema.py"]),
+        (["--config.train.steps=many"], ["steps", "many"]),
+        (["--config.model.norm=both"], ["model.norm", "post, pre"]),
+        (["--config=configs/absent.py"], ["configs/absent.py", "no such file"]),
+        (["--strategy=warp"], ["--strategy=warp", "mirrored"]),
+        (["--data_dir=nowhere"], ["nowhere", "data_pipeline.main"]),
+        (["--no_such_flag"], ["no_such_flag"]),
+    ],
+)
+def test_bad_usage_of_the_trainer(flags, words, tmp_path):
+    done = _run("trainer.main", f"--model_dir={tmp_path / 'model'}", *flags, code=2)
+    _assert_one_error_line(done, *words)
+    assert not (tmp_path / "model").exists()
+
+
+def test_bad_input_of_evaluate_and_translate(model_dir, tmp_path):
+    done = _run("trainer.evaluate", f"--model_dir={tmp_path}", code=2)
+    _assert_one_error_line(done, str(tmp_path), "config.json")
+    done = _run("trainer.evaluate", f"--model_dir={model_dir}", "--split=dev", code=2)
+    _assert_one_error_line(done, "--split=dev", "test, valid")
+    done = _run("trainer.translate", f"--model_dir={model_dir}", code=2, input=b"fine\n\xff\n")
+    _assert_one_error_line(done, "line 2", "UTF-8")
+
+
+def test_other_settings_for_the_same_model_directory_are_refused(data_dir, model_dir):
+    config = (model_dir / "config.json").read_bytes()
+    flags = [*_SMALL, "--config.model.width=32", f"--model_dir={model_dir}"]
+    done = _run("trainer.main", f"--data_dir={data_dir}", *flags, code=2)
+    _assert_one_error_line(done, "model.width 16 -> 32")
+    assert (model_dir / "config.json").read_bytes() == config
+    assert os.listdir(model_dir / "checkpoints")

@@ -1,0 +1,156 @@
+"""Tiny configurations, models and data, and the strategies that the tests run them under."""
+
+import copy
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from configs import schema
+from data_pipeline import tokenizer as tokenizers
+from data_pipeline.records import (
+    Manifest,
+    Pairs,
+    SideInfo,
+    SplitInfo,
+    describe_file,
+    length_histogram,
+    load_manifest,
+    raw_text_name,
+    shard_name,
+    write_shard,
+)
+from trainer.model.transformer import Transformer
+from trainer.task import Translation
+
+VOCAB = 30
+BOS, EOS = 2, 3
+
+_TINY = {
+    "model": {
+        "width": 16,
+        "feed_forward": 24,
+        "heads": 2,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "dropout": 0.0,
+    },
+    "data": {"row_length": 16},
+    "optimizer": {"learning_rate": 0.01, "warmup_steps": 4},
+    "train": {"steps": 20, "batch_tokens": 64, "seed": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., schema.Config]:
+    """Returns a tiny configuration, without dropout, with groups of fields replaced."""
+
+    def make(**groups) -> schema.Config:
+        values = copy.deepcopy(_TINY)
+        for group, fields in groups.items():
+            values.setdefault(group, {}).update(fields)
+        return schema.from_dict(values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(tiny_config) -> Callable[..., Transformer]:
+    """Returns a tiny Transformer; every weight is random, biases and norms too."""
+
+    def make(vocab: int = VOCAB, seed: int = 0, scale: float = 1.0, **model_fields) -> Transformer:
+        model = Translation(tiny_config(model=model_fields), vocab, BOS).build_model()
+        rng = np.random.default_rng(seed)
+        for variable in model.trainable_variables:
+            spread = scale * (0.1 if len(variable.shape) == 1 else variable.shape[-1] ** -0.5)
+            noise = rng.normal(0.0, spread, variable.shape)
+            variable.assign(noise + (1.0 if variable.name == "gamma" else 0.0))
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_pairs() -> Callable[..., Pairs]:
+    """Returns Pairs of random tokens, of the given (source, target) lengths."""
+
+    def make(lengths, seed: int = 0, vocab: int = VOCAB) -> Pairs:
+        rng = np.random.default_rng(seed)
+        lengths = np.asarray(lengths, np.int64).reshape(-1, 2)
+        sides = []
+        for side in range(2):
+            offsets = np.concatenate([[0], np.cumsum(lengths[:, side])])
+            sides += [rng.integers(4, vocab, offsets[-1]).astype(np.int32), offsets]
+        return Pairs(*sides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def one_device() -> tf.distribute.Strategy:
+    """One replica."""
+    return tf.distribute.OneDeviceStrategy("/device:CPU:0")
+
+
+@pytest.fixture(scope="session")
+def two_replicas() -> tf.distribute.Strategy:
+    """Two replicas, on two of the virtual devices."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A finished dataset directory of 40 training pairs and 8 for validation."""
+    directory = tmp_path_factory.mktemp("dataset")
+    words = ["red", "old", "dog", "cat", "man", "sees", "alte", "Hund", "Katze", "Mann", "mag"]
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, rng.integers(2, 7))) for _ in range(96)]
+    model = tokenizers.train(texts, vocab_size=280)
+    (directory / "tokenizer.model").write_bytes(model)
+    tokenizer = tokenizers.Tokenizer(model)
+    splits = {}
+    for name, lines in (("train", texts[:80]), ("valid", texts[80:])):
+        sources, targets = lines[::2], lines[1::2]
+        raw_text = []
+        for lang, side in (("en", sources), ("de", targets)):
+            path = directory / raw_text_name(name, lang)
+            path.write_text("".join(f"{line}\n" for line in side), encoding="utf-8")
+            raw_text.append(describe_file(str(path), path.name, len(side)))
+        ids = tokenizer.encode(sources), tokenizer.encode(targets)
+        infos = []
+        for side in ids:
+            lengths = [len(sentence) for sentence in side]
+            infos.append(SideInfo(sum(lengths), max(lengths), length_histogram(lengths)))
+        shard = write_shard(str(directory / shard_name(name, 0, 1)), zip(*ids, strict=True))
+        text_files = () if name == "train" else tuple(raw_text)
+        splits[name] = SplitInfo((shard,), len(sources), len(sources), {}, *infos, text_files)
+    Manifest(str(directory), "en", "de", 280, "unigram", tokenizer.sha256, splits).save()
+    return load_manifest(str(directory))
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> Callable[..., dict[str, np.ndarray]]:
+    """Returns `FEATURES` of sentences: a list of rows, each a list of (source, target) ids."""
+
+    def make(rows, length: int) -> dict[str, np.ndarray]:
+        names = ("source", "source_segments", "target", "target_segments")
+        batch = {name: np.zeros([len(rows), length], np.int32) for name in names}
+        for row, sentences in enumerate(rows):
+            for side, name in enumerate(("source", "target")):
+                start = 0
+                for segment, sentence in enumerate(sentences, 1):
+                    ids = [*sentence[side], EOS]
+                    batch[name][row, start : start + len(ids)] = ids
+                    batch[f"{name}_segments"][row, start : start + len(ids)] = segment
+                    start += len(ids)
+        return batch
+
+    return make
+
+
+@pytest.fixture
+def seeded() -> None:
+    """Keras' initial weights are the same in every run of the test."""
+    keras.utils.set_random_seed(0)

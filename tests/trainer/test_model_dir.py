@@ -1,0 +1,178 @@
+"""The model directory: what a run is, and what may not change when it goes on."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from data_pipeline import tokenizer as tokenizers
+from data_pipeline.records import UsageError, load_tokenizer
+from trainer import model_dir
+from trainer.checkpoint import Checkpoints
+from trainer.optimizer import make_optimizer
+from trainer.task import Translation
+
+
+@pytest.fixture
+def facts(manifest, tiny_config):
+    return model_dir.facts_of(tiny_config(), manifest, "float32")
+
+
+def test_facts_round_trip(tmp_path, facts, manifest):
+    """config.json says the same when it is read again; the tokenizer is a copy."""
+    directory = tmp_path / "new" / "model"
+    model_dir.start(str(directory), facts, manifest)
+    assert model_dir.read_facts(str(directory)) == facts
+    assert (facts.vocab_size, facts.source_lang, facts.target_lang) == (280, "en", "de")
+    assert facts.data_fingerprint == manifest.fingerprint and facts.bos_id == 2
+    tokenizer = load_tokenizer(str(directory / "tokenizer.model"))
+    assert tokenizer.sha256 == facts.tokenizer_sha256
+    assert sorted(p.name for p in directory.iterdir()) == ["config.json", "tokenizer.model"]
+
+
+def changed(facts, group: str, **fields):
+    """The facts with fields of one group of the configuration replaced."""
+    section = dataclasses.replace(getattr(facts.config, group), **fields)
+    return dataclasses.replace(facts, config=dataclasses.replace(facts.config, **{group: section}))
+
+
+@pytest.mark.parametrize(
+    ("group", "fields"),
+    [
+        ("train", {"steps": 999}),
+        ("train", {"steps_per_loop": 3, "checkpoint_every": 7, "evaluate_every": 9}),
+        ("train", {"keep_checkpoints": 2, "early_stopping_patience": 4}),
+        ("decode", {"beam_size": 8, "length_penalty": 1.0}),
+    ],
+)
+def test_what_may_change(tmp_path, facts, manifest, group, fields):
+    """And config.json then says the new value."""
+    model_dir.start(str(tmp_path), facts, manifest)
+    new = changed(facts, group, **fields)
+    model_dir.start(str(tmp_path), new, manifest)
+    assert model_dir.read_facts(str(tmp_path)) == new
+
+
+@pytest.mark.parametrize(
+    ("group", "fields", "message"),
+    [
+        ("model", {"width": 32}, "model.width 16 -> 32"),
+        ("model", {"norm": "pre"}, "model.norm 'post' -> 'pre'"),
+        ("data", {"buckets": (4, 8)}, r"data.buckets (16, 32, 64, 128, 256) -> (4, 8)"),
+        ("optimizer", {"learning_rate": 0.5}, "optimizer.learning_rate 0.01 -> 0.5"),
+        ("train", {"steps": 9, "seed": 2}, "train.seed 1 -> 2"),
+        ("train", {"batch_tokens": 8, "seed": 2}, "train.batch_tokens 64 -> 8; train.seed 1 -> 2"),
+        ("train", {"label_smoothing": 0.2}, "train.label_smoothing 0.1 -> 0.2"),
+    ],
+)
+def test_what_may_not_change(tmp_path, facts, manifest, group, fields, message):
+    """The message spells the difference out, and nothing is overwritten."""
+    model_dir.start(str(tmp_path), facts, manifest)
+    with pytest.raises(UsageError) as error:
+        model_dir.start(str(tmp_path), changed(facts, group, **fields), manifest)
+    settings = f"holds a run with other settings: {message}; use another --model_dir"
+    assert settings in str(error.value)
+    assert model_dir.read_facts(str(tmp_path)) == facts
+
+
+def test_another_precision(tmp_path, facts, manifest):
+    model_dir.start(str(tmp_path), facts, manifest)
+    new = dataclasses.replace(facts, precision="mixed_bfloat16")
+    with pytest.raises(UsageError, match="precision float32 -> mixed_bfloat16"):
+        model_dir.start(str(tmp_path), new, manifest)
+
+
+def test_another_vocabulary(tmp_path, facts, manifest):
+    model_dir.start(str(tmp_path), facts, manifest)
+    new = dataclasses.replace(facts, tokenizer_sha256="ab" * 32, vocab_size=500)
+    with pytest.raises(UsageError) as error:
+        model_dir.start(str(tmp_path), new, manifest)
+    message = str(error.value)
+    assert "was trained with another vocabulary (280 pieces, sha256 " in message
+    old, new_data = facts.tokenizer_sha256[:12], facts.data_dir
+    assert f"{old}) than {new_data} has (500, abababababab)" in message
+
+
+def test_other_data(tmp_path, facts, manifest):
+    model_dir.start(str(tmp_path), facts, manifest)
+    new = dataclasses.replace(facts, data_fingerprint="cd" * 32, data_dir="/elsewhere")
+    with pytest.raises(UsageError) as error:
+        model_dir.start(str(tmp_path), new, manifest)
+    message = str(error.value)
+    assert f"was trained on other data (fingerprint {facts.data_fingerprint[:12]}, from " in message
+    assert "than /elsewhere (cdcdcdcdcdcd)" in message
+
+
+def test_the_same_data_elsewhere(tmp_path, facts, manifest):
+    """A dataset may move: its fingerprint counts, not its place."""
+    model_dir.start(str(tmp_path), facts, manifest)
+    model_dir.start(str(tmp_path), dataclasses.replace(facts, data_dir="/elsewhere"), manifest)
+
+
+def test_not_a_model_directory(tmp_path):
+    with pytest.raises(UsageError, match="is not a model directory: it has no config"):
+        model_dir.read_facts(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda value: "{",
+        lambda value: "[]",
+        lambda value: json.dumps({**value, "colour": "red"}),
+        lambda value: json.dumps({k: v for k, v in value.items() if k != "precision"}),
+        lambda value: json.dumps({k: v for k, v in value.items() if k != "config"}),
+        lambda value: json.dumps({**value, "config": {"model": {"shape": 3}}}),
+        lambda value: json.dumps({**value, "config": {"model": {"width": "wide"}}}),
+        lambda value: json.dumps({**value, "config": {"model": 3}}),
+    ],
+)
+def test_a_config_file_that_cannot_be_used(tmp_path, facts, manifest, damage):
+    """One line, with the file's name, whatever is wrong with it."""
+    model_dir.start(str(tmp_path), facts, manifest)
+    path = tmp_path / "config.json"
+    path.write_text(damage(json.loads(path.read_text())))
+    with pytest.raises(UsageError, match=r"config.json cannot be used: .*; train into a new"):
+        model_dir.read_facts(str(tmp_path))
+
+
+@pytest.fixture
+def trained(tmp_path, facts, manifest):
+    """A model directory with a checkpoint of step 5, and its model."""
+    model_dir.start(str(tmp_path), facts, manifest)
+    model = Translation(facts.config, facts.vocab_size, facts.bos_id).build_model()
+    optimizer = make_optimizer(facts.config.optimizer, 10)
+    optimizer.build(model.trainable_variables)
+    optimizer.iterations.assign(5)
+    Checkpoints(str(tmp_path), model, optimizer, 1).save()
+    return str(tmp_path), model
+
+
+def test_load(trained, facts):
+    """The same weights, and the tokenizer they were trained with."""
+    directory, model = trained
+    loaded, tokenizer, read, step = model_dir.load(directory, "best")
+    assert step == 5 and read == facts
+    assert tokenizer.decode(tokenizer.encode(["red dog"])) == ["red dog"]
+    for one, other in zip(model.variables, loaded.variables, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_load_sets_the_precision_of_the_run(trained, facts, manifest):
+    directory, _ = trained
+    facts = dataclasses.replace(facts, precision="mixed_bfloat16")
+    with open(f"{directory}/config.json", "w") as file:
+        json.dump(dataclasses.asdict(facts), file)
+    model_dir.load(directory, "latest")
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
+
+
+def test_load_with_another_tokenizer(trained):
+    directory, _ = trained
+    model = tokenizers.train(["a man sees a dog", "the cat"] * 9, vocab_size=270)
+    with open(f"{directory}/tokenizer.model", "wb") as file:
+        file.write(model)
+    with pytest.raises(UsageError, match=r"tokenizer.model is not the one this model was trained"):
+        model_dir.load(directory, "best")

@@ -1,0 +1,49 @@
+"""Scores of detokenised text, and translations in the order of the lines."""
+
+import pytest
+
+from configs.schema import DecodeConfig
+from data_pipeline.records import load_tokenizer, read_raw_text
+from trainer.decode import Decoder
+from trainer.scoring import score, score_split, translate_lines
+
+LINES = ["A man sees the red house.", "The old dog sleeps in the garden, as always."]
+
+
+def test_perfect_and_hopeless_translations():
+    perfect, hopeless = score(LINES, LINES), score(["xyz", "qqq"], LINES)
+    assert (perfect["bleu"], perfect["chrf"]) == (100.0, 100.0)
+    assert hopeless["bleu"] < 1 and hopeless["chrf"] < 5
+    assert "case:mixed" in perfect["signature"] and "tok:13a" in perfect["signature"]
+
+
+def test_bleu_by_hand():
+    """5 of 6, 3 of 5, 2 of 4 and 1 of 3 n-grams right, with no brevity penalty."""
+    result = score(["the cat sat on the rug"], ["the cat sat in the rug"])
+    expected = 100 * (5 / 6 * 3 / 5 * 1 / 4 * (1 / 2) / 3) ** 0.25
+    assert result["bleu"] == pytest.approx(expected, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def decoder(make_model):
+    return Decoder(make_model(vocab=280, scale=2.0), DecodeConfig(max_length_ratio=0.1), 1)
+
+
+def test_lines_keep_their_order(manifest, decoder):
+    tokenizer = load_tokenizer(manifest.tokenizer_path)
+    lines = ["red dog", "", "man sees cat", "Hund"]
+    result = translate_lines(lines, tokenizer, decoder)
+    assert len(result) == 4 and result[1] == ""
+    for line, translation in zip(lines, result, strict=True):
+        assert translate_lines([line], tokenizer, decoder) == [translation]
+
+
+def test_score_split(manifest, decoder):
+    """The raw text is scored, all of it or the first lines."""
+    tokenizer = load_tokenizer(manifest.tokenizer_path)
+    sources, references = read_raw_text(manifest, "valid")
+    _, rows = score_split(manifest, "valid", tokenizer, decoder)
+    assert [row[:2] for row in rows] == list(zip(sources, references, strict=True))
+    result, first = score_split(manifest, "valid", tokenizer, decoder, limit=3)
+    assert first == rows[:3]
+    assert result == score([row[2] for row in first], references[:3])
