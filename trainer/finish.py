@@ -1,5 +1,8 @@
 """The end of a run: the test split's scores, sample translations, and where to look next."""
 
+import os
+import sys
+
 from data_pipeline.records import Manifest
 from trainer import model_dir as model_directory
 from trainer import scoring
@@ -25,9 +28,13 @@ def report(run) -> None:
             f"sentences, {scores['signature']}"
         )
     run.writer.flush()
+    # As this process was started, so that the lines work without an activated environment.
+    python = os.path.relpath(sys.executable)
+    tensorboard = os.path.join(os.path.dirname(python), "tensorboard")
     print(
-        f"model in {run.model_dir}\n"
-        f"to see the curves:   tensorboard --logdir={run.model_dir}/tensorboard\n"
-        f"to translate:        echo TEXT | python -m trainer.translate --model_dir={run.model_dir}",
+        f"\nmodel in {run.model_dir}\n"
+        f"to see the curves:  {tensorboard} --logdir={run.model_dir}/tensorboard\n"
+        f"to translate:       echo 'Today is Monday.' | "
+        f"{python} -m trainer.translate --model_dir={run.model_dir}",
         flush=True,
     )

@@ -153,10 +153,10 @@ class Run:
                 # The first step of a start is alone: its time is compilation, not training.
                 steps = 1 if step == first_step else steps
                 step = self._train_some(iterator, step, steps, compiled=step > first_step)
-                last = step == train.steps
-                if last or step % train.evaluate_every == 0:
+                evaluates = step == train.steps or step % train.evaluate_every == 0
+                if evaluates:
                     self._evaluate(step)
-                if last or stop.signal or step % train.checkpoint_every == 0:
+                if evaluates or stop.signal or step % train.checkpoint_every == 0:
                     self._save()
                 if stop.signal:
                     print(
