@@ -75,7 +75,7 @@ def naive_greedy(model, source: np.ndarray, max_length: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def model(make_model):
     """30 tokens, with logits far enough apart that rounding decides nothing."""
-    return make_model(scale=2.0, norm="pre")
+    return make_model(scale=2.0, seed=3, norm="pre", tied_embeddings="none")
 
 
 def test_greedy_equals_a_naive_loop(model):
@@ -208,12 +208,12 @@ def sentences(count: int, longest: int, seed: int = 0) -> list[list[int]]:
 def test_translations_do_not_depend_on_the_batch(model, beam_size):
     """One at a time, or together with others, longer and shorter ones: all the same."""
     lines = sentences(8, 30)
-    config = DecodeConfig(batch_tokens=64, max_length_ratio=0.1)
+    config = DecodeConfig(batch_tokens=64, max_length_ratio=0.1, length_penalty=3.0)
     decoder = Decoder(model, config, beam_size)
     together = decoder.translate(lines)
     assert together == [decoder.translate([line])[0] for line in lines]
     assert together == decoder.translate(lines[::-1])[::-1]
-    assert len({tuple(ids) for ids in together}) > 4
+    assert len({tuple(ids) for ids in together}) > 2
     assert not np.isin(np.concatenate(together), (*NEVER, EOS)).any()
 
 
@@ -258,9 +258,9 @@ def test_longest_translation(length, ratio):
 def test_compiled_decoding_is_the_same(model):
     """With XLA, whose batches are filled up with empty rows."""
     lines = sentences(3, 15)
-    config = DecodeConfig(batch_tokens=32, max_length_ratio=0.1)
+    config = DecodeConfig(batch_tokens=32, max_length_ratio=0.1, length_penalty=3.0)
     plain, jit = (
         Decoder(model, config, 2, jit_compile=jit_compile).translate(lines)
         for jit_compile in (False, True)
     )
-    assert jit == plain
+    assert jit == plain and any(plain)

@@ -17,8 +17,9 @@ from configs.schema import (
 )
 from data_pipeline.pipeline import Settings, prepare
 from data_pipeline.records import Manifest, UsageError
-from trainer import loop, model_dir, scoring
+from trainer import checkpoint, loop, model_dir, scoring
 from trainer.decode import Decoder
+from trainer.task import Translation
 
 _WORDS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "jay", "kite", "mole", "owl"]
 
@@ -179,3 +180,19 @@ def test_another_vocabulary_is_refused(copy_data, tmp_path):
     )
     with pytest.raises(UsageError, match=r"another vocabulary.*290.*285"):
         _run(_config(steps=2), other, tmp_path / "model")
+
+
+def test_a_checkpoint_of_the_model_alone_holds_every_weight(tmp_path):
+    """TensorFlow follows attributes and passes over Keras' lists without a word."""
+    config = _config()
+    model = Translation(config, vocab_size=30, bos_id=2).build_model()
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "weights"))
+    stored = [name for name, _ in tf.train.list_variables(path) if name.startswith("model/")]
+    assert len(stored) == len(model.weights)
+    other = Translation(config, vocab_size=30, bos_id=2).build_model()
+    assert any(
+        (a.numpy() != b.numpy()).any() for a, b in zip(model.weights, other.weights, strict=True)
+    )
+    checkpoint.restore_model(other, path)
+    for a, b in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())

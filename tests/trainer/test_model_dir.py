@@ -171,7 +171,7 @@ def test_load_sets_the_precision_of_the_run(trained, facts, manifest):
 
 def test_load_with_another_tokenizer(trained):
     directory, _ = trained
-    model = tokenizers.train(["a man sees a dog", "the cat"] * 9, vocab_size=270)
+    model = tokenizers.train(["a man sees a dog", "the cat"] * 9, vocab_size=273)
     with open(f"{directory}/tokenizer.model", "wb") as file:
         file.write(model)
     with pytest.raises(UsageError, match=r"tokenizer.model is not the one this model was trained"):

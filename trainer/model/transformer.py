@@ -46,6 +46,9 @@ class Transformer(keras.Model):
         self.decoder_layers = [
             DecoderLayer(config, name=f"decoder_{i}") for i in range(config.decoder_layers)
         ]
+        # A checkpoint follows attributes; it does not look into Keras' lists.
+        for layer in (*self.encoder_layers, *self.decoder_layers):
+            setattr(self, layer.name, layer)
         # The last layer of a pre-norm stack ends in a sum that nothing has normalised.
         self.encoder_norm = (
             layer_norm(config.width, "encoder_norm") if config.norm == "pre" else None
