@@ -11,10 +11,11 @@ INSTALLED := $(VENV)/installed-$(EXTRA)
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml requirements/$(EXTRA).txt
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check \
+	@echo "installing into $(VENV), a minute or two"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check \
 		--constraint requirements/$(EXTRA).txt --editable '.[$(EXTRA),dev]'
-	touch $@
+	@touch $@
 
 demo: $(INSTALLED)
 	$(PY) -m trainer.main --strategy=mirrored

@@ -44,7 +44,13 @@ class DataConfig:
     """Tokens a row holds on each side. Training sentences longer than that are left out, and
     counted in the log; of validation sentences the tail is cut off."""
     buckets: tuple[int, ...] = (16, 32, 64, 128, 256)
-    """Row lengths of the "bucketed" form, rising; the last one is `row_length`'s counterpart."""
+    """Row lengths of the "bucketed" form, rising; there the last one takes the part of
+    `row_length`."""
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens that the longest row holds on each side."""
+        return self.row_length if self.batching == "packed" else self.buckets[-1]
 
 
 @dataclass
@@ -125,7 +131,6 @@ _CHOICES = {
 _MAY_BE_ZERO = {
     "optimizer.clip_norm",
     "optimizer.warmup_steps",
-    "train.seed",
     "train.early_stopping_patience",
     "decode.length_penalty",
     "decode.validation_sentences",
@@ -137,11 +142,17 @@ def _check_field(name: str, value: Any) -> str | None:
     if name in _CHOICES:
         choices = _CHOICES[name]
         return None if value in choices else f"one of {', '.join(choices)}"
-    if name.endswith("dropout") or name in ("train.label_smoothing", "optimizer.beta_1"):
+    if name.endswith("dropout") or name in (
+        "train.label_smoothing",
+        "optimizer.beta_1",
+        "optimizer.beta_2",
+    ):
         return None if 0 <= value < 1 else "at least 0 and less than 1"
     if isinstance(value, tuple):
         rising = all(a < b for a, b in zip((0, *value), value, strict=False))
         return None if value and rising else "rising positive numbers"
+    if name == "train.seed":
+        return None if 0 <= value < 2**31 else "at least 0 and less than 2**31"
     if name in _MAY_BE_ZERO:
         return None if value >= 0 else "0 or more"
     return None if value > 0 else "more than 0"

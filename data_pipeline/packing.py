@@ -1,11 +1,12 @@
 """Packing: several sentences in one row of fixed length, so that almost nothing is padding.
 
-With rows of 8, sentence lengths (source, target) of (3, 4), (5, 3), (4, 4) become
+With rows of 8, sentences of lengths (source, target) (3, 4), (5, 3), (4, 4) become
 
-    source  1 1 1 2 2 2 2 .    3 3 3 3 3 . . .
-    target  1 1 1 1 2 2 2 2    3 3 3 . . . . .
+    source  1 1 1 2 2 2 2 2    1 1 1 1 . . . .
+    target  1 1 1 1 2 2 2 .    1 1 1 1 . . . .
 
-where the digit is the sentence's segment id within its row and "." is padding (0).
+where the digit is the sentence's segment id within its row and "." is padding (0). The longest
+sentence, the second, opened the first row, and the first sentence fitted beside it.
 """
 
 import dataclasses

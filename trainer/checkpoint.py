@@ -65,7 +65,7 @@ class Checkpoints:
             return None
         try:
             self._checkpoint.restore(path).assert_existing_objects_matched()
-        except (ValueError, AssertionError, tf.errors.OpError) as error:
+        except (ValueError, IndexError, AssertionError, tf.errors.OpError) as error:
             raise UsageError(
                 f"checkpoint {path} cannot be read: {error}; delete its files and its name in "
                 f"{self._newest.directory}/checkpoint to go on from the one before"
@@ -117,6 +117,6 @@ def restore_model(model, path: str) -> int:
     try:
         status = tf.train.Checkpoint(model=model).restore(path)
         status.assert_existing_objects_matched().expect_partial()
-    except (ValueError, AssertionError, tf.errors.OpError) as error:
+    except (ValueError, IndexError, AssertionError, tf.errors.OpError) as error:
         raise UsageError(f"checkpoint {path} cannot be read into this model: {error}") from error
     return int(path.rsplit("-", 1)[-1]) if path.rsplit("-", 1)[-1].isdigit() else 0

@@ -67,7 +67,7 @@ def greedy_search(model, source, max_length, special=SpecialTokens()) -> tf.Tens
     state = (
         tf.constant(0),
         tf.fill([batch], special.bos),
-        tf.zeros([batch], tf.bool),
+        source[:, 0] == special.pad,  # a row that only fills the batch
         tf.zeros([batch, max_length], tf.int32),
         cache,
     )
@@ -95,7 +95,9 @@ def beam_search(
         and float32 [B, K], their scores. Where fewer than K finished within T tokens, the
         unfinished ones follow, last.
     """
-    batch, beams = tf.shape(source)[0], beam_size
+    # A static size where there is one: tf.while_loop wants shapes that stay what they are.
+    batch = tf.shape(source)[0] if source.shape[0] is None else source.shape[0]
+    beams = beam_size
     segments = tf.repeat(tf.cast(source != special.pad, tf.int32), beams, axis=0)  # [B * K, S]
     memory = model.encode(source, tf.cast(source != special.pad, tf.int32))
     cache = model.start_cache(tf.repeat(memory, beams, axis=0), max_length)
@@ -157,7 +159,7 @@ def beam_search(
         empty,
         tf.tile(first_only[tf.newaxis], [batch, 1]),
         empty,
-        tf.fill([batch, beams], _NEVER),
+        tf.tile(tf.where(source[:, :1] == special.pad, 0.0, _NEVER), [1, beams]),
         cache,
     )
     _, alive, alive_scores, done, done_scores, _ = tf.while_loop(unfinished, extend, state)

@@ -33,6 +33,8 @@ class TrainingData:
 
     buckets: list[Bucket]
     seed: int
+    too_long: int = 0
+    """Sentence pairs that no row holds."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -50,7 +52,7 @@ class TrainingData:
 
     def left_out(self) -> int:
         """Sentence pairs that are longer than the longest row."""
-        return sum(bucket.rows.left_out for bucket in self.buckets)
+        return self.too_long
 
     def dataset(self, first_step: int, replicas: int = 1, first: int = 0, local: int = 1):
         """Batches from `first_step` on, without end.
@@ -128,20 +130,23 @@ def training_data(pairs: Pairs, config, eos_id: int, replicas: int) -> TrainingD
         UsageError: when nothing fits, or a batch cannot be shared out equally.
     """
     data = config.data
+    # Also what evaluation needs, which comes later.
+    batch_rows(config.train.batch_tokens, data.longest_row, replicas)
     if data.batching == "packed":
-        layouts = [packing.pack(pairs, data.row_length, eos_id)]
+        layouts, setting = [packing.pack(pairs, data.row_length, eos_id)], "row_length"
     else:
-        layouts = packing.one_a_row(pairs, data.buckets, eos_id)
+        layouts, setting = packing.one_a_row(pairs, data.buckets, eos_id), "buckets"
+    too_long = sum(rows.left_out for rows in layouts)
     layouts = [rows for rows in layouts if len(rows)]
     if not layouts:
         raise UsageError(
-            f"all {len(pairs)} training pairs are longer than a row; raise --config.data.row_length"
+            f"all {len(pairs)} training pairs are longer than a row; raise --config.data.{setting}"
         )
     buckets = [
         Bucket(rows, batch_rows(config.train.batch_tokens, rows.length, replicas))
         for rows in layouts
     ]
-    return TrainingData(buckets, config.train.seed)
+    return TrainingData(buckets, config.train.seed, too_long)
 
 
 def batch_rows(batch_tokens: int, row_length: int, replicas: int) -> int:
@@ -164,9 +169,9 @@ def evaluation_batches(pairs: Pairs, config, eos_id: int, strategy: tf.distribut
     """The whole split once, in order, packed; the last batch is filled up with empty rows.
 
     Returns:
-        a distributed dataset of `FEATURES`, int32 [batch rows of a replica, row_length] each.
+        a distributed dataset of `FEATURES`, int32 [batch rows of a replica, longest row] each.
     """
-    rows = packing.pack(pairs, config.data.row_length, eos_id, truncate=True)
+    rows = packing.pack(pairs, config.data.longest_row, eos_id, truncate=True)
     replicas = strategy.num_replicas_in_sync
     size = batch_rows(config.train.batch_tokens, rows.length, replicas)
     missing = -len(rows) % size

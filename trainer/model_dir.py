@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from typing import Any
 
 import keras
@@ -103,6 +104,14 @@ def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
     ]
     if old.precision != new.precision:
         differences.append(f"precision {old.precision} -> {new.precision}")
+    if old.config.train.steps != new.config.train.steps and (
+        new.config.optimizer.schedule == "cosine"
+    ):
+        print(
+            f"warning: the cosine ends at step {new.config.train.steps:,} now, which was "
+            f"{old.config.train.steps:,}: the learning rate jumps",
+            file=sys.stderr,
+        )
     if differences:
         raise UsageError(
             f"{model_dir} holds a run with other settings: {'; '.join(differences)}; {other}"

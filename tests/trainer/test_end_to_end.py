@@ -186,7 +186,7 @@ def test_a_checkpoint_of_the_model_alone_holds_every_weight(tmp_path):
     """TensorFlow follows attributes and passes over Keras' lists without a word."""
     config = _config()
     model = Translation(config, vocab_size=30, bos_id=2).build_model()
-    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "weights"))
+    path = tf.train.Checkpoint(model=model).save(str(tmp_path / "weights"))
     stored = [name for name, _ in tf.train.list_variables(path) if name.startswith("model/")]
     assert len(stored) == len(model.weights)
     other = Translation(config, vocab_size=30, bos_id=2).build_model()

@@ -38,7 +38,7 @@ class Dropout(keras.layers.Layer):
         super().__init__(**kwargs)
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"a dropout rate is in [0, 1), not {rate}")
-        self.drop_below = round(rate * 256)
+        self.drop_below = min(255, round(rate * 256))
         self.stream = 0  # set by number_dropouts
         self.built = True
 

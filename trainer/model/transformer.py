@@ -47,7 +47,7 @@ class Transformer(keras.Model):
             DecoderLayer(config, name=f"decoder_{i}") for i in range(config.decoder_layers)
         ]
         # A checkpoint follows attributes; it does not look into Keras' lists.
-        for layer in (*self.encoder_layers, *self.decoder_layers):
+        for layer in self.encoder_layers + self.decoder_layers:
             setattr(self, layer.name, layer)
         # The last layer of a pre-norm stack ends in a sum that nothing has normalised.
         self.encoder_norm = (
