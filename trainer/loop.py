@@ -119,7 +119,7 @@ class Run:
         ]
         sources, references = records.read_raw_text(manifest, "valid")
         lines += [
-            f"for example   {source}  |  {reference}"
+            f"example      {source}  |  {reference}"
             for source, reference in zip(sources[:_EXAMPLES], references, strict=False)
         ]
         print("\n".join(lines), flush=True)

@@ -8,12 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
-# TensorBoard opens the first two groups of charts, in alphabetical order.
-_GROUPS = {
-    "optimizer": ("learning_rate", "grad_norm", "epoch"),
-    "quality": ("loss", "nll", "perplexity", "token_accuracy", "bleu", "chrf"),
-}
-_GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
+# TensorBoard shows two groups of charts unfolded: these metrics are one, all others the second.
+_QUALITY = ("loss", "nll", "perplexity", "token_accuracy", "bleu", "chrf")
 
 
 def averages(sums: dict[str, float]) -> dict[str, float]:
@@ -83,7 +79,8 @@ class MetricsWriter:
         with self._writer(split).as_default(step=step):
             for name, value in metrics.items():
                 if isinstance(value, int | float):
-                    tf.summary.scalar(f"{_GROUP_OF.get(name, 'speed')}/{name}", value)
+                    group = "quality" if name in _QUALITY else "training"
+                    tf.summary.scalar(f"{group}/{name}", value)
 
     def text(self, split: str, step: int, name: str, markdown: str) -> None:
         """Shows a text, in Markdown, under TensorBoard's Text tab."""

