@@ -12,7 +12,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml requirements/$(EXTRA).txt
 	@echo "installing into $(VENV), a minute or two"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check \
 		--constraint requirements/$(EXTRA).txt --editable '.[$(EXTRA),dev]'
 	@touch $@

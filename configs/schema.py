@@ -5,6 +5,7 @@ be set on the command line too: `--config.train.steps=500`.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,7 +156,19 @@ def _check_field(name: str, value: Any) -> str | None:
         return None if 0 <= value < 2**31 else "at least 0 and less than 2**31"
     if name in _MAY_BE_ZERO:
         return None if value >= 0 else "0 or more"
+    if value == math.inf:
+        return "finite"
     return None if value > 0 else "more than 0"
+
+
+def _check_type(group: str, key: str, value: Any) -> str | None:
+    """What is wrong with a field's type, or None; files of configurations are only Python."""
+    default = getattr(getattr(Config(), group), key)
+    if isinstance(default, tuple):
+        good = isinstance(value, tuple) and all(isinstance(item, int) for item in value)
+        return None if good else "a tuple of whole numbers"
+    kinds = (int, float) if isinstance(default, float) else (type(default),)
+    return None if isinstance(value, kinds) else f"of type {type(default).__name__}"
 
 
 def validate(config: Config) -> None:
@@ -163,7 +176,7 @@ def validate(config: Config) -> None:
     for group, fields in dataclasses.asdict(config).items():
         for key, value in fields.items():
             name = f"{group}.{key}"
-            wanted = _check_field(name, value)
+            wanted = _check_type(group, key, value) or _check_field(name, value)
             if wanted:
                 raise ValueError(f"--config.{name} is {value!r}, but must be {wanted}")
     if config.model.width % config.model.heads:

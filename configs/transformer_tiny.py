@@ -1,9 +1,11 @@
 """The tiny Transformer: 4 + 4 layers of width 128, about 1.3 million parameters and the embeddings.
 
 python -m trainer.main --strategy=mirrored --config=configs/transformer_tiny.py --data_dir=DATA
+
+20,000 steps of 4,096 target positions take about four hours on two CPU cores.
 """
 
-from configs.schema import Config, ModelConfig, OptimizerConfig
+from configs.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -16,6 +18,14 @@ def get_config() -> Config:
             encoder_layers=4,
             decoder_layers=4,
             dropout=0.1,
+        ),
+        data=DataConfig(row_length=128),
+        train=TrainConfig(
+            steps=20_000,
+            batch_tokens=4096,
+            steps_per_loop=20,
+            evaluate_every=500,
+            checkpoint_every=250,
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=1000, clip_norm=1.0),
     )

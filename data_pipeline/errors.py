@@ -25,6 +25,8 @@ def run_app(main: Callable[[list[str]], int | None], parse: Callable = flags.FLA
         _fail(f"{error} (--help lists the flags)")
     except UsageError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell reports SIGINT
 
 
 def no_arguments(argv: list[str]) -> None:

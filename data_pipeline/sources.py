@@ -304,4 +304,7 @@ def _file_fingerprint(path: str) -> str:
 
         status = gfile.stat(path)
         return f"size={status.length},mtime={status.mtime_nsec}"
-    return files.sha256(path)
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error

@@ -21,6 +21,7 @@ _SMALL = (
     "--config.model.decoder_layers=1",
     "--config.model.dropout=0.1",
     "--config.train.batch_tokens=256",
+    "--config.data.row_length=64",
     "--config.train.steps_per_loop=2",
     "--config.train.checkpoint_every=2",
     "--config.train.evaluate_every=20",
@@ -130,6 +131,18 @@ def test_translate_keeps_order_and_line_count(model_dir):
     assert translations.pop() == "" and len(translations) == len(lines)
     assert [i for i, line in enumerate(lines) if not line.strip()] == [1, 4, 6]
     assert translations[1] == translations[4] == translations[6] == ""
+
+
+def test_two_virtual_replicas_give_the_losses_of_one(data_dir, tmp_path):
+    """The whole command, with XLA and with evaluation."""
+    losses = []
+    for name, flags in (("one", []), ("two", ["--num_virtual_devices=2"])):
+        flags += [*_SMALL[:-1], "--config.model.dropout=0.0", "--config.train.steps=4"]
+        _run("trainer.main", f"--data_dir={data_dir}", f"--model_dir={tmp_path / name}", *flags)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line).get("loss") for line in lines])
+    assert len(losses[0]) == 5  # after 1, 2 and 4 steps, validation, and the test's, which is None
+    np.testing.assert_allclose(losses[0][:4], losses[1][:4], rtol=1e-5)
 
 
 def _assert_one_error_line(done: subprocess.CompletedProcess, *words: str) -> None:

@@ -41,6 +41,9 @@ class Checkpoints:
         model_dir: its "checkpoints" folder is used.
         model, optimizer: what is saved.
         keep: how many of the newest ones stay.
+
+    Raises:
+        UsageError: when the state file is damaged.
     """
 
     def __init__(self, model_dir: str, model, optimizer, keep: int):
@@ -48,8 +51,14 @@ class Checkpoints:
         self._optimizer = optimizer
         self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, state=self.state)
         newest, best = _directories(model_dir)
-        self._newest = tf.train.CheckpointManager(self._checkpoint, newest, keep)
-        self._best = tf.train.CheckpointManager(self._checkpoint, best, 1)
+        try:
+            self._newest = tf.train.CheckpointManager(self._checkpoint, newest, keep)
+            self._best = tf.train.CheckpointManager(self._checkpoint, best, 1)
+        except ValueError as error:
+            raise UsageError(
+                f"the file checkpoint in {newest} or {best} is damaged ({error}); write the line "
+                'model_checkpoint_path: "ckpt-N" into it, for the newest ckpt-N there'
+            ) from error
 
     def restore(self) -> int | None:
         """Goes back to the newest checkpoint.
@@ -62,6 +71,12 @@ class Checkpoints:
         """
         path = self._newest.latest_checkpoint
         if path is None:
+            state = os.path.join(self._newest.directory, "checkpoint")
+            if tf.io.gfile.exists(state):
+                raise UsageError(
+                    f"{state} names no checkpoint: it is damaged; write the line "
+                    'model_checkpoint_path: "ckpt-N" into it, for the newest ckpt-N there'
+                )
             return None
         try:
             self._checkpoint.restore(path).assert_existing_objects_matched()

@@ -3,15 +3,15 @@
 Axis letters: B batch, S source length, T longest translation, K beams, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
 _NEVER = -1e30  # a score that no hypothesis reaches; finite, so that it can be added to
-_MAX_SOURCE = 1024
-_LENGTHS = (16, 32, 64, 128, 256, 512, _MAX_SOURCE)
+MAX_SOURCE = 1024  # tokens of a source sentence, with its end
+_LENGTHS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def beam_search(
     Returns:
         int32 [B, K, T], best hypothesis first, each with its end-of-sentence token, then 0;
         and float32 [B, K], their scores. Where fewer than K finished within T tokens, the
-        unfinished ones follow, last.
+        unfinished ones follow, best first, with scores that only say that they are unfinished.
     """
     # A static size where there is one: tf.while_loop wants shapes that stay what they are.
     batch = tf.shape(source)[0] if source.shape[0] is None else source.shape[0]
@@ -163,8 +163,9 @@ def beam_search(
         cache,
     )
     _, alive, alive_scores, done, done_scores, _ = tf.while_loop(unfinished, extend, state)
-    # Far below every finished hypothesis, in their own order, and above the empty slots.
-    alive_scores = tf.maximum(alive_scores / penalty(max_length) + _NEVER / 4, _NEVER)
+    # Below every finished hypothesis and above the empty slots. They are sorted, and stay so:
+    # equal scores keep their order in top_k.
+    alive_scores = tf.where(alive_scores > _NEVER / 2, _NEVER / 4, _NEVER)
     scores, keep = tf.math.top_k(tf.concat([done_scores, alive_scores], 1), beams)
     return select(tf.concat([done, alive], 1), keep), scores
 
@@ -176,11 +177,14 @@ class Decoder:
         model: `trainer.model.transformer.Transformer`.
         config: `configs.schema.DecodeConfig`.
         beam_size: beams; 1 for greedy search.
-        jit_compile: compile with XLA, once for each of a few shapes.
+        jit_compile: compile with XLA, once for each of a few shapes; None for only where there
+            is a GPU. On a CPU the graph runs as fast, and starts without compiling.
         special: the special token ids.
     """
 
-    def __init__(self, model, config, beam_size: int, jit_compile=False, special=SpecialTokens()):
+    def __init__(self, model, config, beam_size: int, jit_compile=None, special=SpecialTokens()):
+        if jit_compile is None:
+            jit_compile = bool(tf.config.list_physical_devices("GPU"))
         self.config = config
         self.beam_size = beam_size
         self.special = special
@@ -196,15 +200,12 @@ class Decoder:
         signature = [tf.TensorSpec([None, None], tf.int32)]
         self._search = tf.function(search, input_signature=signature, jit_compile=jit_compile)
 
-    def translate(
-        self, sentences: list[list[int]], progress: Callable[[int], None] | None = None
-    ) -> list[list[int]]:
+    def translate(self, sentences: list[list[int]]) -> list[list[int]]:
         """The best translation of each sentence, in order.
 
         Args:
             sentences: token ids without special tokens; an empty list stays empty. What is
                 longer than 1,023 tokens is cut there.
-            progress: called with the number of sentences that were done since its last call.
 
         Returns:
             token ids without special tokens.
@@ -214,8 +215,6 @@ class Decoder:
             for number, ids in zip(numbers, self._search(batch).numpy(), strict=False):
                 end = np.flatnonzero((ids == self.special.eos) | (ids == self.special.pad))
                 translations[number] = ids[: end[0] if len(end) else None].tolist()
-            if progress is not None:
-                progress(len(numbers))
         return translations
 
     def _batches(self, sentences: list[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -223,7 +222,7 @@ class Decoder:
         by_length: dict[int, list[int]] = {length: [] for length in _LENGTHS}
         for number, ids in enumerate(sentences):
             if ids:
-                size = min(len(ids) + 1, _MAX_SOURCE)
+                size = min(len(ids) + 1, MAX_SOURCE)
                 by_length[next(length for length in _LENGTHS if size <= length)].append(number)
         for length, numbers in by_length.items():
             # The longest first, so that sentences that end at about the same time share a batch.

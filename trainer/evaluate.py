@@ -4,6 +4,7 @@ python -m trainer.evaluate --model_dir=MODEL --split=test
 """
 
 import json
+import os
 
 import tensorflow as tf
 from absl import flags
@@ -18,7 +19,7 @@ from trainer.step import Steps
 from trainer.task import Translation
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
-_SPLIT = flags.DEFINE_string("split", "test", "Split to score: train, valid or test.")
+_SPLIT = flags.DEFINE_string("split", "test", "Split to score: valid or test.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a checkpoint's path.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Dataset directory; default: the training's.")
 _BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "Beams; 0 for the configuration's.", 0)
@@ -28,6 +29,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "Also write the translations to th
 def main(argv: list[str]) -> None:
     """Loads, scores, prints."""
     no_arguments(argv)
+    if _OUTPUT.value and not tf.io.gfile.isdir(os.path.dirname(_OUTPUT.value) or "."):
+        raise UsageError(f"--output={_OUTPUT.value}: its directory does not exist; make it first")
     model, tokenizer, facts, step = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
     manifest = load_manifest(_DATA_DIR.value or facts.data_dir)
     if _SPLIT.value not in manifest.splits or _SPLIT.value == "train":

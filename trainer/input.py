@@ -135,7 +135,8 @@ def training_data(pairs: Pairs, config, eos_id: int, replicas: int) -> TrainingD
     if data.batching == "packed":
         layouts, setting = [packing.pack(pairs, data.row_length, eos_id)], "row_length"
     else:
-        layouts, setting = packing.one_a_row(pairs, data.buckets, eos_id), "buckets"
+        lengths = _worthwhile_buckets(pairs, data.buckets, config.train.batch_tokens)
+        layouts, setting = packing.one_a_row(pairs, lengths, eos_id), "buckets"
     too_long = sum(rows.left_out for rows in layouts)
     layouts = [rows for rows in layouts if len(rows)]
     if not layouts:
@@ -147,6 +148,30 @@ def training_data(pairs: Pairs, config, eos_id: int, replicas: int) -> TrainingD
         for rows in layouts
     ]
     return TrainingData(buckets, config.train.seed, too_long)
+
+
+def _worthwhile_buckets(
+    pairs: Pairs, lengths: tuple[int, ...], batch_tokens: int
+) -> tuple[int, ...]:
+    """Leaves out a bucket that would not fill half a batch: its sentences go into the next one.
+
+    Otherwise the few sentences of a rare length would be repeated until they fill a batch, and
+    count many times in every epoch. Where the longest is left with too few, it takes in those of
+    the one before.
+    """
+    longest = np.maximum(np.diff(pairs.source_offsets), np.diff(pairs.target_offsets)) + 1
+    kept: list[int] = []
+    waiting = 0
+    for bucket, held in enumerate(
+        np.bincount(np.searchsorted(lengths, longest), minlength=len(lengths) + 1)[:-1]
+    ):
+        waiting += int(held)
+        if 2 * waiting * lengths[bucket] >= batch_tokens:
+            kept.append(lengths[bucket])
+            waiting = 0
+    if waiting:
+        kept = [*kept[:-1], lengths[-1]]
+    return tuple(kept) or lengths[-1:]
 
 
 def batch_rows(batch_tokens: int, row_length: int, replicas: int) -> int:

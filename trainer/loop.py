@@ -132,18 +132,18 @@ class Run:
             the exit code: 0, or 42 when a signal asked to stop and everything is saved.
 
         Raises:
-            FloatingPointError: when the loss is not finite. The checkpoints are from before.
+            UsageError: when the loss is not finite. The checkpoints are from before.
         """
         train = self.config.train
         step = self.checkpoints.step
-        if step < train.steps and not self._stops_early():
+        if step < train.steps and not self._stops_early:
             print("compiling the train step ...", flush=True)
         iterator = self.data.distribute(self.strategy, step)
         self._resumed_seconds = float(self.state.seconds.numpy())
         self._start = time.monotonic()
         first_step = step
         with _StopRequest() as stop:
-            while step < train.steps and not self._stops_early():
+            while step < train.steps and not self._stops_early:
                 # Up to the next evaluation or checkpoint, and no further.
                 ends = [train.steps, step + train.steps_per_loop]
                 ends += [
@@ -163,6 +163,13 @@ class Run:
                         f"{stop.signal}: saved at step {step:,}; start again to go on", flush=True
                     )
                     return STOPPED_ON_REQUEST
+        if self._stops_early:
+            print(
+                f"stopped early at step {step:,}: no better {train.early_stopping_metric} on the "
+                f"validation split than {float(self.state.best.numpy()):.4g}, at step "
+                f"{int(self.state.best_step.numpy()):,}",
+                flush=True,
+            )
         self.writer.flush()
         return 0
 
@@ -182,15 +189,18 @@ class Run:
         seconds = time.monotonic() - began
         step += steps
         result = metrics.averages(sums)
-        if not math.isfinite(result["loss"]):
-            raise FloatingPointError(
-                f"the loss is {result['loss']} in steps {step - steps + 1} to {step}; "
-                "lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm"
+        # The gradient too: its NaN is in the weights before the loss shows it.
+        if not math.isfinite(result["loss"] + sums["gradient_norm"]):
+            raise UsageError(
+                f"the loss is {result['loss']} and the gradient's norm {sums['gradient_norm']} in "
+                f"steps {step - steps + 1} to {step}, and nothing of them was saved; lower "
+                "--config.optimizer.learning_rate or set --config.optimizer.clip_norm"
             )
         result |= {
             "grad_norm": sums["gradient_norm"] / steps,
-            "learning_rate": float(self.optimizer.learning_rate),
+            "learning_rate": float(self.optimizer.schedule(step - 1)),
             "epoch": step / self.data.batches_per_epoch,
+            "train_seconds": self._elapsed(),
         }
         if compiled:
             result |= {
@@ -275,18 +285,10 @@ class Run:
             self.state.evaluations_since_best.assign_add(1)
         return better
 
+    @property
     def _stops_early(self) -> bool:
         patience = self.config.train.early_stopping_patience
-        since = int(self.state.evaluations_since_best.numpy())
-        if not patience or since < patience:
-            return False
-        print(
-            f"stopped early: no better {self.config.train.early_stopping_metric} on the validation "
-            f"split than {float(self.state.best.numpy()):.4g} at step "
-            f"{int(self.state.best_step.numpy()):,} in {since} evaluations",
-            flush=True,
-        )
-        return True
+        return 0 < patience <= int(self.state.evaluations_since_best.numpy())
 
 
 def total_metrics(steps: Steps, batches) -> dict[str, float]:

@@ -30,9 +30,10 @@ def token_sums(
     if label_smoothing:
         mean_logits = tf.reduce_mean(logits, axis=-1)  # [B, T]
         loss = nll + label_smoothing * (target_logits - mean_logits)
-    # The target is the best guess when no logit is above its own. Ties count as right: they do
-    # not occur in float32 logits of a trained model, and an argmax costs one more pass over V.
-    correct = tf.cast(target_logits >= tf.reduce_max(logits, axis=-1), tf.float32)
+    # Right when no other logit reaches the target's. XLA turns this count into vector code, which
+    # an argmax over V does not become on a CPU.
+    reached = tf.cast(logits >= target_logits[..., tf.newaxis], tf.float32)  # [B, T, V]
+    correct = tf.cast(tf.reduce_sum(reached, axis=-1) == 1.0, tf.float32)  # [B, T]
     return {
         "loss": tf.reduce_sum(loss * weights),
         "nll": tf.reduce_sum(nll * weights),

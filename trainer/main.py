@@ -52,6 +52,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     except KeyError as error:  # what ml_collections raises
         message = f"--config: {error.args[0]}; configs/schema.py lists the fields"
         raise UsageError(message) from error
+    except SyntaxError as error:
+        raise UsageError(f"--config: {error.filename} is not Python: {error}") from error
 
 
 def prepare_demo_corpus(directory: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from data_pipeline.records import UsageError
+
 # TensorBoard shows two groups of charts unfolded: these metrics are one, all others the second.
 _QUALITY = ("loss", "nll", "perplexity", "token_accuracy", "bleu", "chrf")
 
@@ -42,8 +44,11 @@ class MetricsWriter:
 
     Args:
         model_dir: gets metrics.jsonl and tensorboard/{train,valid,test}.
-        step: the step that the run starts at; what an earlier run wrote for later steps, which
-            are about to be run again, is removed.
+        step: the step that the run starts at; what metrics.jsonl holds of later steps, which are
+            about to be run again, is removed. TensorBoard's files are only ever added to.
+
+    Raises:
+        UsageError: when metrics.jsonl cannot be read.
     """
 
     def __init__(self, model_dir: str, step: int):
@@ -58,11 +63,24 @@ class MetricsWriter:
         with tf.io.gfile.GFile(self._path) as file:
             # A killed run can leave half a line, without its end, and only as the last one.
             lines = [line for line in file.read().splitlines(keepends=True) if line.endswith("\n")]
-        lines = [line for line in lines if json.loads(line)["step"] <= step]
+        # Test scores stand at the end of a run, which is still to come.
+        kept = []
+        for number, line in enumerate(lines, start=1):
+            values = self._parse(line, number)
+            if values["step"] <= step and values["split"] != "test":
+                kept.append(line)
         temporary = f"{self._path}.incomplete"
         with tf.io.gfile.GFile(temporary, "w") as file:
-            file.write("".join(lines))
+            file.write("".join(kept))
         tf.io.gfile.rename(temporary, self._path, overwrite=True)
+
+    def _parse(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise UsageError(
+                f"{self._path}, line {number} is not JSON ({error}); delete the line"
+            ) from error
 
     def _writer(self, split: str):
         if split not in self._writers:

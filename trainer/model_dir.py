@@ -74,7 +74,12 @@ def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
     """
     if tf.io.gfile.exists(os.path.join(model_dir, "config.json")):
         _compare(model_dir, read_facts(model_dir), facts)
-    tf.io.gfile.makedirs(model_dir)
+    if tf.io.gfile.exists(os.path.join(model_dir, "dataset.json")):
+        raise UsageError(f"--model_dir={model_dir} is a dataset directory; name another one")
+    try:
+        tf.io.gfile.makedirs(model_dir)
+    except tf.errors.OpError as error:
+        raise UsageError(f"--model_dir={model_dir} cannot be made: {error.message}") from error
     with tf.io.gfile.GFile(manifest.tokenizer_path, "rb") as file:
         _write(os.path.join(model_dir, "tokenizer.model"), file.read())
     text = json.dumps(dataclasses.asdict(facts), indent=2) + "\n"

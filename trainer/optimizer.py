@@ -51,12 +51,15 @@ class ReducedAdam(keras.optimizers.Adam):
 
 def make_optimizer(config, steps: int) -> ReducedAdam:
     """Adam with its schedule, from `configs.schema.OptimizerConfig`."""
-    return ReducedAdam(
-        learning_rate=WarmupSchedule(config, steps),
+    schedule = WarmupSchedule(config, steps)
+    optimizer = ReducedAdam(
+        learning_rate=schedule,
         beta_1=config.beta_1,
         beta_2=config.beta_2,
         epsilon=config.epsilon,
     )
+    optimizer.schedule = schedule
+    return optimizer
 
 
 def clip(gradients: list[tf.Tensor], clip_norm: float) -> tuple[list[tf.Tensor], tf.Tensor]:

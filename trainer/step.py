@@ -88,7 +88,9 @@ class Steps:
     @tf.function
     def evaluate(self, batch) -> dict[str, tf.Tensor]:
         """Sums of `Translation.sums` over one global batch: no dropout, no smoothing."""
-        per_replica = self.strategy.run(self._forward, args=(batch,))
+        # Wrapped, so that the function given to `run` is a plain one, as in training: several
+        # CPU devices cannot run a compiled one.
+        per_replica = self.strategy.run(lambda part: self._forward(part), args=(batch,))
         return {
             key: self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
             for key, value in per_replica.items()

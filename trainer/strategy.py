@@ -39,8 +39,8 @@ def make_strategy(name: str, num_virtual_devices: int = 0) -> tuple[tf.distribut
 
 
 def _virtual_cpus(count: int) -> tuple[tf.distribute.Strategy, str]:
-    if len(tf.config.list_logical_devices("CPU")) != count:
-        cpu = tf.config.list_physical_devices("CPU")[0]
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if len(tf.config.get_logical_device_configuration(cpu) or []) < count:
         split = [tf.config.LogicalDeviceConfiguration()] * count
         try:
             tf.config.set_logical_device_configuration(cpu, split)

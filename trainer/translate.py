@@ -11,7 +11,9 @@ from data_pipeline.errors import no_arguments, run_app
 from data_pipeline.records import UsageError
 from trainer import model_dir as model_directory
 from trainer import scoring
-from trainer.decode import Decoder
+from trainer.decode import MAX_SOURCE, Decoder
+
+_PIECE = 2_000  # lines: sorting by length wants many, progress wants few
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a checkpoint's path.")
@@ -24,7 +26,7 @@ def read_lines(data: bytes) -> list[str]:
     Raises:
         UsageError: for bytes that are not UTF-8, with the line.
     """
-    lines = data.split(b"\n")
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1] == b"":
         lines.pop()  # the end of the last line, not one more line
     decoded = []
@@ -46,24 +48,23 @@ def main(argv: list[str]) -> None:
     lines = read_lines(sys.stdin.buffer.read())
     config = facts.config.decode
     decoder = Decoder(model, config, _BEAM_SIZE.value or config.beam_size)
-    print(
-        f"{facts.source_lang}-{facts.target_lang}, step {step:,}, {len(lines):,} lines",
-        file=sys.stderr,
-        flush=True,
-    )
-    done = 0
+    _say(f"{facts.source_lang}-{facts.target_lang}, step {step:,}, {len(lines):,} lines\n")
+    cut = sum(len(ids) >= MAX_SOURCE for ids in tokenizer.encode(lines))
+    if cut:
+        _say(f"warning: {cut} lines are longer than {MAX_SOURCE - 1} tokens and are cut there\n")
+    # In pieces, so that what is done is written, whatever happens later.
+    for start in range(0, len(lines), _PIECE):
+        piece = lines[start : start + _PIECE]
+        translations = scoring.translate_lines(piece, tokenizer, decoder)
+        text = "".join(f"{translation}\n" for translation in translations)
+        sys.stdout.buffer.write(text.encode("utf-8"))
+        sys.stdout.buffer.flush()
+        _say(f"\r{start + len(piece):,} of {len(lines):,}")
+    _say("\n" if lines else "")
 
-    def progress(count: int) -> None:
-        nonlocal done
-        done += count
-        print(f"\r{done:,} of {len(lines):,}", end="", file=sys.stderr, flush=True)
 
-    translations = scoring.translate_lines(lines, tokenizer, decoder, progress)
-    if done:
-        print(file=sys.stderr)
-    text = "".join(f"{translation}\n" for translation in translations)
-    sys.stdout.buffer.write(text.encode("utf-8"))
-    sys.stdout.buffer.flush()
+def _say(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -218,13 +218,12 @@ def test_translations_do_not_depend_on_the_batch(model, beam_size):
 
 
 def test_decoder_is_greedy_search_in_order(model):
-    """Empty sentences stay empty, and every sentence is reported once."""
+    """Empty sentences stay empty."""
     lines = sentences(6, 15)
     lines[2:2] = [[]]
     lines.append([])
-    done = []
     config = DecodeConfig(batch_tokens=32, max_length_ratio=0.2)
-    result = Decoder(model, config, 1).translate(lines, done.append)
+    result = Decoder(model, config, 1).translate(lines)
     source = np.zeros([len(lines), 16], np.int32)
     for row, line in zip(source, lines, strict=True):
         row[: len(line) + 1] = [*line, EOS]
@@ -232,7 +231,6 @@ def test_decoder_is_greedy_search_in_order(model):
     for line, ids, tokens in zip(lines, result, expected, strict=True):
         wanted = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
         assert ids == (wanted if line else [])
-    assert sum(done) == 6 and max(done) <= 2
 
 
 def test_nothing_to_translate(model):

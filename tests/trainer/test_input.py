@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.packing import Rows
-from data_pipeline.records import UsageError
+from data_pipeline.records import Pairs, UsageError
 from trainer import input as trainer_input
 from trainer.input import Bucket, TrainingData
 from trainer.task import FEATURES
@@ -251,3 +251,21 @@ def test_evaluation_covers_everything_once(
     empty = [not segments.any() for segments in rows["target_segments"]]
     assert len(empty) % 4 == 0 and sum(empty) < 4
     assert empty == sorted(empty)  # only at the end
+
+
+@pytest.mark.parametrize(
+    ("lengths", "wanted"),
+    [
+        ([4] * 16 + [9] * 1 + [30] * 8, (8, 32)),  # one of 9 tokens does not fill rows of 16
+        ([4] * 16 + [9] * 8 + [30] * 1, (8, 32)),  # nor does one of 30: rows of 16 become 32
+        ([4] * 16 + [9] * 8, (8, 16)),
+        ([30], (32,)),
+        ([99], (32,)),  # nothing fits: training_data says so
+    ],
+)
+def test_rare_lengths_share_a_bucket(lengths, wanted):
+    """Else their few sentences would be repeated until they fill a batch."""
+    offsets = np.concatenate([[0], np.cumsum(np.array(lengths) - 1)])
+    tokens = np.ones(offsets[-1], np.int32)
+    pairs = Pairs(tokens, offsets, tokens, offsets)
+    assert trainer_input._worthwhile_buckets(pairs, (8, 16, 32), 128) == wanted

@@ -47,3 +47,16 @@ def test_score_split(manifest, decoder):
     result, first = score_split(manifest, "valid", tokenizer, decoder, limit=3)
     assert first == rows[:3]
     assert result == score([row[2] for row in first], references[:3])
+
+
+def test_a_line_feed_in_a_translation_makes_no_second_line(manifest):
+    """Single bytes are pieces, so a model can spell any character."""
+    tokenizer = load_tokenizer(manifest.tokenizer_path)
+    (red, dog) = tokenizer.encode(["red", "dog"])
+    line_feed = next(i for i in range(tokenizer.vocab_size) if tokenizer.decode([[i]]) == ["\n"])
+
+    class SpellsLineFeeds:
+        def translate(self, sentences):
+            return [[*red, line_feed, line_feed, *dog] for _ in sentences]
+
+    assert translate_lines(["a", "b"], tokenizer, SpellsLineFeeds()) == ["red dog", "red dog"]
