@@ -2,7 +2,8 @@
 
 python -m trainer.main --strategy=mirrored --config=configs/transformer_tiny.py --data_dir=DATA
 
-20,000 steps of 4,096 target positions take about four hours on two CPU cores.
+20,000 steps of 4,096 target positions, 80 million tokens. What the model reaches on a real corpus
+is in configs/multi30k_en_de.py.
 """
 
 from configs.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
