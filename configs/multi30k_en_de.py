@@ -6,10 +6,10 @@
     python -m trainer.main --strategy=mirrored --config=configs/multi30k_en_de.py
     python -m trainer.evaluate --model_dir=models/multi30k_en_de --split=test
 
-On two CPU cores, shared with other work, test BLEU (sacreBLEU, cased, detokenised) was 39.6 after 60
-minutes, at step 4,484, and 39.3 at the end; docs/results.md has the curve. The model is the smallest
-one that published systems use for this corpus (Wu et al. 2021, Good for Misconceived Reasons):
-larger ones did worse there, with so little text.
+On two CPU cores, shared with other work, test BLEU (sacreBLEU, cased, detokenised) was 39.6 after
+60 minutes, at step 4,484, and 39.3 at the end; docs/results.md has the curve. The model is the
+smallest one that published systems use for this corpus (Wu et al. 2021, Good for Misconceived
+Reasons): larger ones did worse there, with so little text.
 """
 
 from configs import transformer_tiny
