@@ -122,22 +122,28 @@ def _with_eos_lengths(offsets: np.ndarray) -> np.ndarray:
 
 
 def _fill(pairs, sides, row_of, rows, row_length, eos_id) -> Rows:
-    source = np.zeros([rows, row_length], np.int32)
-    target = np.zeros([rows, row_length], np.int32)
-    source_segments, target_segments = np.zeros_like(source), np.zeros_like(target)
-    used = np.zeros([2, rows], np.int64)
-    segments = np.zeros(rows, np.int32)
-    for i in np.flatnonzero(row_of >= 0):
-        row = row_of[i]
-        segments[row] += 1
-        for side, (tokens, segment_ids) in enumerate(
-            ((source, source_segments), (target, target_segments))
-        ):
-            length, start = sides[side][i], used[side, row]
-            ids = pairs.pair(i)[side][: length - 1]
-            tokens[row, start : start + length - 1] = ids
-            tokens[row, start + length - 1] = eos_id
-            segment_ids[row, start : start + length] = segments[row]
-            used[side, row] += length
-    left_out = int(np.count_nonzero(row_of < 0))
+    kept = np.flatnonzero(row_of >= 0)
+    order = kept[np.argsort(row_of[kept], kind="stable")]  # sentences row by row
+    row = row_of[order]
+    first = np.searchsorted(row, row)  # in `order`, the first sentence of the same row
+    segments = np.arange(len(order)) - first + 1
+    arrays = []
+    for tokens, offsets, lengths in (
+        (pairs.source_tokens, pairs.source_offsets, sides[0][order]),
+        (pairs.target_tokens, pairs.target_offsets, sides[1][order]),
+    ):
+        before = np.cumsum(lengths) - lengths  # tokens in earlier sentences, of all rows
+        start = row * row_length + before - before[first]
+        within = np.arange(lengths.sum()) - np.repeat(before, lengths)
+        places = np.repeat(start, lengths) + within
+        ids, segment_ids = np.zeros([2, rows * row_length], np.int32)
+        # One past the sentence's end is read here and there, and overwritten by the next line.
+        read = np.minimum(np.repeat(offsets[order], lengths) + within, len(tokens) - 1)
+        if len(tokens):
+            ids[places] = tokens[read]
+        ids[start + lengths - 1] = eos_id
+        segment_ids[places] = np.repeat(segments, lengths)
+        arrays += [ids.reshape(rows, row_length), segment_ids.reshape(rows, row_length)]
+    source, source_segments, target, target_segments = arrays
+    left_out = len(row_of) - len(kept)
     return Rows(source, source_segments, target, target_segments, left_out)

@@ -1,16 +1,17 @@
-"""Every test process has four virtual CPU devices, so that two replicas fit on any machine."""
+"""Every test process has eight virtual CPU devices, so that eight replicas fit on any machine."""
 
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # on a machine with GPUs the tests run as on one without
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["TF_XLA_FLAGS"] = ""  # no cache of compiled programs: tests compile what they test
 
 import keras
 import pytest
 import tensorflow as tf
 
 tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
 )
 
 

@@ -39,17 +39,19 @@ class Checkpoints:
 
     Args:
         model_dir: its "checkpoints" folder is used.
-        model, optimizer: what is saved.
+        model, optimizer, loss_scale: what is saved.
         keep: how many of the newest ones stay.
 
     Raises:
         UsageError: when the state file is damaged.
     """
 
-    def __init__(self, model_dir: str, model, optimizer, keep: int):
+    def __init__(self, model_dir: str, model, optimizer, loss_scale, keep: int):
         self.state = RunState()
         self._optimizer = optimizer
-        self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, state=self.state)
+        self._checkpoint = tf.train.Checkpoint(
+            model=model, optimizer=optimizer, loss_scale=loss_scale, state=self.state
+        )
         newest, best = _directories(model_dir)
         try:
             self._newest = tf.train.CheckpointManager(self._checkpoint, newest, keep)
@@ -60,6 +62,11 @@ class Checkpoints:
                 'model_checkpoint_path: "ckpt-N" into it, for the newest ckpt-N there'
             ) from error
 
+    @property
+    def newest(self) -> str | None:
+        """Path prefix of the newest checkpoint, None if there is none."""
+        return self._newest.latest_checkpoint
+
     def restore(self) -> int | None:
         """Goes back to the newest checkpoint.
 
@@ -69,7 +76,7 @@ class Checkpoints:
         Raises:
             UsageError: when it cannot be read.
         """
-        path = self._newest.latest_checkpoint
+        path = self.newest
         if path is None:
             state = os.path.join(self._newest.directory, "checkpoint")
             if tf.io.gfile.exists(state):
@@ -94,7 +101,7 @@ class Checkpoints:
     def save(self) -> None:
         """Writes a checkpoint, unless this step has one already."""
         name = os.path.join(self._newest.directory, f"ckpt-{self.step}")
-        if self._newest.latest_checkpoint != name:
+        if self.newest != name:
             self._newest.save(checkpoint_number=self.step)
 
     def save_best(self) -> None:
@@ -123,15 +130,28 @@ def find(model_dir: str, which: str) -> str:
     return path
 
 
-def restore_model(model, path: str) -> int:
+def restore_model(model, path: str, *, averaged: bool) -> int:
     """Reads the weights of `model` from a checkpoint; returns the step it was written at.
+
+    Args:
+        model: built.
+        path: prefix of a checkpoint, see `find`.
+        averaged: take the moving average of the weights, which the training kept.
 
     Raises:
         UsageError: when the checkpoint is of another model, or damaged.
     """
+    checkpoint, optimizer = tf.train.Checkpoint(model=model), tf.Module()
+    # The best checkpoint was written while the averages stood in the place of the weights.
+    averaged = averaged and os.path.basename(os.path.dirname(path)) != "best"
+    if averaged:
+        optimizer.averages = [tf.Variable(v.value) for v in model.trainable_variables]
+        checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
     try:
-        status = tf.train.Checkpoint(model=model).restore(path)
-        status.assert_existing_objects_matched().expect_partial()
+        checkpoint.restore(path).assert_existing_objects_matched().expect_partial()
     except (ValueError, IndexError, AssertionError, tf.errors.OpError) as error:
         raise UsageError(f"checkpoint {path} cannot be read into this model: {error}") from error
+    if averaged:
+        for variable, average in zip(model.trainable_variables, optimizer.averages, strict=True):
+            variable.assign(average)
     return int(path.rsplit("-", 1)[-1]) if path.rsplit("-", 1)[-1].isdigit() else 0

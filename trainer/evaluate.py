@@ -12,11 +12,12 @@ from absl import flags
 from data_pipeline.errors import no_arguments, run_app
 from data_pipeline.records import UsageError, load_manifest, read_pairs
 from trainer import input as trainer_input
-from trainer import loop, scoring
 from trainer import model_dir as model_directory
+from trainer import scoring
 from trainer.decode import Decoder
 from trainer.step import Steps
 from trainer.task import Translation
+from trainer.validation import total_metrics
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", "Split to score: valid or test.")
@@ -47,10 +48,10 @@ def main(argv: list[str]) -> None:
     config = facts.config
     strategy = tf.distribute.get_strategy()
     task = Translation(config, facts.vocab_size, facts.bos_id)
-    steps = Steps(strategy, task, model, None, config, jit_compile=False)
+    steps = Steps(strategy, task, model, None, None, config, jit_compile=False)
     pairs = read_pairs(manifest, _SPLIT.value)
     batches = trainer_input.evaluation_batches(pairs, config, manifest.eos_id, strategy)
-    result = loop.total_metrics(steps, batches)
+    result = total_metrics(steps, batches)
     beam_size = _BEAM_SIZE.value or config.decode.beam_size
     decoder = Decoder(model, config.decode, beam_size)
     scores, rows = scoring.score_split(manifest, _SPLIT.value, tokenizer, decoder)

@@ -4,15 +4,24 @@ import os
 import sys
 
 from data_pipeline.records import Manifest
+from trainer import cluster, scoring
 from trainer import model_dir as model_directory
-from trainer import scoring
 from trainer.decode import Decoder
 
 _SAMPLES = 10
 
 
 def report(run) -> None:
-    """Scores the best checkpoint of a `trainer.loop.Run` on the test split and prints samples."""
+    """Scores the best checkpoint of a `trainer.loop.Run` on the test split and prints samples.
+
+    The chief does it; the other workers wait, since TensorFlow takes one that leaves for dead.
+    """
+    if run.worker.is_chief:
+        _report(run)
+    cluster.barrier(run.strategy)
+
+
+def _report(run) -> None:
     manifest: Manifest = run.manifest
     if "test" in manifest.splits:
         model, tokenizer, facts, step = model_directory.load(run.model_dir, "best")

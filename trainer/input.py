@@ -99,7 +99,9 @@ class TrainingData:
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         options.autotune.enabled = False
-        numbers = tf.data.Dataset.range(first_step * local, 2**62)
+        # Without an end for sure: else every step of several workers would ask around whether
+        # each of them still has a batch.
+        numbers = tf.data.Dataset.counter(tf.constant(first_step * local, tf.int64), dtype=tf.int64)
         return numbers.map(element, num_parallel_calls=1).prefetch(2 * local).with_options(options)
 
     def _shuffled(self, positions, size: int, stream: int):
@@ -131,7 +133,7 @@ def training_data(pairs: Pairs, config, eos_id: int, replicas: int) -> TrainingD
     """
     data = config.data
     # Also what evaluation needs, which comes later.
-    batch_rows(config.train.batch_tokens, data.longest_row, replicas)
+    batch_rows(config.train, data.longest_row, replicas)
     if data.batching == "packed":
         layouts, setting = [packing.pack(pairs, data.row_length, eos_id)], "row_length"
     else:
@@ -143,10 +145,7 @@ def training_data(pairs: Pairs, config, eos_id: int, replicas: int) -> TrainingD
         raise UsageError(
             f"all {len(pairs)} training pairs are longer than a row; raise --config.data.{setting}"
         )
-    buckets = [
-        Bucket(rows, batch_rows(config.train.batch_tokens, rows.length, replicas))
-        for rows in layouts
-    ]
+    buckets = [Bucket(rows, batch_rows(config.train, rows.length, replicas)) for rows in layouts]
     return TrainingData(buckets, config.train.seed, too_long)
 
 
@@ -156,36 +155,45 @@ def _worthwhile_buckets(
     """Leaves out a bucket that would not fill half a batch: its sentences go into the next one.
 
     Otherwise the few sentences of a rare length would be repeated until they fill a batch, and
-    count many times in every epoch. Where the longest is left with too few, it takes in those of
-    the one before.
+    count many times in every epoch. Where the longest is left with too few, the bucket before it
+    ends earlier, so that its longest sentences make up for them.
     """
     longest = np.maximum(np.diff(pairs.source_offsets), np.diff(pairs.target_offsets)) + 1
+    longest = np.sort(longest[longest <= lengths[-1]])
+
+    def enough(sentences: int, length: int) -> bool:
+        return 2 * sentences * length >= batch_tokens
+
     kept: list[int] = []
-    waiting = 0
-    for bucket, held in enumerate(
-        np.bincount(np.searchsorted(lengths, longest), minlength=len(lengths) + 1)[:-1]
-    ):
-        waiting += int(held)
-        if 2 * waiting * lengths[bucket] >= batch_tokens:
-            kept.append(lengths[bucket])
-            waiting = 0
-    if waiting:
-        kept = [*kept[:-1], lengths[-1]]
+    taken = 0  # sentences in the buckets that are kept
+    for length in lengths:
+        held = int(np.searchsorted(longest, length, side="right"))
+        if enough(held - taken, length):
+            kept.append(length)
+            taken = held
+    if taken < len(longest):
+        missing = -(-batch_tokens // (2 * lengths[-1]))
+        shorter = int(longest[-missing]) - 1 if missing <= len(longest) else 0
+        before = kept[-2] if len(kept) > 1 else 0
+        kept = [*kept[:-1], *([shorter] if shorter > before else []), lengths[-1]]
     return tuple(kept) or lengths[-1:]
 
 
-def batch_rows(batch_tokens: int, row_length: int, replicas: int) -> int:
-    """Rows in a global batch of at most `batch_tokens` positions a side.
+def batch_rows(train, row_length: int, replicas: int) -> int:
+    """Rows in a global batch of at most `train.batch_tokens` positions a side.
 
     Raises:
-        UsageError: when not every replica gets the same number of rows, at least one.
+        UsageError: when not every micro-batch of every replica gets the same number of rows, at
+            least one.
     """
-    rows = batch_tokens // row_length
-    if rows < 1 or rows % replicas:
+    rows = train.batch_tokens // row_length
+    parts = replicas * train.micro_batches
+    if rows < 1 or rows % parts:
+        each = f" of {train.micro_batches} micro-batches" if train.micro_batches > 1 else ""
         raise UsageError(
-            f"--config.train.batch_tokens={batch_tokens} makes {rows} rows of {row_length} tokens, "
-            f"which {replicas} replicas cannot share equally; use a multiple of "
-            f"{row_length * replicas}"
+            f"--config.train.batch_tokens={train.batch_tokens} makes {rows} rows of {row_length} "
+            f"tokens, which {replicas} replica(s){each} cannot share equally; use a multiple of "
+            f"{row_length * parts}"
         )
     return rows
 
@@ -198,7 +206,8 @@ def evaluation_batches(pairs: Pairs, config, eos_id: int, strategy: tf.distribut
     """
     rows = packing.pack(pairs, config.data.longest_row, eos_id, truncate=True)
     replicas = strategy.num_replicas_in_sync
-    size = batch_rows(config.train.batch_tokens, rows.length, replicas)
+    # One micro-batch at a time: more may not fit into memory.
+    size = batch_rows(config.train, rows.length, replicas) // config.train.micro_batches
     missing = -len(rows) % size
     arrays = {name: np.pad(getattr(rows, name), [[0, missing], [0, 0]]) for name in FEATURES}
 

@@ -23,13 +23,7 @@ def token_sums(
         float32 scalars: "loss" (smoothed) and "nll" (not smoothed), both in nats, "correct"
         (right guesses) and "tokens" (the sum of the weights).
     """
-    log_normalizer = tf.reduce_logsumexp(logits, axis=-1)  # [B, T]
-    target_logits = tf.gather(logits, targets, batch_dims=2)  # [B, T]
-    nll = log_normalizer - target_logits
-    loss = nll
-    if label_smoothing:
-        mean_logits = tf.reduce_mean(logits, axis=-1)  # [B, T]
-        loss = nll + label_smoothing * (target_logits - mean_logits)
+    nll, loss, target_logits = _cross_entropies(logits, targets, label_smoothing)  # [B, T] each
     # Right when no other logit reaches the target's. XLA turns this count into vector code, which
     # an argmax over V does not become on a CPU.
     reached = tf.cast(logits >= target_logits[..., tf.newaxis], tf.float32)  # [B, T, V]
@@ -40,3 +34,49 @@ def token_sums(
         "correct": tf.reduce_sum(correct * weights),
         "tokens": tf.reduce_sum(weights),
     }
+
+
+def _cross_entropies(logits, targets, label_smoothing: float):
+    """Plain and smoothed cross-entropy and the target's logit, [B, T] each.
+
+    Its gradient by hand: (softmax(z) - the smoothed target). TensorFlow's would pass over
+    [B, T, V] several times more, and add up parts in an order that changes from run to run.
+    """
+
+    @tf.custom_gradient
+    def compute(z):
+        vocab_size = tf.shape(z)[-1]
+        log_normalizer = tf.reduce_logsumexp(z, axis=-1)  # [B, T]
+        target_logits = tf.gather(z, targets, batch_dims=2)  # [B, T]
+        nll = log_normalizer - target_logits
+        loss = nll + label_smoothing * (target_logits - tf.reduce_mean(z, axis=-1))
+
+        def gradient(of_nll, of_loss, of_target_logits):
+            del of_target_logits  # only counted with
+            of_both = (of_nll + of_loss)[..., tf.newaxis]
+            at_target = (of_nll + (1.0 - label_smoothing) * of_loss)[..., tf.newaxis]
+            rest = (label_smoothing * of_loss)[..., tf.newaxis] / tf.cast(vocab_size, tf.float32)
+            softmax = tf.exp(z - log_normalizer[..., tf.newaxis])  # [B, T, V]
+            is_target = tf.range(vocab_size) == targets[..., tf.newaxis]  # [B, T, V]
+            return of_both * softmax - tf.where(is_target, at_target + rest, rest)
+
+        return (nll, loss, target_logits), gradient
+
+    return compute(logits)
+
+
+def symmetric_divergence(logits: tf.Tensor, others: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """KL(p || q) + KL(q || p) of two predictions, summed over tokens, in nats.
+
+    R-Drop (Liang et al. 2021, equations 2 to 4) adds a quarter of it, times alpha, to the mean of
+    the two losses: half of the paper's sum, as everything here is per pass.
+
+    Args:
+        logits: float32 [B, T, V], of p.
+        others: float32 [B, T, V], of q.
+        weights: float32 [B, T].
+    """
+    p, q = tf.nn.log_softmax(logits), tf.nn.log_softmax(others)
+    # The sum over v of (p - q) (log p - log q).
+    per_token = tf.reduce_sum((tf.exp(p) - tf.exp(q)) * (p - q), axis=-1)  # [B, T]
+    return tf.reduce_sum(per_token * weights)

@@ -9,6 +9,7 @@ run is continued. Exit codes: 0 done; 2 bad input; 42 stopped by a signal, saved
 """
 
 import os
+import sys
 
 import tensorflow as tf
 from absl import flags, logging
@@ -17,10 +18,12 @@ from ml_collections import config_flags
 from configs import schema
 from data_pipeline.errors import UsageError, no_arguments, run_app
 from data_pipeline.records import Manifest, load_manifest
-from trainer import finish, loop
-from trainer.strategy import STRATEGIES, make_strategy
+from trainer import cluster, finish, flops, loop
+from trainer.cluster import CLUSTERS
+from trainer.startup import PHASES
+from trainer.strategy import STRATEGIES, check_paths, make_strategy, use_xla
 
-PRECISIONS = ("float32", "mixed_bfloat16")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 DEMO = "demo"
 _DEMO_CONFIG = os.path.join(os.path.dirname(os.path.dirname(__file__)), "configs", "demo.py")
 
@@ -32,9 +35,35 @@ _DATA_DIR = flags.DEFINE_string(
 _MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "Gets checkpoints, metrics and TensorBoard. Default: models/<config's name>."
 )
-_PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "Dtype policy.")
+_PRECISION = flags.DEFINE_enum(
+    "precision", "float32", PRECISIONS, "Dtype policy. mixed_float16 scales the loss dynamically."
+)
 _JIT = flags.DEFINE_enum(
-    "jit_compile", "auto", ["auto", "on", "off"], "Compile the train step with XLA; auto is on."
+    "jit_compile",
+    "auto",
+    ["auto", "on", "off"],
+    "Compile forward and backward with XLA. auto: on GPUs; a CPU is as fast without.",
+)
+_CLUSTER = flags.DEFINE_enum(
+    "cluster",
+    "auto",
+    CLUSTERS,
+    "Where --strategy=multi_worker reads who the workers are; auto: what the environment has.",
+)
+_TIMEOUT = flags.DEFINE_float(
+    "collective_timeout_seconds",
+    None,
+    "A worker that waits so long for another one gives up; longer than the longest pause between "
+    "steps, which is an evaluation. Default: it waits.",
+    lower_bound=1.0,
+)
+_TPU = flags.DEFINE_string(
+    "tpu", "local", "For --strategy=tpu: local, or a slice's name or grpc:// address."
+)
+_TPU_ZONE = flags.DEFINE_string("tpu_zone", None, "Zone of a TPU slice given by name.")
+_TPU_PROJECT = flags.DEFINE_string("tpu_project", None, "Project of a TPU slice given by name.")
+_TPU_TYPE = flags.DEFINE_string(
+    "tpu_type", None, "Accelerator type of the TPU, such as v5litepod-8; MFU is counted from it."
 )
 _VIRTUAL = flags.DEFINE_integer(
     "num_virtual_devices", 0, "Split the CPU into so many replicas, to try things out.", 0
@@ -74,11 +103,8 @@ def prepare_demo_corpus(directory: str) -> None:
         pipeline.prepare(settings)
 
 
-def open_dataset(data_dir: str | None, name: str) -> Manifest:
-    """The dataset to train on; makes it if it is the built-in one."""
-    directory = data_dir or os.path.join("data", name)
-    if name == DEMO and data_dir is None:
-        prepare_demo_corpus(directory)
+def open_dataset(directory: str) -> Manifest:
+    """The dataset to train on, which has to have what training needs."""
     manifest = load_manifest(directory)
     for split in ("train", "valid"):
         if split not in manifest.splits:
@@ -105,19 +131,43 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     name = os.path.splitext(os.path.basename(config_file))[0]
-    strategy, description = make_strategy(_STRATEGY.value, _VIRTUAL.value)
-    manifest = open_dataset(_DATA_DIR.value, name)
+    if _STRATEGY.value == "multi_worker":
+        print("waiting for all workers ...", flush=True)
+    strategy, description = make_strategy(
+        _STRATEGY.value,
+        _VIRTUAL.value,
+        cluster=_CLUSTER.value,
+        timeout_seconds=_TIMEOUT.value,
+        tpu=_TPU.value,
+        tpu_zone=_TPU_ZONE.value,
+        tpu_project=_TPU_PROJECT.value,
+    )
+    compiles = use_xla(_JIT.value, strategy, _PRECISION.value)
+    PHASES.end("TensorFlow")
+    data_dir = _DATA_DIR.value or os.path.join("data", name)
     model_dir = _MODEL_DIR.value or os.path.join("models", name)
+    check_paths(_STRATEGY.value, strategy, data_dir, model_dir)
+    if name == DEMO and _DATA_DIR.value is None:
+        if cluster.worker_of(strategy).is_chief:
+            prepare_demo_corpus(data_dir)
+        cluster.barrier(strategy)
+    manifest = open_dataset(data_dir)
     print(
         f"tensorflow   {tf.__version__}\n"
         f"strategy     {_STRATEGY.value}: {description}\n"
-        f"precision    {_PRECISION.value}, XLA {'off' if _JIT.value == 'off' else 'on'}",
+        f"precision    {_PRECISION.value}, XLA {'on' if compiles else 'off'}",
         flush=True,
     )
-    run = loop.Run(config, manifest, model_dir, strategy, _PRECISION.value, _JIT.value != "off")
+    hardware = flops.Hardware(strategy.num_replicas_in_sync, _PRECISION.value, _TPU_TYPE.value)
+    run = loop.Run(config, manifest, model_dir, strategy, _PRECISION.value, compiles, hardware)
     code = run.train()
     if code == 0:
         finish.report(run)
+    if run.worker.count > 1:
+        # All is saved, and TensorFlow's own end, with workers that leave one by one, can hang.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

@@ -46,16 +46,19 @@ class MetricsWriter:
         model_dir: gets metrics.jsonl and tensorboard/{train,valid,test}.
         step: the step that the run starts at; what metrics.jsonl holds of later steps, which are
             about to be run again, is removed. TensorBoard's files are only ever added to.
+        active: False for a writer that writes nothing, on workers that are not the chief.
 
     Raises:
         UsageError: when metrics.jsonl cannot be read.
     """
 
-    def __init__(self, model_dir: str, step: int):
+    def __init__(self, model_dir: str, step: int, *, active: bool = True):
+        self._active = active
         self._path = os.path.join(model_dir, "metrics.jsonl")
         self._boards = os.path.join(model_dir, "tensorboard")
         self._writers: dict[str, Any] = {}
-        self._forget_after(step)
+        if active:
+            self._forget_after(step)
 
     def _forget_after(self, step: int) -> None:
         if not tf.io.gfile.exists(self._path):
@@ -91,6 +94,8 @@ class MetricsWriter:
 
     def write(self, split: str, step: int, metrics: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl, and the numbers in it to TensorBoard."""
+        if not self._active:
+            return
         line = {"step": step, "time": round(time.time(), 3), "split": split, **metrics}
         with tf.io.gfile.GFile(self._path, "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -102,6 +107,8 @@ class MetricsWriter:
 
     def text(self, split: str, step: int, name: str, markdown: str) -> None:
         """Shows a text, in Markdown, under TensorBoard's Text tab."""
+        if not self._active:
+            return
         with self._writer(split).as_default(step=step):
             tf.summary.text(name, markdown)
 

@@ -18,6 +18,7 @@ from trainer.task import Translation
 _FREE = {
     "train.steps",
     "train.steps_per_loop",
+    "train.micro_batches",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.evaluate_every",
@@ -110,11 +111,11 @@ def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
     if old.precision != new.precision:
         differences.append(f"precision {old.precision} -> {new.precision}")
     if old.config.train.steps != new.config.train.steps and (
-        new.config.optimizer.schedule == "cosine"
+        new.config.optimizer.schedule in ("cosine", "linear")
     ):
         print(
-            f"warning: the cosine ends at step {new.config.train.steps:,} now, which was "
-            f"{old.config.train.steps:,}: the learning rate jumps",
+            f"warning: the learning rate falls to 0 at step {new.config.train.steps:,} now, it was "
+            f"{old.config.train.steps:,}: it jumps",
             file=sys.stderr,
         )
     if differences:
@@ -164,5 +165,7 @@ def load(model_dir: str, which: str):
         )
     keras.config.set_dtype_policy(facts.precision)
     model = Translation(facts.config, facts.vocab_size, facts.bos_id).build_model()
-    step = checkpoint.restore_model(model, checkpoint.find(model_dir, which))
+    path = checkpoint.find(model_dir, which)
+    averaged = facts.config.optimizer.ema_decay > 0
+    step = checkpoint.restore_model(model, path, averaged=averaged)
     return model, tokenizer, facts, step

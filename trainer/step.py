@@ -2,20 +2,23 @@
 
     for _ in range(steps_per_loop):                 one call of one tf.function
         on every replica:
-            sums, gradients = forward and backward  (XLA), of the SUM of the token losses
-        sums, gradients = summed over the replicas
-        gradients /= tokens of the global batch     the only division
-        norm, clip, Adam                            the same on every replica
+            for each micro-batch:                   one XLA program, constant memory
+                sums, gradients += forward and backward of the SUM of the token losses
+        sums, gradients = summed over replicas and workers
+        norm = of gradients / tokens                tokens of the global batch
+        factor = clipping / tokens / loss scale     0 where the norm is not finite: skip the step
+        update with gradients * factor              the same on every replica
 
-So one replica and eight give the same update, whatever tokens each of them happened to get.
+One division, one clipping, one decision, all on what every replica knows: so one replica and
+eight, one micro-batch and four give the same update, whatever tokens each of them happened to get.
 """
 
+import math
 from typing import Any
 
 import tensorflow as tf
 
 from trainer.model.dropout import step_rng
-from trainer.optimizer import clip
 
 Batch = dict[str, tf.Tensor]
 
@@ -24,23 +27,30 @@ class Steps:
     """Train and evaluation steps of one model under one strategy.
 
     Args:
-        strategy: a tf.distribute strategy; `model` and `optimizer` were made in its scope.
+        strategy: a tf.distribute strategy; `model`, `optimizer` and `loss_scale` were made in its
+            scope.
         task: see `trainer.task`.
         model: what `task.build_model` gave.
-        optimizer: built on the trainable variables of `model`; its `iterations` are the step.
+        optimizer: `trainer.optimizer.Optimizer` of the model's trainable variables; None for
+            evaluation only.
+        loss_scale: `trainer.loss_scale.LossScale`, None for evaluation only.
         config: `configs.schema.Config`.
         jit_compile: compile forward and backward with XLA. Reduction and update stay outside:
-            on several CPU devices TensorFlow cannot compile them.
+            on several CPU devices TensorFlow cannot compile them. Under TPUStrategy always False:
+            it compiles the whole step by itself.
     """
 
-    def __init__(self, strategy, task, model, optimizer, config, *, jit_compile: bool):
+    def __init__(self, strategy, task, model, optimizer, loss_scale, config, *, jit_compile: bool):
         self.strategy = strategy
         self.task = task
         self.model = model
         self.optimizer = optimizer
+        self.loss_scale = loss_scale
         self.config = config
-        self._gradients = tf.function(self._replica_gradients, jit_compile=jit_compile)
-        self._forward = tf.function(self._replica_forward, jit_compile=jit_compile)
+        # AutoGraph would rewrite the whole model for nothing, at the price of a second.
+        options = {"jit_compile": jit_compile or None, "autograph": False}
+        self._gradients = tf.function(self._replica_gradients, **options)
+        self._forward = tf.function(self._replica_forward, **options)
 
     @tf.function
     def train(self, iterator, steps: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -48,17 +58,46 @@ class Steps:
 
         Returns:
             float32 scalars: the sums of `Translation.sums` over all steps and replicas, and of
-            "gradient_norm", before clipping, over the steps.
+            "gradient_norm" (before clipping) and "skipped" over the steps; "parameter_norm",
+            "update_norm" and "loss_scale" after the last step. Besides, float64 "step_seconds"
+            [steps] and, in all steps together, "input_seconds".
         """
-        sums = {key: tf.zeros([]) for key in (*self.task.SUMS, "gradient_norm")}
-        for _ in tf.range(steps):
-            new = self._global_step(next(iterator))
+        sums = {key: tf.zeros([]) for key in (*self.task.SUMS, "gradient_norm", "skipped")}
+        step_seconds = tf.TensorArray(tf.float64, size=steps)
+        input_seconds = tf.zeros([], tf.float64)
+        end = tf.timestamp()
+        for number in tf.range(steps):
+            start = end
+            batch = next(iterator)
+            input_seconds += self._time_after(batch) - start
+            new = self._global_step(batch)
             sums = {key: sums[key] + new[key] for key in sums}
-        return sums
+            end = self._time_after(new["loss"])
+            step_seconds = step_seconds.write(number, end - start)
+        return {
+            **sums,
+            **self._norms(),
+            "step_seconds": step_seconds.stack(),
+            "input_seconds": input_seconds,
+        }
 
+    @tf.autograph.experimental.do_not_convert
+    def _time_after(self, value) -> tf.Tensor:
+        """The time on the host, in seconds, float64, when `value` is there."""
+        local = self.strategy.experimental_local_results(tf.nest.flatten(value)[0])[0]
+        with tf.control_dependencies([local]):
+            return tf.timestamp()
+
+    @tf.autograph.experimental.do_not_convert
     def _global_step(self, batch) -> dict[str, tf.Tensor]:
         # Every replica returns the same reduced numbers; one of them will do.
-        per_replica = self.strategy.run(self._replica_step, args=(batch,))
+        return self._first_of(self.strategy.run(self._replica_step, args=(batch,)))
+
+    @tf.autograph.experimental.do_not_convert
+    def _norms(self) -> dict[str, tf.Tensor]:
+        return self._first_of(self.strategy.run(self._replica_norms))
+
+    def _first_of(self, per_replica) -> dict[str, tf.Tensor]:
         return {
             key: self.strategy.experimental_local_results(value)[0]
             for key, value in per_replica.items()
@@ -67,25 +106,87 @@ class Steps:
     def _replica_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group
-        rng = step_rng(self.config.train.seed, self.optimizer.iterations.value, replica)
-        sums, gradients = self._gradients(batch, rng)
+        rng = step_rng(self.config.train.seed, self.optimizer.iterations, replica)
+        scale = self._scale_of_sum()
+        sums, gradients = self._gradients(batch, rng, scale)
         sums, gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, (sums, gradients))
-        gradients = [gradient / sums["tokens"] for gradient in gradients]
-        gradients, norm = clip(gradients, self.config.optimizer.clip_norm)
-        self.optimizer.apply(gradients, self.model.trainable_variables)
-        return {**sums, "gradient_norm": norm}
+        unscale = 1.0 / (scale * sums["tokens"])
+        norm = tf.linalg.global_norm(gradients) * unscale
+        finite = tf.math.is_finite(norm)  # as soon as one number on one replica is not, it is not
+        factor = unscale
+        if self.config.optimizer.clip_norm:
+            factor *= tf.minimum(1.0, self.config.optimizer.clip_norm / norm)
+        factor = tf.where(finite, factor, 0.0)
+        self.optimizer.apply(self.model.trainable_variables, gradients, factor)
+        self.loss_scale.update(finite)
+        # With a loss scale overflows are expected, and skipped; without one they must be seen.
+        seen = tf.math.multiply_no_nan(norm, tf.cast(finite, tf.float32)) if self.scaled else norm
+        return {**sums, "gradient_norm": seen, "skipped": 1.0 - tf.cast(finite, tf.float32)}
 
-    def _replica_gradients(self, batch: Batch, rng: tf.Tensor) -> tuple[dict, list[tf.Tensor]]:
+    @property
+    def scaled(self) -> bool:
+        """Whether there is a dynamic loss scale."""
+        return self.loss_scale.dynamic
+
+    def _scale_of_sum(self) -> tf.Tensor:
+        """What the sum of the losses is multiplied by; a power of two, so nothing is rounded.
+
+        The loss scale means the mean loss; the sum of thousands of them would overflow float16.
+        """
+        if not self.scaled:
+            return tf.ones([])
+        return self.loss_scale.scale / 2.0 ** round(math.log2(self.config.train.batch_tokens))
+
+    def _replica_norms(self) -> dict[str, tf.Tensor]:
+        variables = self.model.trainable_variables
+        return {
+            "parameter_norm": tf.linalg.global_norm([variable.value for variable in variables]),
+            "update_norm": self.optimizer.update_norm(),
+            "loss_scale": tf.identity(self.loss_scale.scale),
+        }
+
+    def _replica_gradients(self, batch: Batch, rng, scale) -> tuple[dict, list[tf.Tensor]]:
+        """Sums and gradients of a replica's share of the batch, in `micro_batches` parts."""
+        parts = self.config.train.micro_batches
+        if parts == 1:
+            return self._micro_gradients(batch, rng, scale)
+        # Part i takes the rows i, i + parts, ...: neighbours are alike where rows are sorted.
+        split = {
+            name: tf.stack([value[part::parts] for part in range(parts)])  # [parts, rows, L]
+            for name, value in batch.items()
+        }
+
+        def add_part(part, sums, gradients):
+            micro_batch = {name: value[part] for name, value in split.items()}
+            micro_rng = tf.random.experimental.stateless_fold_in(rng, part, alg="philox")
+            new = self._micro_gradients(micro_batch, micro_rng, scale)
+            return part + 1, *tf.nest.map_structure(tf.add, (sums, gradients), new)
+
+        zeros = (
+            {key: tf.zeros([]) for key in self.task.SUMS},
+            [tf.zeros(variable.shape) for variable in self.model.trainable_variables],
+        )
+        _, sums, gradients = tf.while_loop(
+            lambda part, *_: part < parts,
+            add_part,
+            (tf.constant(0), *zeros),
+            maximum_iterations=parts,
+            parallel_iterations=1,  # more would keep several parts in memory at a time
+        )
+        return sums, gradients
+
+    def _micro_gradients(self, batch: Batch, rng, scale) -> tuple[dict, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
-            sums = self.task.sums(self.model, batch, rng, smoothed=True)
+            sums = self.task.sums(self.model, batch, rng, training=True)
+            scaled = sums["loss"] * scale
         variables = [variable.value for variable in self.model.trainable_variables]
         # Dense: an embedding's gradient comes as slices, which replicas can only gather.
         gradients = [
-            tf.convert_to_tensor(gradient) for gradient in tape.gradient(sums["loss"], variables)
+            tf.convert_to_tensor(gradient) for gradient in tape.gradient(scaled, variables)
         ]
         return sums, gradients
 
-    @tf.function
+    @tf.function(autograph=False)
     def evaluate(self, batch) -> dict[str, tf.Tensor]:
         """Sums of `Translation.sums` over one global batch: no dropout, no smoothing."""
         # Wrapped, so that the function given to `run` is a plain one, as in training: several
@@ -97,4 +198,4 @@ class Steps:
         }
 
     def _replica_forward(self, batch: Batch) -> dict[str, Any]:
-        return self.task.sums(self.model, batch, None, smoothed=False)
+        return self.task.sums(self.model, batch, None, training=False)

@@ -27,24 +27,42 @@ class Translation:
     def build_model(self) -> Transformer:
         return Transformer(self.config.model, self.vocab_size, self.bos_id)
 
-    def sums(self, model, batch: dict[str, tf.Tensor], rng, *, smoothed: bool) -> dict:
+    def sums(self, model, batch: dict[str, tf.Tensor], rng, *, training: bool) -> dict:
         """Runs the model on a batch.
 
         Args:
             model: what `build_model` gave.
             batch: `FEATURES`, int32 [B, L] each.
             rng: int32 [2], the dropout seed, or None.
-            smoothed: whether "loss" has label smoothing.
+            training: whether "loss" is what training minimises: with label smoothing, and with
+                R-Drop if the configuration says so.
 
         Returns:
             `SUMS`, float32 scalars: those of `losses.token_sums`, "source_tokens", and
             "positions", the target positions with padding.
         """
-        logits = model(*(batch[name] for name in FEATURES), rng=rng)
-        weights = tf.cast(batch["target_segments"] > 0, tf.float32)
-        smoothing = self.config.train.label_smoothing if smoothed else 0.0
-        result = losses.token_sums(logits, batch["target"], weights, smoothing)
+        weights = tf.cast(batch["target_segments"] > 0, tf.float32)  # [B, T]
+        train = self.config.train
+        if training and train.rdrop_alpha:
+            result = self._rdrop_sums(model, batch, weights, rng)
+        else:
+            logits = model(*(batch[name] for name in FEATURES), rng=rng)
+            smoothing = train.label_smoothing if training else 0.0
+            result = losses.token_sums(logits, batch["target"], weights, smoothing)
         source = tf.cast(batch["source_segments"] > 0, tf.float32)
         result["source_tokens"] = tf.reduce_sum(source)
         result["positions"] = tf.cast(tf.size(weights), tf.float32)
+        return result
+
+    def _rdrop_sums(self, model, batch, weights, rng) -> dict[str, tf.Tensor]:
+        """Two passes with other dropout masks: the mean of their sums, and what parts them."""
+        twice = {name: tf.concat([batch[name]] * 2, axis=0) for name in FEATURES}  # [2 B, L]
+        logits = model(*(twice[name] for name in FEATURES), rng=rng)
+        both = tf.concat([weights, weights], axis=0)
+        train = self.config.train
+        result = losses.token_sums(logits, twice["target"], both, train.label_smoothing)
+        result = {key: 0.5 * value for key, value in result.items()}
+        first, second = tf.split(logits, 2)  # [B, T, V] each
+        divergence = losses.symmetric_divergence(first, second, weights)
+        result["loss"] += 0.25 * train.rdrop_alpha * divergence
         return result

@@ -53,7 +53,7 @@ def test_unknown_fields(values, name):
         ("model.norm", "layer", "one of post, pre"),
         ("model.tied_embeddings", "some", "one of all, target, none"),
         ("data.batching", "sorted", "one of packed, bucketed"),
-        ("optimizer.schedule", "noam", "one of inverse_sqrt, cosine"),
+        ("optimizer.schedule", "noam", "one of inverse_sqrt, cosine, linear, constant"),
         ("train.early_stopping_metric", "chrf", "one of bleu, loss"),
         ("model.dropout", 1.0, "at least 0 and less than 1"),
         ("model.attention_dropout", -0.1, "at least 0 and less than 1"),

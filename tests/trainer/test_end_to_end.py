@@ -17,7 +17,7 @@ from configs.schema import (
 )
 from data_pipeline.pipeline import Settings, prepare
 from data_pipeline.records import Manifest, UsageError
-from trainer import checkpoint, loop, model_dir, scoring
+from trainer import checkpoint, flops, loop, model_dir, scoring
 from trainer.decode import Decoder
 from trainer.task import Translation
 
@@ -74,7 +74,8 @@ def _config(**train) -> Config:
 
 def _run(config: Config, data: Manifest, directory) -> loop.Run:
     strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
-    run = loop.Run(config, data, str(directory), strategy, "float32", jit_compile=False)
+    hardware = flops.Hardware(1, "float32")
+    run = loop.Run(config, data, str(directory), strategy, "float32", False, hardware)
     assert run.train() == 0
     return run
 
@@ -193,6 +194,6 @@ def test_a_checkpoint_of_the_model_alone_holds_every_weight(tmp_path):
     assert any(
         (a.numpy() != b.numpy()).any() for a, b in zip(model.weights, other.weights, strict=True)
     )
-    checkpoint.restore_model(other, path)
+    checkpoint.restore_model(other, path, averaged=False)
     for a, b in zip(model.weights, other.weights, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())

@@ -182,6 +182,17 @@ def test_training_data_bucketed(make_pairs, tiny_config):
     assert data.fill_rate() == pytest.approx(held / (2 * (64 * 4 + 32 * 8 + 8 * 32)), rel=1e-9)
 
 
+def test_too_few_long_pairs_take_in_the_next_longest(make_pairs, tiny_config):
+    """Two rows of 32 would be half a batch; one pair is that long, so the next one joins it."""
+    lengths = [(3, 2)] * 64 + [(n, 5) for n in range(8, 15)] + [(20, 31)]
+    config = tiny_config(
+        data={"batching": "bucketed", "buckets": (4, 16, 32)}, train={"batch_tokens": 128}
+    )
+    data = trainer_input.training_data(make_pairs(lengths), config, EOS, replicas=1)
+    assert [(b.rows.length, len(b.rows)) for b in data.buckets] == [(4, 64), (14, 6), (32, 2)]
+    assert data.left_out() == 0
+
+
 def test_too_long_pairs_are_counted_when_the_last_bucket_is_empty(make_pairs, tiny_config):
     """The log's "too long and left out" is right, whichever buckets hold rows."""
     config = tiny_config(
@@ -205,8 +216,8 @@ def test_one_row_only(make_pairs, tiny_config, one_device):
 @pytest.mark.parametrize(
     ("batch_tokens", "replicas", "message"),
     [
-        (48, 2, "makes 3 rows of 16 tokens, which 2 replicas cannot share equally"),
-        (15, 1, "makes 0 rows of 16 tokens, which 1 replicas cannot share equally"),
+        (48, 2, "makes 3 rows of 16 tokens, which 2 replica\\(s\\) cannot share"),
+        (15, 1, "makes 0 rows of 16 tokens, which 1 replica\\(s\\) cannot share"),
         (16, 4, "use a multiple of 64"),
     ],
 )

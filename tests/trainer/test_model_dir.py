@@ -11,7 +11,8 @@ from data_pipeline import tokenizer as tokenizers
 from data_pipeline.records import UsageError, load_tokenizer
 from trainer import model_dir
 from trainer.checkpoint import Checkpoints
-from trainer.optimizer import make_optimizer
+from trainer.loss_scale import LossScale
+from trainer.optimizer import Optimizer
 from trainer.task import Translation
 
 
@@ -65,6 +66,9 @@ def test_what_may_change(tmp_path, facts, manifest, group, fields):
         ("train", {"steps": 9, "seed": 2}, "train.seed 1 -> 2"),
         ("train", {"batch_tokens": 8, "seed": 2}, "train.batch_tokens 64 -> 8; train.seed 1 -> 2"),
         ("train", {"label_smoothing": 0.2}, "train.label_smoothing 0.1 -> 0.2"),
+        ("train", {"rdrop_alpha": 5.0}, "train.rdrop_alpha 0.0 -> 5.0"),
+        ("optimizer", {"name": "adamw"}, "optimizer.name 'adam' -> 'adamw'"),
+        ("optimizer", {"ema_decay": 0.5}, "optimizer.ema_decay 0.0 -> 0.5"),
     ],
 )
 def test_what_may_not_change(tmp_path, facts, manifest, group, fields, message):
@@ -138,16 +142,22 @@ def test_a_config_file_that_cannot_be_used(tmp_path, facts, manifest, damage):
         model_dir.read_facts(str(tmp_path))
 
 
+def train(directory: str, facts, manifest):
+    """A model directory with a checkpoint of step 5; returns the model and the optimizer."""
+    model_dir.start(directory, facts, manifest)
+    model = Translation(facts.config, facts.vocab_size, facts.bos_id).build_model()
+    optimizer = Optimizer(facts.config.optimizer, 10, model.trainable_variables)
+    optimizer.iterations.assign(5)
+    for average in optimizer.averages:
+        average.assign_add(np.ones(average.shape))
+    Checkpoints(directory, model, optimizer, LossScale(False), 1).save()
+    return model, optimizer
+
+
 @pytest.fixture
 def trained(tmp_path, facts, manifest):
     """A model directory with a checkpoint of step 5, and its model."""
-    model_dir.start(str(tmp_path), facts, manifest)
-    model = Translation(facts.config, facts.vocab_size, facts.bos_id).build_model()
-    optimizer = make_optimizer(facts.config.optimizer, 10)
-    optimizer.build(model.trainable_variables)
-    optimizer.iterations.assign(5)
-    Checkpoints(str(tmp_path), model, optimizer, 1).save()
-    return str(tmp_path), model
+    return str(tmp_path), train(str(tmp_path), facts, manifest)[0]
 
 
 def test_load(trained, facts):
@@ -158,6 +168,21 @@ def test_load(trained, facts):
     assert tokenizer.decode(tokenizer.encode(["red dog"])) == ["red dog"]
     for one, other in zip(model.variables, loaded.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_load_takes_the_moving_average(tmp_path, facts, manifest):
+    """Where the run kept one; it stands one above the weights here."""
+    facts = changed(facts, "optimizer", ema_decay=0.9)
+    model, optimizer = train(str(tmp_path), facts, manifest)
+    for which in ("best", "latest"):
+        loaded, _, _, step = model_dir.load(str(tmp_path), which)
+        assert step == 5
+        averages = [average.numpy() for average in optimizer.averages]
+        for weight, average, variable in zip(
+            model.trainable_variables, averages, loaded.trainable_variables, strict=True
+        ):
+            np.testing.assert_array_equal(variable.numpy(), average)
+            np.testing.assert_allclose(variable.numpy(), weight.numpy() + 1.0, rtol=1e-6)
 
 
 def test_load_sets_the_precision_of_the_run(trained, facts, manifest):

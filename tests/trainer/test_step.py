@@ -1,16 +1,22 @@
-"""The train step: one replica and two give the same numbers, compiled or not."""
+"""The train step by itself: clipping, skipped steps, dropout, compilation and what it reports.
+
+Whole runs on other numbers of replicas, workers and micro-batches are in test_topologies.py.
+"""
+
+import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from worker_script import VOCAB, make_steps
 
+from trainer.loss_scale import INITIAL, LossScale
 from trainer.model.dropout import step_rng
-from trainer.optimizer import make_optimizer
+from trainer.optimizer import Optimizer
 from trainer.step import Steps
-from trainer.task import Translation
 
-VOCAB, LENGTH = 30, 12
+LENGTH = 12
 
 
 def random_batches(rows_of, count: int):
@@ -40,17 +46,6 @@ def distributed(strategy, batches):
     return iter(strategy.distribute_datasets_from_function(pipeline))
 
 
-def make_steps(strategy, config, *, jit_compile=False) -> Steps:
-    """Steps of a fresh model; the same initial weights every time."""
-    keras.utils.set_random_seed(3)
-    task = Translation(config, VOCAB, 2)
-    with strategy.scope():
-        model = task.build_model()
-        optimizer = make_optimizer(config.optimizer, config.train.steps)
-        optimizer.build(model.trainable_variables)
-    return Steps(strategy, task, model, optimizer, config, jit_compile=jit_compile)
-
-
 def weights(steps: Steps) -> list[np.ndarray]:
     return [variable.numpy() for variable in steps.model.trainable_variables]
 
@@ -59,7 +54,9 @@ def train(steps: Steps, batches, per_call: int = 1) -> list[dict[str, float]]:
     """The sums of each call, over all batches."""
     iterator = distributed(steps.strategy, batches)
     calls = [steps.train(iterator, tf.constant(per_call)) for _ in range(len(batches) // per_call)]
-    return [{key: float(value) for key, value in sums.items()} for sums in calls]
+    return [
+        {key: float(sums[key]) for key in sums if not key.endswith("_seconds")} for sums in calls
+    ]
 
 
 def assert_same(ours, others, rtol=2e-5):
@@ -95,7 +92,7 @@ def test_replicas_draw_different_masks(rows_of, tiny_config, two_replicas):
     batch = {name: np.concatenate([array, array]) for name, array in half.items()}
     steps = make_steps(two_replicas, config)
     first, second = (
-        float(steps.task.sums(steps.model, half, step_rng(5, 0, replica), smoothed=True)["loss"])
+        float(steps.task.sums(steps.model, half, step_rng(5, 0, replica), training=True)["loss"])
         for replica in range(2)
     )
     assert abs(first - second) > 0.01 * first
@@ -127,7 +124,10 @@ def test_one_call_of_four_steps_equals_four_calls_of_one(rows_of, tiny_config, o
         variable.assign(value)
     (total,) = train(steps, batches, per_call=4)
     assert int(steps.optimizer.iterations.numpy()) == 4
-    expected = {key: sum(call[key] for call in sums) for key in total}
+    expected = {key: sum(call[key] for call in sums) for key in total if "_norm" not in key}
+    expected |= {key: sums[-1][key] for key in total if key in ("parameter_norm", "update_norm")}
+    expected |= {"gradient_norm": sum(call["gradient_norm"] for call in sums)}
+    expected |= {"loss_scale": 1.0}
     assert_same(([expected], single), ([total], weights(steps)), rtol=1e-6)
 
 
@@ -145,13 +145,21 @@ class LinearTask:
 
     SUMS = ("loss", "tokens")
 
-    def sums(self, model, batch, rng, *, smoothed):
-        del rng, smoothed
+    def sums(self, model, batch, rng, *, training):
+        del rng, training
         x = tf.cast(batch["x"], tf.float32)
         return {
             "loss": tf.reduce_sum(x * model.vector),
             "tokens": tf.cast(tf.reduce_sum(batch["tokens"]), tf.float32),
         }
+
+
+def linear_steps(strategy, config, *, dynamic: bool = False) -> Steps:
+    with strategy.scope():
+        model = Scalar()
+        optimizer = Optimizer(config.optimizer, 10, model.trainable_variables)
+        loss_scale = LossScale(dynamic)
+    return Steps(strategy, LinearTask(), model, optimizer, loss_scale, config, jit_compile=False)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
@@ -161,11 +169,7 @@ def test_a_huge_gradient_on_one_replica(tiny_config, two_replicas, clip_norm):
     Clipping each replica's own gradient, or the mean of the replicas' means, ends elsewhere.
     """
     config = tiny_config(optimizer={"clip_norm": clip_norm, "epsilon": 1e-6})
-    with two_replicas.scope():
-        model = Scalar()
-        optimizer = make_optimizer(config.optimizer, 10)
-        optimizer.build(model.trainable_variables)
-    steps = Steps(two_replicas, LinearTask(), model, optimizer, config, jit_compile=False)
+    steps = linear_steps(two_replicas, config)
     batch = {"x": np.array([[30.0, 40.0], [0.0, 0.5]]), "tokens": np.array([1, 9])}
     sums = steps.train(distributed(two_replicas, [batch]), tf.constant(1))
     gradient = np.array([3.0, 4.05])
@@ -174,8 +178,104 @@ def test_a_huge_gradient_on_one_replica(tiny_config, two_replicas, clip_norm):
     assert float(sums["tokens"]) == 10
     applied = gradient / norm if clip_norm else gradient
     # Adam's first momentum is 1 - beta_1 of the gradient it was given.
-    momentum = optimizer._momentums[0].numpy()
+    momentum = steps.optimizer.slots["momentum"][0].numpy()
     np.testing.assert_allclose(momentum, (1 - config.optimizer.beta_1) * applied, rtol=1e-5)
+
+
+def linear_batch(infinite: bool = False) -> dict[str, np.ndarray]:
+    """A row for each of two replicas; `infinite`: the second one's gradient is."""
+    x = [[1.0, 2.0], [3.0, np.inf if infinite else 5.0]]
+    return {"x": np.array(x), "tokens": np.array([1, 9])}
+
+
+def state_of(steps: Steps) -> list[np.ndarray]:
+    """Weights, slots and moving average, every replica's copy of them."""
+    slots = [variable for slot in steps.optimizer.slots.values() for variable in slot]
+    values = [variable.value for variable in steps.model.trainable_variables]
+    local = steps.strategy.experimental_local_results
+    variables = [*values, *slots, *steps.optimizer.averages]
+    return [copy.numpy() for variable in variables for copy in local(variable)]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_an_overflow_on_one_replica_skips_the_step_on_all(tiny_config, two_replicas, name):
+    """Good, overflow, good: as two good steps, at half the scale."""
+    config = tiny_config(optimizer={"name": name, "ema_decay": 0.9})
+    steps = linear_steps(two_replicas, config, dynamic=True)
+    batches = [linear_batch(infinite) for infinite in (False, True, False)]
+    iterator = distributed(two_replicas, batches)
+    states, calls = [state_of(steps)], []
+    for _ in batches:
+        calls.append(steps.train(iterator, tf.constant(1)))
+        states.append(state_of(steps))
+    assert len(states[0]) == 2 * (4 if name == "adamw" else 5)  # weights, slots, average
+    for before, after in zip(states[1], states[2], strict=True):
+        np.testing.assert_array_equal(after, before)
+    weights_before, weights_after = states[2][:2], states[3][:2]
+    assert all((a != b).all() for a, b in zip(weights_before, weights_after, strict=True))
+    np.testing.assert_array_equal(*weights_after)
+    assert [float(call["skipped"]) for call in calls] == [0, 1, 0]
+    assert [float(call["loss_scale"]) for call in calls] == [INITIAL, INITIAL / 2, INITIAL / 2]
+    # (1 + 3, 2 + 5) / 10, and 0 for a step that there was not.
+    norms = [float(call["gradient_norm"]) for call in calls]
+    assert norms == pytest.approx([np.hypot(0.4, 0.7), 0, np.hypot(0.4, 0.7)], rel=1e-6)
+    counters = steps.optimizer.iterations, steps.optimizer.updates
+    assert [int(counter.numpy()) for counter in counters] == [3, 2]
+    for variable in (steps.loss_scale.scale, steps.loss_scale.good_steps):
+        first, second = two_replicas.experimental_local_results(variable)
+        assert first.numpy() == second.numpy()
+
+
+def test_an_overflow_without_a_loss_scale_is_seen(tiny_config, two_replicas):
+    """The reported norm is not finite; the weights stay good."""
+    steps = linear_steps(two_replicas, tiny_config(optimizer={"clip_norm": 1.0}))
+    before = state_of(steps)
+    batch = linear_batch(infinite=True)
+    sums = steps.train(distributed(two_replicas, [batch]), tf.constant(1))
+    assert not np.isfinite(sums["gradient_norm"])
+    assert float(sums["skipped"]) == 1 and float(sums["loss_scale"]) == 1
+    for old, new in zip(before, state_of(steps), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_the_loss_scale_changes_nothing_else(rows_of, tiny_config, one_device):
+    """It is a power of two: in float32 every bit stays the same."""
+    config = tiny_config(optimizer={"clip_norm": 0.5, "epsilon": 1e-6})
+    batches = random_batches(rows_of, 3)
+    plain, scaled = make_steps(one_device, config), make_steps(one_device, config)
+    scaled.loss_scale = LossScale(True)
+    sums, scaled_sums = train(plain, batches), train(scaled, batches)
+    assert [call.pop("loss_scale") for call in sums] == [1.0] * 3
+    assert [call.pop("loss_scale") for call in scaled_sums] == [INITIAL] * 3
+    assert scaled_sums == sums
+    for one, other in zip(weights(plain), weights(scaled), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_a_call_reports(rows_of, tiny_config, two_replicas):
+    """Times, and norms as NumPy has them."""
+    config = tiny_config(optimizer={"epsilon": 1e-6})
+    steps = make_steps(two_replicas, config)
+    iterator = distributed(two_replicas, random_batches(rows_of, 4))
+    steps.train(iterator, tf.constant(1))  # traces
+    before = weights(steps)
+    for count in (1, 2):
+        start = time.time()
+        sums = {
+            key: value.numpy() for key, value in steps.train(iterator, tf.constant(count)).items()
+        }
+        took = time.time() - start
+        step_seconds = sums["step_seconds"]
+        assert step_seconds.shape == (count,) and step_seconds.dtype == np.float64
+        assert (step_seconds > 0).all() and step_seconds.sum() <= took
+        assert 0 <= sums["input_seconds"] <= step_seconds.sum()
+        if count == 1:
+            pairs = zip(before, weights(steps), strict=True)
+            change = np.concatenate([np.ravel(new - old) for old, new in pairs])
+            assert sums["update_norm"] == pytest.approx(np.linalg.norm(change), rel=1e-5)
+    parameters = np.concatenate([np.ravel(weight) for weight in weights(steps)])
+    assert sums["parameter_norm"] == pytest.approx(np.linalg.norm(parameters), rel=1e-6)
+    assert sums["loss_scale"] == 1 and sums["skipped"] == 0
 
 
 def test_evaluation_has_no_dropout_and_no_smoothing(rows_of, tiny_config, two_replicas):
@@ -184,18 +284,8 @@ def test_evaluation_has_no_dropout_and_no_smoothing(rows_of, tiny_config, two_re
     batches = random_batches(rows_of, 1)
     steps = make_steps(two_replicas, config)
     sums = steps.evaluate(next(distributed(two_replicas, batches)))
-    expected = steps.task.sums(steps.model, batches[0], None, smoothed=False)
+    expected = steps.task.sums(steps.model, batches[0], None, training=False)
     assert sums.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_allclose(sums[key], value, rtol=1e-5, err_msg=key)
     assert float(sums["loss"]) == float(sums["nll"])
-
-
-def test_mixed_bfloat16_trains(rows_of, tiny_config, one_device):
-    """float32 weights, finite numbers, and a loss that falls on a batch seen again."""
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    steps = make_steps(one_device, tiny_config(optimizer={"warmup_steps": 1}))
-    sums = train(steps, random_batches(rows_of, 1) * 8)
-    assert all(np.isfinite(list(call.values())).all() for call in sums)
-    assert sums[-1]["loss"] < 0.9 * sums[0]["loss"]
-    assert {variable.dtype for variable in steps.model.trainable_variables} == {"float32"}

@@ -163,7 +163,7 @@ def test_padding_changes_nothing(make_model, rows_of):
 
 def losses_and_gradients(model, task, batch):
     with tf.GradientTape() as tape:
-        sums = task.sums(model, batch, None, smoothed=True)
+        sums = task.sums(model, batch, None, training=True)
     variables = [variable.value for variable in model.trainable_variables]
     gradients = [tf.convert_to_tensor(g) for g in tape.gradient(sums["loss"], variables)]
     return sums, gradients
@@ -196,9 +196,9 @@ def test_packed_equals_unpacked(make_model, rows_of, tiny_config, norm, tied):
 def test_evaluation_is_not_smoothed(make_model, rows_of, tiny_config):
     task = Translation(tiny_config(train={"label_smoothing": 0.3}), VOCAB, 2)
     model, batch = make_model(), rows_of([PAIRS], 11)
-    sums = task.sums(model, batch, None, smoothed=False)
+    sums = task.sums(model, batch, None, training=False)
     assert float(sums["loss"]) == float(sums["nll"])
-    smoothed = task.sums(model, batch, None, smoothed=True)
+    smoothed = task.sums(model, batch, None, training=True)
     assert float(smoothed["nll"]) == float(sums["nll"]) != float(smoothed["loss"])
 
 

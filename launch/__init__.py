@@ -1,0 +1,1 @@
+"""Puts the jobs on machines; nothing imports this package."""

@@ -1,0 +1,235 @@
+"""The same run on one replica, on several, on several workers and in micro-batches.
+
+Every test here trains a tiny Transformer for some steps and compares the numbers of each step and
+the final weights. They differ by the rounding of float32 sums that are added up in another order.
+Adam divides a gradient by its own size, so where a gradient is nothing but rounding (the bias of
+attention's keys has none in theory), the update would be too: an epsilon far above the rounding
+and far below the real gradients keeps it out.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from worker_script import EOS, Result, load_results, make_steps, save_runs, train_run
+
+from configs import schema
+from trainer.input import training_data
+from trainer.model.dropout import step_rng
+
+STEPS = 20
+CLIP_NORM = 0.6
+RTOL = 2e-6  # ten times what was measured
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pairs(make_pairs):
+    """Most rows of 16 hold one pair: of 2 tokens, or of 16, or of something between."""
+    return make_pairs(np.random.default_rng(1).integers(1, 16, [150, 2]))
+
+
+@pytest.fixture(scope="module")
+def config_of(tiny_config):
+    """Returns the configuration of all runs here, with other micro-batches and dropout."""
+
+    def make(micro_batches: int = 1, dropout: float = 0.0):
+        return tiny_config(
+            model={"dropout": dropout},
+            optimizer={"clip_norm": CLIP_NORM, "epsilon": 1e-4},
+            train={"batch_tokens": 128, "micro_batches": micro_batches},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def one_replica(pairs, config_of, one_device) -> Result:
+    """The run that all others are compared with: one replica, one micro-batch."""
+    return train_run(make_steps(one_device, config_of()), pairs, STEPS)
+
+
+@pytest.fixture(scope="module")
+def with_dropout(pairs, config_of, two_replicas) -> Result:
+    """Two replicas with two micro-batches each, all with masks of their own."""
+    return train_run(make_steps(two_replicas, config_of(2, 0.2)), pairs, STEPS)
+
+
+def mirrored(replicas: int) -> tf.distribute.Strategy:
+    """So many replicas on virtual devices."""
+    # TensorFlow names the groups of devices that reduce together by a number that starts at 1 in
+    # every strategy: in one process, groups of different sizes need different numbers.
+    before = tf.distribute.MirroredStrategy._collective_key_base
+    try:
+        tf.distribute.MirroredStrategy._collective_key_base = 1000 * replicas
+        return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(replicas)])
+    finally:
+        tf.distribute.MirroredStrategy._collective_key_base = before
+
+
+def assert_same_run(ours: Result, others: Result) -> None:
+    """Sums and norms of every step, and final weights."""
+    assert ours.keys() == others.keys()
+    for key, expected in others.items():
+        # A weight that is small by chance carries the rounding of a usual one, which is about 0.3.
+        atol = RTOL if key.startswith("weight/") else 0.0
+        np.testing.assert_allclose(ours[key], expected, rtol=RTOL, atol=atol, err_msg=key)
+
+
+def assert_identical(ours: Result, others: Result) -> None:
+    assert ours.keys() == others.keys()
+    for key, expected in others.items():
+        np.testing.assert_array_equal(ours[key], expected, err_msg=key)
+
+
+def test_the_run_is_worth_comparing(pairs, config_of, one_replica):
+    """Replicas get unequal token counts; some steps are clipped, some not; the loss falls."""
+    parts = training_data(pairs, config_of(), EOS, replicas=8).dataset(0, replicas=8, local=8)
+    tokens = [np.count_nonzero(part["target"]) for part in parts.take(8 * STEPS)]
+    tokens = np.reshape(tokens, [STEPS, 8])
+    np.testing.assert_array_equal(one_replica["tokens"], tokens.sum(1))
+    assert (tokens.max(1) / tokens.min(1)).mean() > 2
+    clipped = one_replica["gradient_norm"] > CLIP_NORM
+    assert 4 <= clipped.sum() <= STEPS - 4
+    assert (one_replica["skipped"] == 0).all()
+    mean = one_replica["loss"] / one_replica["tokens"]
+    assert mean[-4:].mean() < 0.9 * mean[0]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "micro_batches"), [(2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2)]
+)
+def test_replicas_and_micro_batches(pairs, config_of, one_replica, replicas, micro_batches):
+    """However the global batch is split, the run is the same."""
+    steps = make_steps(mirrored(replicas), config_of(micro_batches))
+    assert_same_run(train_run(steps, pairs, STEPS), one_replica)
+
+
+def test_the_same_run_twice(pairs, config_of, two_replicas, with_dropout, one_replica):
+    """With dropout, bit for bit; and dropout was on."""
+    steps = make_steps(two_replicas, config_of(2, 0.2))
+    assert_identical(train_run(steps, pairs, STEPS), with_dropout)
+    assert (np.abs(with_dropout["loss"] / one_replica["loss"] - 1) > 1e-3).all()
+
+
+def test_compiled(pairs, config_of, two_replicas, with_dropout):
+    """XLA makes the same of replicas, micro-batches and dropout."""
+    steps = make_steps(two_replicas, config_of(2, 0.2), jit_compile=True)
+    assert_same_run(train_run(steps, pairs, STEPS), with_dropout)
+
+
+def test_micro_batches_draw_different_masks(rows_of, tiny_config, one_device):
+    """Both micro-batches get the same rows: the same masks would give the same losses."""
+    config = tiny_config(model={"dropout": 0.3}, train={"seed": 5, "micro_batches": 2})
+    rows = [[([5, 6, 7], [8, 9, 10])], [([11, 12], [13, 14, 15, 16])]]
+    half = rows_of(rows, 16)
+    batch = {name: np.repeat(array, 2, axis=0) for name, array in half.items()}  # 0, 0, 1, 1
+    steps = make_steps(one_device, config)
+    rng = step_rng(5, 0, 0)
+    losses = []
+    for part in range(2):
+        micro_rng = tf.random.experimental.stateless_fold_in(rng, part, alg="philox")
+        sums = steps.task.sums(steps.model, half, micro_rng, training=True)
+        losses.append(float(sums["loss"]))
+    assert abs(losses[0] - losses[1]) > 0.01 * losses[0]
+    sums = steps.train(iter(tf.data.Dataset.from_tensors(batch)), tf.constant(1))
+    assert float(sums["loss"]) == pytest.approx(sum(losses), rel=1e-6)
+
+
+def run_workers(count: int, runs: Path, folder: Path) -> list[list[Result]]:
+    """The results of `count` workers on this machine, one replica each."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("localhost", 0))
+        addresses = [f"localhost:{one.getsockname()[1]}" for one in sockets]
+    workers, results = [], [folder / f"{index}.npz" for index in range(count)]
+    try:
+        for index, result in enumerate(results):
+            task = {"type": "worker", "index": index}
+            config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+            command = [sys.executable, str(ROOT / "tests/trainer/worker_script.py"), runs, result]
+            environment = {**os.environ, "TF_CONFIG": config, "PYTHONPATH": str(ROOT)}
+            with open(folder / f"{index}.log", "w") as log:
+                worker = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            workers.append(worker)
+        deadline = time.monotonic() + 180
+        codes = [worker.wait(max(0.0, deadline - time.monotonic())) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    logs = [(folder / f"{index}.log").read_text()[-2000:] for index in range(count)]
+    assert codes == [0] * count, "\n".join(logs)
+    return [load_results(result) for result in results]
+
+
+def test_two_workers(pairs, config_of, one_replica, with_dropout, tmp_path):
+    """As one process, without dropout; with it, as two replicas: masks follow the replica."""
+    runs = tmp_path / "runs.npz"
+    save_runs(runs, pairs, [config_of(), config_of(2, 0.2)], STEPS)
+    (plain, dropout), others = run_workers(2, runs, tmp_path)
+    assert_same_run(plain, one_replica)
+    assert_same_run(dropout, with_dropout)
+    assert_identical(others[0], plain)
+    assert_identical(others[1], dropout)
+
+
+def test_four_workers(pairs, config_of, one_replica, tmp_path):
+    runs = tmp_path / "runs.npz"
+    save_runs(runs, pairs, [config_of()], STEPS)
+    (first,), *others = run_workers(4, runs, tmp_path)
+    assert_same_run(first, one_replica)
+    for (other,) in others:
+        assert_identical(other, first)
+
+
+# Compiles forward and backward for several (micro-batches, rows of the batch) and lets XLA write
+# down how much memory each program takes.
+_MEMORY_SCRIPT = """
+import json, sys
+import tensorflow as tf
+from configs import schema
+from trainer.task import FEATURES
+from worker_script import make_steps
+
+strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+for parts, rows in json.loads(sys.argv[2]):
+    config = schema.from_dict(json.loads(sys.argv[1]))
+    config.train.micro_batches = parts
+    steps = make_steps(strategy, config, jit_compile=True)
+    batch = {name: tf.ones([rows, 16], tf.int32) for name in FEATURES}
+    steps._gradients(batch, tf.constant([1, 2]), tf.ones([]))
+"""
+
+
+def test_micro_batches_take_constant_memory(tiny_config, tmp_path):
+    """Four times as many micro-batches of the same size, by XLA's own account."""
+    shapes = [(2, 16), (8, 64), (1, 64)]
+    config = schema.to_dict(tiny_config())
+    command = [sys.executable, "-c", _MEMORY_SCRIPT, json.dumps(config), json.dumps(shapes)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/trainer")]),
+        "XLA_FLAGS": f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
+    }
+    subprocess.run(command, env=environment, check=True, timeout=180)
+    temporary = [  # in the order of compilation, which is in the names
+        sum(map(int, re.findall(r"^allocation \d+: size (\d+), preallocated-temp", text, re.M)))
+        for text in (
+            path.read_text()
+            for path in sorted(tmp_path.glob("*replica_gradients*buffer-assignment.txt"))
+        )
+    ]
+    two, eight, whole = temporary
+    assert two <= eight < 1.1 * two
+    assert whole > 4 * eight  # the eight in one go

@@ -1,0 +1,100 @@
+"""A run of a tiny Transformer, in the process of a test or as one of several workers.
+
+    TF_CONFIG=... python tests/trainer/worker_script.py RUNS.npz RESULT.npz
+
+RUNS.npz holds what `save_runs` puts there, RESULT.npz what `load_results` reads.
+"""
+
+import json
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from configs import schema
+from data_pipeline.records import Pairs
+from trainer.input import training_data
+from trainer.loss_scale import LossScale
+from trainer.optimizer import Optimizer
+from trainer.step import Steps
+from trainer.strategy import make_strategy
+from trainer.task import Translation
+
+VOCAB, BOS, EOS = 30, 2, 3
+_SIDES = ("source_tokens", "source_offsets", "target_tokens", "target_offsets")
+
+Result = dict[str, np.ndarray]
+
+
+def make_steps(strategy, config, *, jit_compile: bool = False, weights_seed: int = 3) -> Steps:
+    """Steps of a fresh model; the same initial weights every time."""
+    keras.utils.set_random_seed(weights_seed)
+    task = Translation(config, VOCAB, BOS)
+    with strategy.scope():
+        model = task.build_model()
+        optimizer = Optimizer(config.optimizer, config.train.steps, model.trainable_variables)
+        loss_scale = LossScale(keras.config.dtype_policy().name == "mixed_float16")
+    return Steps(strategy, task, model, optimizer, loss_scale, config, jit_compile=jit_compile)
+
+
+def train_run(steps: Steps, pairs: Pairs, count: int) -> Result:
+    """Trains `count` steps, one a call, on the batches that a run on `pairs` begins with.
+
+    Returns:
+        float32 [count] each: the sums and norms of every step; and "weight/0", "weight/1" ... the
+        final weights, of the first replica of this worker.
+    """
+    replicas = steps.strategy.num_replicas_in_sync
+    data = training_data(pairs, steps.config, EOS, replicas)
+    iterator = data.distribute(steps.strategy, first_step=0)
+    calls = [steps.train(iterator, tf.constant(1)) for _ in range(count)]
+    result = {
+        key: np.array([call[key].numpy() for call in calls])
+        for key in calls[0]
+        if not key.endswith("_seconds")
+    }
+    for number, variable in enumerate(steps.model.trainable_variables):
+        copies = steps.strategy.experimental_local_results(variable.value)
+        for copy in copies[1:]:
+            np.testing.assert_array_equal(copies[0], copy, err_msg=variable.path)
+        result[f"weight/{number}"] = copies[0].numpy()
+    return result
+
+
+def save_runs(path, pairs: Pairs, configs: list[schema.Config], count: int) -> None:
+    """What the workers shall run: `count` steps of each configuration, one after the other."""
+    sides = {name: getattr(pairs, name) for name in _SIDES}
+    np.savez(path, configs=json.dumps([schema.to_dict(c) for c in configs]), count=count, **sides)
+
+
+def load_results(path) -> list[Result]:
+    """One result of `train_run` for each configuration."""
+    with np.load(path) as arrays:
+        results: list[Result] = []
+        for name in arrays.files:
+            number, key = name.split("/", 1)
+            if int(number) == len(results):
+                results.append({})
+            results[int(number)][key] = arrays[name]
+    return results
+
+
+def _work(runs_path: str, result_path: str) -> None:
+    strategy, _ = make_strategy("multi_worker", timeout_seconds=100)
+    with np.load(runs_path) as runs:
+        pairs = Pairs(*(runs[name] for name in _SIDES))
+        configs = [schema.from_dict(values) for values in json.loads(str(runs["configs"]))]
+        count = int(runs["count"])
+    worker = strategy.cluster_resolver.task_id
+    arrays = {}
+    for number, config in enumerate(configs):
+        # Other initial weights on every worker: those of the first one, the chief, must count.
+        steps = make_steps(strategy, config, weights_seed=3 + worker)
+        for key, value in train_run(steps, pairs, count).items():
+            arrays[f"{number}/{key}"] = value
+    np.savez(result_path, **arrays)
+
+
+if __name__ == "__main__":
+    _work(*sys.argv[1:])

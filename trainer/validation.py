@@ -1,0 +1,117 @@
+"""Evaluation of the validation split during training: loss, BLEU, samples, the best so far."""
+
+import math
+import os
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline import records
+from data_pipeline.records import UsageError
+from trainer import cluster, metrics, scoring
+from trainer import input as trainer_input
+from trainer.decode import Decoder
+from trainer.step import Steps
+
+_SAMPLES = 8  # translations shown in TensorBoard
+
+
+class Validation:
+    """Evaluates a run now and then.
+
+    Args:
+        run: `trainer.loop.Run`.
+    """
+
+    def __init__(self, run):
+        self._run = run
+        decode = run.config.decode
+        self._tokenizer = records.load_tokenizer(run.manifest.tokenizer_path)
+        self._decoder = Decoder(run.model, decode, decode.validation_beam_size)
+        pairs = records.read_pairs(run.manifest, "valid")
+        self._batches = trainer_input.evaluation_batches(
+            pairs, run.config, run.manifest.eos_id, run.strategy
+        )
+
+    def evaluate(self, step: int) -> None:
+        """Evaluates, reports, and saves the weights if they are the best so far.
+
+        Where a moving average of the weights is kept, it is what is evaluated and saved.
+        """
+        optimizer, variables = self._run.optimizer, self._run.model.trainable_variables
+        optimizer.swap_averages(variables)
+        self._evaluate(step)
+        optimizer.swap_averages(variables)
+
+    def _evaluate(self, step: int) -> None:
+        run, began = self._run, time.monotonic()
+        result = total_metrics(run.steps, self._batches)
+        rows: list[tuple[str, str, str]] = []
+        scores = {"bleu": math.nan, "chrf": math.nan}
+        if run.worker.is_chief:
+            scores, rows = scoring.score_split(
+                run.manifest,
+                "valid",
+                self._tokenizer,
+                self._decoder,
+                run.config.decode.validation_sentences,
+            )
+        # All workers decide alike on the best checkpoint and on early stopping.
+        bleu, chrf = cluster.from_chief(run.strategy, [scores["bleu"], scores["chrf"]])
+        result |= {"bleu": float(bleu), "chrf": float(chrf)}
+        result["evaluate_seconds"] = time.monotonic() - began
+        better = self._note(step, result)
+        if run.worker.is_chief:
+            self._report(step, result | {"signature": scores["signature"]}, rows, better)
+            if better:
+                run.checkpoints.save_best()
+
+    def _report(self, step: int, result, rows, better: bool) -> None:
+        run = self._run
+        run.writer.write("valid", step, result)
+        # The same sentences each time, spread over the split.
+        shown = [
+            rows[i] for i in np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows)), dtype=int)
+        ]
+        run.writer.text("valid", step, "translations", metrics.translations_table(shown))
+        folder = os.path.join(run.model_dir, "translations")
+        tf.io.gfile.makedirs(folder)
+        with tf.io.gfile.GFile(os.path.join(folder, f"valid-{step}.txt"), "w") as file:
+            file.write("".join(f"{translation}\n" for _, _, translation in rows))
+        run.say(
+            f"valid {step:>6,}  loss {result['loss']:.4f}  perplexity {result['perplexity']:.2f}  "
+            f"accuracy {result['token_accuracy']:.3f}  BLEU {result['bleu']:.2f}  "
+            f"chrF {result['chrf']:.2f}  ({result['evaluate_seconds']:.0f} s)"
+            f"{'  best so far' if better else ''}"
+        )
+        for source, reference, translation in shown[:2]:
+            run.say(
+                f"    source       {source}\n    reference    {reference}\n"
+                f"    translation  {translation}"
+            )
+
+    def _note(self, step: int, result: dict[str, float]) -> bool:
+        """Keeps the early-stopping state; whether this evaluation is the best so far."""
+        state = self._run.checkpoints.state
+        name = self._run.config.train.early_stopping_metric
+        value, best = result[name], float(state.best.numpy())
+        better = math.isnan(best) or (value > best if name == "bleu" else value < best)
+        if better:
+            state.best.assign(value)
+            state.best_step.assign(step)
+            state.evaluations_since_best.assign(0)
+        else:
+            state.evaluations_since_best.assign_add(1)
+        return better
+
+
+def total_metrics(steps: Steps, batches) -> dict[str, float]:
+    """Metrics per token over all batches of an evaluation dataset."""
+    totals: dict[str, float] = {}
+    for batch in batches:
+        for key, value in steps.evaluate(batch).items():
+            totals[key] = totals.get(key, 0.0) + float(value)
+    if not totals or not totals["tokens"]:
+        raise UsageError("the split holds no target tokens; is its text empty?")
+    return metrics.averages(totals)
