@@ -72,6 +72,14 @@ class Reporter:
         end = time.monotonic()
         seconds = end - max(loop.dispatched, self._last_end)
         self._last_end = end
+        if loop.compiles:
+            PHASES.end("first step")
+            self._run.say(f"first step   {PHASES}")
+            # Now, while nothing else keeps the devices busy, and not before the first step.
+            self._peak = self._run.hardware.peak()
+        if results["skipped"] == loop.steps and self._run.steps.scaled:
+            self._report_overflow(loop, results["loss_scale"])
+            return
         result = metrics.averages(results)
         # The gradient too: its NaN is there before the loss shows it.
         norm = results["gradient_norm"]
@@ -82,12 +90,6 @@ class Reporter:
                 "lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm"
             )
         run = self._run
-        if results["skipped"] == loop.steps and results["loss_scale"] <= SMALLEST:
-            raise UsageError(
-                f"the gradients of all steps {loop.step - loop.steps + 1} to {loop.step} overflow "
-                "float16 with the smallest loss scale; lower --config.optimizer.learning_rate, or "
-                "train with --precision=mixed_bfloat16"
-            )
         result |= {
             # Of the steps that were not skipped.
             "grad_norm": norm / max(1.0, loop.steps - results["skipped"]),
@@ -103,12 +105,8 @@ class Reporter:
             result["loss_scale"] = results["loss_scale"]
             result["skipped_steps"] = int(results["skipped"])
         if loop.compiles:
-            PHASES.end("first step")
-            run.say(f"first step   {PHASES}")
             result["compile_seconds"] = PHASES.seconds["tracing"] + seconds
             speed, left = f"compiled in {result['compile_seconds']:.0f} s", "-:--:--"
-            # Now, while nothing else keeps the devices busy, and not before the first step.
-            self._peak = run.hardware.peak()
         else:
             result |= self._speed(loop, results, step_seconds, seconds)
             speed = f"{result['target_tokens_per_second']:,.0f} tokens/s"
@@ -119,6 +117,18 @@ class Reporter:
             f"step {loop.step:>7,}/{run.config.train.steps:,}  epoch {result['epoch']:6.2f}  "
             f"loss {result['loss']:.4f}  accuracy {result['token_accuracy']:.3f}  "
             f"lr {result['learning_rate']:.2e}  {speed}  {left} left{skipped}"
+        )
+
+    def _report_overflow(self, loop: Loop, loss_scale: float) -> None:
+        if loss_scale <= SMALLEST:
+            raise UsageError(
+                f"the gradients of all steps {loop.step - loop.steps + 1} to {loop.step} overflow "
+                "float16, even with the smallest loss scale; lower "
+                "--config.optimizer.learning_rate, or train with --precision=mixed_bfloat16"
+            )
+        self._run.say(
+            f"step {loop.step:>7,}/{self._run.config.train.steps:,}  all {loop.steps} steps "
+            f"skipped: float16 overflows, the loss scale is {loss_scale:g} now"
         )
 
     def _speed(

@@ -58,26 +58,27 @@ class Steps:
 
         Returns:
             float32 scalars: the sums of `Translation.sums` over all steps and replicas, and of
-            "gradient_norm" (before clipping) and "skipped" over the steps; "parameter_norm",
+            "gradient_norm" (before clipping) and "skipped" over the steps; a step that a loss scale
+            has skipped has no norm, and no sums where its loss is not finite; "parameter_norm",
             "update_norm" and "loss_scale" after the last step. Besides, float64 "step_seconds"
             [steps] and, in all steps together, "input_seconds".
         """
         sums = {key: tf.zeros([]) for key in (*self.task.SUMS, "gradient_norm", "skipped")}
-        step_seconds = tf.TensorArray(tf.float64, size=steps)
+        starts = tf.TensorArray(tf.float64, size=steps)
         input_seconds = tf.zeros([], tf.float64)
-        end = tf.timestamp()
         for number in tf.range(steps):
-            start = end
+            # An iteration begins when all of the one before is done, its update too.
+            start = self._time_after(sums["loss"])
+            starts = starts.write(number, start)
             batch = next(iterator)
-            input_seconds += self._time_after(batch) - start
+            input_seconds += tf.maximum(self._time_after(batch) - start, 0.0)
             new = self._global_step(batch)
             sums = {key: sums[key] + new[key] for key in sums}
-            end = self._time_after(new["loss"])
-            step_seconds = step_seconds.write(number, end - start)
+        times = tf.concat([starts.stack(), [self._time_after(sums["loss"])]], axis=0)  # [steps + 1]
         return {
             **sums,
             **self._norms(),
-            "step_seconds": step_seconds.stack(),
+            "step_seconds": times[1:] - times[:-1],
             "input_seconds": input_seconds,
         }
 
@@ -119,9 +120,12 @@ class Steps:
         factor = tf.where(finite, factor, 0.0)
         self.optimizer.apply(self.model.trainable_variables, gradients, factor)
         self.loss_scale.update(finite)
-        # With a loss scale overflows are expected, and skipped; without one they must be seen.
-        seen = tf.math.multiply_no_nan(norm, tf.cast(finite, tf.float32)) if self.scaled else norm
-        return {**sums, "gradient_norm": seen, "skipped": 1.0 - tf.cast(finite, tf.float32)}
+        if self.scaled:
+            # Overflows are expected and skipped; without a loss scale they must be seen.
+            norm = tf.where(finite, norm, 0.0)
+            counts = tf.math.is_finite(sums["loss"])
+            sums = {key: tf.where(counts, value, 0.0) for key, value in sums.items()}
+        return {**sums, "gradient_norm": norm, "skipped": 1.0 - tf.cast(finite, tf.float32)}
 
     @property
     def scaled(self) -> bool:

@@ -94,8 +94,8 @@ def assert_identical(ours: Result, others: Result) -> None:
 def test_the_run_is_worth_comparing(pairs, config_of, one_replica):
     """Replicas get unequal token counts; some steps are clipped, some not; the loss falls."""
     parts = training_data(pairs, config_of(), EOS, replicas=8).dataset(0, replicas=8, local=8)
-    tokens = [np.count_nonzero(part["target"]) for part in parts.take(8 * STEPS)]
-    tokens = np.reshape(tokens, [STEPS, 8])
+    counts = [np.count_nonzero(part["target"]) for part in parts.take(8 * STEPS)]
+    tokens = np.reshape(counts, [STEPS, 8])
     np.testing.assert_array_equal(one_replica["tokens"], tokens.sum(1))
     assert (tokens.max(1) / tokens.min(1)).mean() > 2
     clipped = one_replica["gradient_norm"] > CLIP_NORM
@@ -157,7 +157,8 @@ def run_workers(count: int, runs: Path, folder: Path) -> list[list[Result]]:
         for index, result in enumerate(results):
             task = {"type": "worker", "index": index}
             config = json.dumps({"cluster": {"worker": addresses}, "task": task})
-            command = [sys.executable, str(ROOT / "tests/trainer/worker_script.py"), runs, result]
+            script = ROOT / "tests/trainer/worker_script.py"
+            command = [sys.executable, str(script), str(runs), str(result)]
             environment = {**os.environ, "TF_CONFIG": config, "PYTHONPATH": str(ROOT)}
             with open(folder / f"{index}.log", "w") as log:
                 worker = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

@@ -93,7 +93,7 @@ def _work(runs_path: str, result_path: str) -> None:
         steps = make_steps(strategy, config, weights_seed=3 + worker)
         for key, value in train_run(steps, pairs, count).items():
             arrays[f"{number}/{key}"] = value
-    np.savez(result_path, **arrays)
+    np.savez(result_path, **arrays)  # type: ignore[arg-type]  # NumPy's stub: bool
 
 
 if __name__ == "__main__":
