@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed-$(EXTRA)
 
-.PHONY: demo test lint format clean install
+.PHONY: demo test lint bench format clean install
 
 install: $(INSTALLED)
 
@@ -27,6 +27,12 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# How fast it starts and trains; with PyTorch beside it, if that is installed.
+bench: $(INSTALLED)
+	@test -f data/demo/dataset.json || { echo "error: make demo first: it makes data/demo"; exit 2; }
+	$(PY) -m benchmarks.startup
+	$(PY) -m benchmarks.train_throughput --data_dir=data/demo --model=tiny --seconds=10
 
 format: $(INSTALLED)
 	$(PY) -m ruff check --fix .

@@ -133,16 +133,45 @@ def test_translate_keeps_order_and_line_count(model_dir):
     assert translations[1] == translations[4] == translations[6] == ""
 
 
-def test_two_virtual_replicas_give_the_losses_of_one(data_dir, tmp_path):
-    """The whole command, with XLA and with evaluation."""
+def test_two_replicas_and_two_workers_give_the_losses_of_one(data_dir, tmp_path):
+    """The whole command, with evaluation; two virtual devices with XLA, two processes without."""
     losses = []
-    for name, flags in (("one", []), ("two", ["--num_virtual_devices=2"])):
-        flags += [*_SMALL[:-1], "--config.model.dropout=0.0", "--config.train.steps=4"]
-        _run("trainer.main", f"--data_dir={data_dir}", f"--model_dir={tmp_path / name}", *flags)
+    for name, module, flags in (
+        ("one", "trainer.main", []),
+        ("replicas", "trainer.main", ["--num_virtual_devices=2", "--jit_compile=on"]),
+        ("workers", "launch.local", ["--workers=2", "--max_restarts=0", "--"]),
+    ):
+        flags += [f"--data_dir={data_dir}", f"--model_dir={tmp_path / name}", *_SMALL[:-1]]
+        _run(module, *flags, "--config.model.dropout=0.0", "--config.train.steps=4")
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line).get("loss") for line in lines])
     assert len(losses[0]) == 5  # after 1, 2 and 4 steps, validation, and the test's, which is None
-    np.testing.assert_allclose(losses[0][:4], losses[1][:4], rtol=1e-5)
+    np.testing.assert_allclose(losses[1][:4], losses[0][:4], rtol=1e-5)
+    np.testing.assert_allclose(losses[2][:4], losses[0][:4], rtol=1e-5)
+
+
+def test_sigterm_stops_both_workers_with_everything_saved(data_dir, tmp_path):
+    arguments = ["--workers=2", "--", f"--data_dir={data_dir}", f"--model_dir={tmp_path}", *_SMALL]
+    arguments += ["--config.train.steps=100000", "--config.train.evaluate_every=100000"]
+    launcher = subprocess.Popen(
+        _command("launch.local", *arguments),
+        cwd=_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    output = []
+    for line in launcher.stdout:
+        output.append(line)
+        if line.startswith("[worker 0] step"):
+            launcher.terminate()
+            break
+    output += launcher.stdout.readlines()
+    assert launcher.wait() == 42, "".join(output)
+    (saved,) = [line for line in output if ": saved at step" in line]
+    step = int(saved.split("saved at step ")[1].split(";")[0].replace(",", ""))
+    newest = tf.train.latest_checkpoint(str(tmp_path / "checkpoints"))
+    assert newest.endswith(f"ckpt-{step}") and step > 0
 
 
 def _assert_one_error_line(done: subprocess.CompletedProcess, *words: str) -> None:

@@ -80,8 +80,8 @@ class Run:
             if not cluster.same_everywhere(strategy, str(newest)):
                 raise UsageError(
                     f"worker {self.worker.index} finds {newest or 'no checkpoint'} in {model_dir}, "
-                    "and another worker does not; --model_dir must be storage that all workers "
-                    "share"
+                    "and another worker finds something else; --model_dir must be storage that "
+                    "all workers share"
                 )
             restored = self.checkpoints.restore()
         self.steps = Steps(
