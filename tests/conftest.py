@@ -1,5 +1,6 @@
 """Every test process has eight virtual CPU devices, so that eight replicas fit on any machine."""
 
+import itertools
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # on a machine with GPUs the tests run as on one without
@@ -13,6 +14,20 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
 )
+
+
+_strategies = itertools.count(1)
+_init_strategy = tf.distribute.MirroredStrategy.__init__
+
+
+def _init_with_groups_of_its_own(self, *args, **kwargs):
+    """TensorFlow names the groups of devices that reduce together by numbers from 1 in every
+    strategy; in one process, groups of different sizes need different numbers."""
+    tf.distribute.MirroredStrategy._collective_key_base = 1000 * next(_strategies)
+    _init_strategy(self, *args, **kwargs)
+
+
+tf.distribute.MirroredStrategy.__init__ = _init_with_groups_of_its_own
 
 
 @pytest.fixture(autouse=True)

@@ -66,14 +66,7 @@ def with_dropout(pairs, config_of, two_replicas) -> Result:
 
 def mirrored(replicas: int) -> tf.distribute.Strategy:
     """So many replicas on virtual devices."""
-    # TensorFlow names the groups of devices that reduce together by a number that starts at 1 in
-    # every strategy: in one process, groups of different sizes need different numbers.
-    before = tf.distribute.MirroredStrategy._collective_key_base
-    try:
-        tf.distribute.MirroredStrategy._collective_key_base = 1000 * replicas
-        return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(replicas)])
-    finally:
-        tf.distribute.MirroredStrategy._collective_key_base = before
+    return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(replicas)])
 
 
 def assert_same_run(ours: Result, others: Result) -> None:
