@@ -131,6 +131,11 @@ def main(argv: list[str]) -> None:
     load = machine.load_average()
     manifest = load_manifest(_DATA_DIR.value)
     manifest.split("valid")  # trainer.loop wants one
+    if not manifest.joint_vocabulary:
+        raise UsageError(
+            f"{_DATA_DIR.value} has two vocabularies, and the contenders share one embedding; "
+            "make it with data_pipeline.main --joint_vocabulary"
+        )
     pairs = read_pairs(manifest, "train")
     kept = fitting_pairs(pairs, _ROW_LENGTH.value)
     if not len(kept):

@@ -31,7 +31,8 @@ class ModelConfig:
     norm: str = "post"
     """"post": normalise after the residual sum, as in the paper; "pre": before the sub-layer."""
     tied_embeddings: str = "all"
-    """"all": source, target and softmax share one matrix; "target": target and softmax; "none"."""
+    """"all": source, target and softmax share one matrix, as in the paper (section 3.4), which
+    takes a joint vocabulary; "target": target and softmax; "none"."""
 
 
 @dataclass
@@ -43,7 +44,8 @@ class DataConfig:
     of similar length together."""
     row_length: int = 256
     """Tokens a row holds on each side. Training sentences longer than that are left out, and
-    counted in the log; of validation sentences the tail is cut off."""
+    counted in the log; of validation sentences the tail is cut off. Rows of the length that
+    data_pipeline.main was given are read from files as needed; others are packed in memory."""
     buckets: tuple[int, ...] = (16, 32, 64, 128, 256)
     """Row lengths of the "bucketed" form, rising; there the last one takes the part of
     `row_length`."""

@@ -1,99 +1,140 @@
-"""What happens to a sentence pair before it is tokenised: normalisation and named filters."""
+"""What happens to training pairs before they are tokenised: normalisation and named filters.
 
-import unicodedata
-from collections.abc import Callable
+Everything is computed for a chunk of some 10,000 pairs at once (`code_points`); only lines with
+something unusual in them are looked at one by one.
+"""
+
+from collections.abc import Set
 from dataclasses import dataclass
 
-# A SentencePiece piece is at most this many characters long, so a text with more than
-# MAX_PIECE_CHARACTERS * max_tokens characters has more than max_tokens tokens: it can be dropped
-# without spending time on tokenising it.
-MAX_PIECE_CHARACTERS = 16
+import numpy as np
 
-# SentencePiece writes a space as this character, so it cannot tell the two apart in a text.
-_SPACE_MARK = "\u2581"
+from data_pipeline import language
+from data_pipeline.code_points import CodePointTable, Lines
+from data_pipeline.filters import PAIR_FILTERS, CleaningRules, Side
+from data_pipeline.folding import fold, fold_lines
+from data_pipeline.mojibake import find_mojibake
+from data_pipeline.text_normalization import STEPS, normalize_lines, normalize_text
 
-# Short sentences differ in length for good reasons ("No." - "Das kommt nicht in Frage."); this
-# many characters are forgiven before the ratio counts.
-RATIO_ALLOWANCE = 20
+__all__ = [
+    "DEFAULT_FILTERS",
+    "FILTERS",
+    "Cleaned",
+    "Cleaner",
+    "CleaningRules",
+    "fold",
+    "normalize_text",
+]
 
+# Every step that can be switched, name -> what it does, in the order in which they are applied:
+# two that change the text, then those that drop pairs.
+FILTERS: dict[str, str] = {
+    "html_entities": "Replaces HTML entities such as &amp; and &#39;, also when escaped twice.",
+    "control_characters": "Removes controls, zero-width spaces, soft hyphens and bidi marks.",
+    **{name: (test.__doc__ or "").strip() for name, test in PAIR_FILTERS.items()},
+    "contaminated": "The source side, but for case and punctuation, is in valid or test.",
+    "language": "A side is surely in another language (needs the extra langid; slow).",
+}
+DEFAULT_FILTERS = tuple(name for name in FILTERS if name != "language")
 
-def normalize_text(text: str) -> str:
-    """Brings a text to the form that is tokenised.
+KEPT = -1
 
-    Unicode NFC; every run of white space (no-break spaces, U+0085, U+2028, U+2029, tabs and other
-    characters of the classes Z and B/S included) becomes one space, none at the ends;
-    SentencePiece's own mark for a space, U+2581, becomes an underscore.
-
-    Args:
-        text: any text.
-
-    Returns:
-        The normalised text; `normalize_text` of it is itself.
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text).replace(_SPACE_MARK, "_")
-    return " ".join(text.split())
+# Composition and white space belong to the text's form, so they cannot be switched off.
+_ALWAYS = ("nfc", "white_space")
 
 
 @dataclass(frozen=True)
-class CleaningRules:
-    """The limits of the filters.
+class Cleaned:
+    """A chunk of n pairs after cleaning.
 
     Attributes:
-        max_tokens: most tokens on a side, without specials.
-        max_length_ratio: most characters of the longer side per character of the shorter one
-            (after `RATIO_ALLOWANCE` characters).
+        source: normalised source texts, n, those of dropped pairs included.
+        target: normalised target texts, n.
+        reason: int8 [n], the index in `tuple(FILTERS)` of the first filter that drops the pair,
+            -1 for a pair that is kept.
+        source_forms: `fold(source)`.
+        target_forms: `fold(target)`.
+        changed: step of `text_normalization.STEPS` -> pairs that it changed.
     """
 
-    max_tokens: int
-    max_length_ratio: float
+    source: list[str]
+    target: list[str]
+    reason: np.ndarray
+    source_forms: list[str]
+    target_forms: list[str]
+    changed: dict[str, int]
 
 
-def is_empty(source: str, target: str, rules: CleaningRules) -> bool:
-    """A side has no text."""
-    return not source or not target
+class Cleaner:
+    """Normalises and filters chunks of pairs."""
 
+    def __init__(self, rules: CleaningRules, held_out: Set[str] = frozenset()):
+        """Sets the rules.
 
-def has_too_many_characters(source: str, target: str, rules: CleaningRules) -> bool:
-    """A side is so long that it cannot fit into `max_tokens` tokens."""
-    return max(len(source), len(target)) > MAX_PIECE_CHARACTERS * rules.max_tokens
+        Args:
+            rules: filters and limits.
+            held_out: `fold` of all source sentences of valid and test, for `contaminated`.
 
+        Raises:
+            UsageError: the filter `language` is on but its package is not installed.
+        """
+        self._rules = rules
+        self._held_out = held_out
+        self._steps = [name for name in STEPS if name in (*rules.filters, *_ALWAYS)]
+        self._languages = (rules.source_lang, rules.target_lang)
+        self._scripts = [language.script_table(code) for code in self._languages]
+        self._identifier = language.Identifier() if "language" in rules.filters else None
 
-def has_bad_length_ratio(source: str, target: str, rules: CleaningRules) -> bool:
-    """The sides differ so much in length that they can hardly be translations of each other."""
-    shorter, longer = sorted((len(source), len(target)))
-    return longer > RATIO_ALLOWANCE + rules.max_length_ratio * shorter
+    def clean(self, source: list[str], target: list[str]) -> Cleaned:
+        """Cleans a chunk.
 
+        Args:
+            source: source sides as read, without newlines; some 10,000 make it fast.
+            target: the target sides, as many.
 
-Filter = Callable[[str, str, CleaningRules], bool]
+        Returns:
+            All pairs with what became of them.
+        """
+        left, left_changed = self._side(source, self._scripts[0])
+        right, right_changed = self._side(target, self._scripts[1])
+        forms = fold_lines(left.lines), fold_lines(right.lines)
+        reason = np.full(len(source), KEPT, np.int8)
+        for index, name in enumerate(FILTERS):
+            if name in self._rules.filters:
+                drops = self._test(name, left, right, forms[0], reason)
+                reason[drops & (reason == KEPT)] = index
+        changed = {name: len(left_changed[name] | right_changed[name]) for name in left_changed}
+        return Cleaned(left.texts, right.texts, reason, *forms, changed)
 
-# The filters that look at one pair before tokenising, in order: reason -> test.
-FILTERS: dict[str, Filter] = {
-    "empty": is_empty,
-    "too_many_characters": has_too_many_characters,
-    "length_ratio": has_bad_length_ratio,
-}
+    def _side(
+        self, texts: list[str], scripts: CodePointTable | None
+    ) -> tuple[Side, dict[str, set[int]]]:
+        raw = Lines.of(texts)
+        mojibake = find_mojibake(raw, texts)
+        clean, changed = normalize_lines(raw, texts, self._steps)
+        # Most chunks have nothing to change, then what is known about the text stays.
+        lines = Lines.of(clean) if any(changed.values()) else raw
+        return Side(clean, lines, scripts, mojibake), changed
 
-# The reasons found where the whole corpus is known, and after tokenising.
-DUPLICATE = "duplicate"
-TOO_MANY_TOKENS = "too_many_tokens"
+    def _test(
+        self, name: str, left: Side, right: Side, forms: list[str], reason: np.ndarray
+    ) -> np.ndarray:
+        """Says which pairs a filter drops: bool [n]."""
+        if name in PAIR_FILTERS:
+            return PAIR_FILTERS[name](left, right, self._rules)
+        drops = np.zeros(len(reason), bool)
+        if name == "contaminated" and self._held_out:
+            drops[:] = [form in self._held_out for form in forms]
+        if name == "language":
+            # So slow that it looks at those pairs only that have come through.
+            for i in np.flatnonzero(reason == KEPT).tolist():
+                drops[i] = self._is_foreign((left.texts[i], right.texts[i]))
+        return drops
 
-# Every reason for dropping a training pair, in the order in which they are looked for.
-REASONS = (*FILTERS, DUPLICATE, TOO_MANY_TOKENS)
-
-
-def reject_reason(source: str, target: str, rules: CleaningRules) -> str | None:
-    """Says why a pair is dropped.
-
-    Args:
-        source: normalised source text.
-        target: normalised target text.
-        rules: the limits.
-
-    Returns:
-        The name of the first filter in `FILTERS` that applies, or None for a good pair.
-    """
-    for reason, applies in FILTERS.items():
-        if applies(source, target, rules):
-            return reason
-    return None
+    def _is_foreign(self, pair: tuple[str, str]) -> bool:
+        assert self._identifier is not None
+        return any(
+            len(text) >= self._rules.min_language_characters
+            and not self._identifier.accepts(text, code, self._rules.min_language_confidence)
+            for text, code in zip(pair, self._languages, strict=True)
+        )

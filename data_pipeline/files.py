@@ -4,9 +4,11 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _BLOCK_BYTES = 1 << 20
+_TEMPORARY = "_incomplete-"
 
 
 class _RawFile(io.RawIOBase):
@@ -89,4 +91,33 @@ def temporary_name(path: str) -> str:
     A Beam runner may run the same work twice at a time, so the name is different on every call.
     """
     directory, name = os.path.split(path)
-    return os.path.join(directory, f"_incomplete-{os.urandom(6).hex()}-{name}")
+    return os.path.join(directory, f"{_TEMPORARY}{os.urandom(6).hex()}-{name}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one of `temporary_name`."""
+    return name.startswith(_TEMPORARY)
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or directory."""
+    from tensorflow.io import gfile
+
+    return gfile.exists(path)
+
+
+def read_lines(path: str) -> Iterator[str]:
+    """Yields the lines of a UTF-8 file that this job has written; only "\\n" ends a line."""
+    with open_binary(path) as file:
+        for line in file:
+            yield line.decode().removesuffix("\n")
+
+
+def join(paths: Sequence[str], path: str) -> None:
+    """Writes the contents of files one after the other."""
+    from tensorflow.io import gfile
+
+    with gfile.GFile(path, "wb") as out:
+        out.write(b"")  # makes the file also if nothing follows
+        for part in paths:
+            out.write(read_bytes(part))

@@ -7,9 +7,15 @@
 A SPEC is one of
     text:SOURCE_FILE,TARGET_FILE        one file a side, line n translates line n
     tsv:FILE                            source, tab, target (further columns are ignored)
+    tmx:FILE                            translation memory
+    gettext:FILE                        catalogue of a program's messages, .po or .mo
+    tfds:NAME/CONFIG:SPLIT              a translation dataset of TensorFlow Datasets
     builtin:train?size=50000&seed=1     the generated corpus: train, valid or test
-Files are plain or .gz, local or gs://, and may be globs; the flags may be repeated. Flags that
-this program does not know go to Beam: --runner=..., --direct_num_workers=2 and so on.
+Files are plain, .gz or .zst, local or gs://, and may be globs; the flags may be repeated. A weight
+before a SPEC of --train, as in 2*tsv:FILE or 0.5*tsv:FILE, repeats or thins out its pairs. Flags
+that this program does not know go to Beam: --runner=..., --direct_num_workers=2 and so on.
+
+Cleaning steps, for --enable_filters and --disable_filters:
 """
 
 import os
@@ -21,9 +27,15 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from absl import flags
 
+from data_pipeline.cleaning import FILTERS
 from data_pipeline.errors import UsageError, run_app
 from data_pipeline.pipeline import Settings, prepare
+from data_pipeline.settings import CORPUS_FILTERS
 from data_pipeline.tokenizer import MODEL_TYPES
+
+__doc__ += "".join(
+    f"    {name:<24}{what}\n" for name, what in {**FILTERS, **CORPUS_FILTERS}.items()
+)
 
 _TRAIN = flags.DEFINE_multi_string("train", [], "SPEC of training text (repeatable).")
 _VALID = flags.DEFINE_multi_string("valid", [], "SPEC of validation text (repeatable).")
@@ -54,6 +66,38 @@ _MAX_LENGTH_RATIO = flags.DEFINE_float(
     "max_length_ratio",
     9.0,
     "Training pairs with more characters on one side per character of the other are dropped.",
+)
+_JOINT_VOCABULARY = flags.DEFINE_bool(
+    "joint_vocabulary", True, "One vocabulary for both languages, or one for each."
+)
+_TOKENIZER = flags.DEFINE_list(
+    "tokenizer", [], "Given SentencePiece model(s) instead of training: FILE, or SOURCE,TARGET."
+)
+_BYTE_FALLBACK = flags.DEFINE_bool(
+    "byte_fallback", True, "Spell characters outside the vocabulary in bytes."
+)
+_USER_SYMBOLS = flags.DEFINE_list(
+    "user_symbols", [], "Pieces that the tokenizer never splits, such as <2de>."
+)
+_ENABLE_FILTERS = flags.DEFINE_list("enable_filters", [], "Cleaning steps to switch on.")
+_DISABLE_FILTERS = flags.DEFINE_list("disable_filters", [], "Cleaning steps to switch off.")
+_KEEP_REJECTED = flags.DEFINE_bool(
+    "keep_rejected",
+    False,
+    "Write train.rejected.tsv: reason, source and target of what is dropped.",
+)
+_ROW_LENGTH = flags.DEFINE_integer(
+    "row_length", 256, "Tokens a side of the packed training rows; 0 for none."
+)
+_SEGMENTATIONS = flags.DEFINE_integer(
+    "segmentations",
+    1,
+    "Packed rows hold each pair so many times, in sampled segmentations (subword regularisation).",
+)
+_SAMPLING_ALPHA = flags.DEFINE_float(
+    "sampling_alpha",
+    0.2,
+    "Of the sampling: 0 takes all segmentations alike, 1 as likely as they are.",
 )
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace a dataset in --output_dir that was made with other settings."
@@ -91,6 +135,16 @@ def main(argv: list[str]) -> int:
         max_tokens=_MAX_TOKENS.value,
         max_length_ratio=_MAX_LENGTH_RATIO.value,
         overwrite=_OVERWRITE.value,
+        joint_vocabulary=_JOINT_VOCABULARY.value,
+        tokenizer=tuple(_TOKENIZER.value),
+        byte_fallback=_BYTE_FALLBACK.value,
+        user_symbols=tuple(_USER_SYMBOLS.value),
+        enable_filters=tuple(_ENABLE_FILTERS.value),
+        disable_filters=tuple(_DISABLE_FILTERS.value),
+        keep_rejected=_KEEP_REJECTED.value,
+        row_length=_ROW_LENGTH.value,
+        segmentations=_SEGMENTATIONS.value,
+        sampling_alpha=_SAMPLING_ALPHA.value,
     )
     prepare(settings, beam_args=_beam_args)
     return 0

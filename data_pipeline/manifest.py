@@ -11,9 +11,8 @@ from data_pipeline import files
 from data_pipeline.errors import UsageError
 from data_pipeline.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "dataset.json"
-TOKENIZER_FILE = "tokenizer.model"
 
 _HOW_TO_MAKE = (
     "make one with python -m data_pipeline.main --train=SPEC --valid=SPEC --test=SPEC "
@@ -55,17 +54,71 @@ class SideInfo:
 
 
 @dataclass(frozen=True)
+class RowsInfo:
+    """The training split packed into rows of one length, ready to be read at any place.
+
+    Every record of these files has the same size, so row i of a file starts at byte
+    `i * record_bytes`. Rows are read and checked a block at a time.
+
+    Attributes:
+        row_length: tokens that a row holds on each side.
+        rows: how many there are.
+        left_out: pairs that are longer than a row, and therefore in none.
+        source_tokens: tokens in the rows that are not padding, end-of-sentence tokens included.
+        target_tokens: the same of the target side.
+        token_dtype: "uint16" or "int32", little-endian.
+        record_bytes: size of a record with its TFRecord frame.
+        block_rows: rows of a block. Only the very last block of the last file may have fewer.
+        files: the files, in order.
+        blocks: for each file the digests of its blocks (see `rows.block_digest`), joined.
+    """
+
+    row_length: int
+    rows: int
+    left_out: int
+    source_tokens: int
+    target_tokens: int
+    token_dtype: str
+    record_bytes: int
+    block_rows: int
+    files: tuple[FileInfo, ...]
+    blocks: tuple[str, ...]
+
+    @property
+    def fill_rate(self) -> float:
+        """Share of positions, both sides together, that are not padding."""
+        return (self.source_tokens + self.target_tokens) / max(1, 2 * self.rows * self.row_length)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the value of `splits.train.rows` in `dataset.json`."""
+        value = {**vars(self), "fill_rate": round(self.fill_rate, 5)}
+        value["files"] = [vars(file) for file in self.files]
+        return {**value, "blocks": list(self.blocks)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "RowsInfo":
+        """The inverse of `to_json`."""
+        fields = {name: item for name, item in value.items() if name != "fill_rate"}
+        fields["files"] = tuple(FileInfo(**file) for file in value["files"])
+        return cls(**{**fields, "blocks": tuple(value["blocks"])})
+
+
+@dataclass(frozen=True)
 class SplitInfo:
     """One split of a dataset.
 
     Attributes:
-        files: the shards, in order.
+        files: the shards, in order, with one record a pair.
         pairs_in: pairs read from the input.
-        kept: pairs in the shards; `pairs_in = kept + sum(dropped.values())`.
+        kept: pairs that came through; `pairs_in = kept + sum(dropped.values())`.
         dropped: reason -> pairs.
-        source: counts of the source side.
+        source: counts of the source side of the records.
         target: counts of the target side.
         raw_text: the files with the untouched source and target text (not for train).
+        changed: cleaning step -> pairs that it changed.
+        repeated: records beyond one a kept pair, of sources with a weight above 1.
+        rows: the split in packed rows (train only, and only if asked for).
+        warnings: what looks wrong with the text, for people.
     """
 
     files: tuple[FileInfo, ...]
@@ -75,6 +128,19 @@ class SplitInfo:
     source: SideInfo
     target: SideInfo
     raw_text: tuple[FileInfo, ...] = ()
+    changed: Mapping[str, int] = field(default_factory=dict)
+    repeated: int = 0
+    rows: RowsInfo | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> int:
+        """Records in `files`."""
+        return self.kept + self.repeated
+
+    def all_files(self) -> tuple[FileInfo, ...]:
+        """Every file of the split."""
+        return (*self.files, *self.raw_text, *(self.rows.files if self.rows else ()))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the value of `splits.NAME` in `dataset.json`."""
@@ -82,6 +148,9 @@ class SplitInfo:
             "pairs_in": self.pairs_in,
             "kept": self.kept,
             "dropped": dict(self.dropped),
+            "changed": dict(self.changed),
+            "repeated": self.repeated,
+            "warnings": list(self.warnings),
             "source_tokens": self.source.tokens,
             "target_tokens": self.target.tokens,
             "max_source_tokens": self.source.max_length,
@@ -90,6 +159,7 @@ class SplitInfo:
             "target_lengths": [list(item) for item in self.target.lengths],
             "files": [vars(file) for file in self.files],
             "raw_text": [vars(file) for file in self.raw_text],
+            "rows": self.rows.to_json() if self.rows else None,
         }
 
     @classmethod
@@ -111,7 +181,28 @@ class SplitInfo:
             source=sides[0],
             target=sides[1],
             raw_text=tuple(FileInfo(**file) for file in value["raw_text"]),
+            changed=dict(value["changed"]),
+            repeated=value["repeated"],
+            rows=RowsInfo.from_json(value["rows"]) if value["rows"] else None,
+            warnings=tuple(value["warnings"]),
         )
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """A SentencePiece model of a dataset.
+
+    Attributes:
+        file: its name inside the directory.
+        sha256: SHA-256 of its bytes, hexadecimal.
+        vocab_size: number of pieces.
+        model_type: "unigram" or "bpe".
+    """
+
+    file: str
+    sha256: str
+    vocab_size: int
+    model_type: str
 
 
 @dataclass(frozen=True)
@@ -122,9 +213,8 @@ class Manifest:
         directory: where it is.
         source_lang: source language.
         target_lang: target language.
-        vocab_size: number of pieces of the joint vocabulary.
-        model_type: "unigram" or "bpe".
-        tokenizer_sha256: SHA-256 of the tokenizer's file.
+        source_tokenizer: the model that made the source ids.
+        target_tokenizer: the model that made the target ids; the same one for a joint vocabulary.
         splits: "train", "valid", "test" (those that were given) -> contents.
         settings: every setting that it was made with.
         inputs: split -> fingerprints of its inputs.
@@ -133,9 +223,8 @@ class Manifest:
     directory: str
     source_lang: str
     target_lang: str
-    vocab_size: int
-    model_type: str
-    tokenizer_sha256: str
+    source_tokenizer: TokenizerInfo
+    target_tokenizer: TokenizerInfo
     splits: Mapping[str, SplitInfo]
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -145,9 +234,13 @@ class Manifest:
     eos_id: int = EOS_ID
 
     @property
-    def tokenizer_path(self) -> str:
-        """The tokenizer's file."""
-        return os.path.join(self.directory, TOKENIZER_FILE)
+    def joint_vocabulary(self) -> bool:
+        """Whether both languages have one vocabulary."""
+        return self.source_tokenizer == self.target_tokenizer
+
+    def path(self, file: FileInfo | TokenizerInfo) -> str:
+        """Returns where a file of the dataset is."""
+        return os.path.join(self.directory, file.name if isinstance(file, FileInfo) else file.file)
 
     @property
     def fingerprint(self) -> str:
@@ -155,9 +248,10 @@ class Manifest:
         identity = [
             self.source_lang,
             self.target_lang,
-            self.tokenizer_sha256,
+            self.source_tokenizer.sha256,
+            self.target_tokenizer.sha256,
             {
-                name: [file.sha256 for file in (*split.files, *split.raw_text)]
+                name: [file.sha256 for file in split.all_files()]
                 for name, split in sorted(self.splits.items())
             },
         ]
@@ -181,10 +275,8 @@ class Manifest:
             "settings": dict(self.settings),
             "inputs": {name: list(prints) for name, prints in self.inputs.items()},
             "tokenizer": {
-                "file": TOKENIZER_FILE,
-                "sha256": self.tokenizer_sha256,
-                "vocab_size": self.vocab_size,
-                "model_type": self.model_type,
+                "source": vars(self.source_tokenizer),
+                "target": vars(self.target_tokenizer),
                 "pad_id": self.pad_id,
                 "unk_id": self.unk_id,
                 "bos_id": self.bos_id,
@@ -242,9 +334,8 @@ def load_manifest(directory: str) -> Manifest:
         directory=directory,
         source_lang=value["source_lang"],
         target_lang=value["target_lang"],
-        vocab_size=tokenizer["vocab_size"],
-        model_type=tokenizer["model_type"],
-        tokenizer_sha256=tokenizer["sha256"],
+        source_tokenizer=TokenizerInfo(**tokenizer["source"]),
+        target_tokenizer=TokenizerInfo(**tokenizer["target"]),
         splits={name: SplitInfo.from_json(split) for name, split in value["splits"].items()},
         settings=value["settings"],
         inputs=value["inputs"],
@@ -253,8 +344,9 @@ def load_manifest(directory: str) -> Manifest:
         bos_id=tokenizer["bos_id"],
         eos_id=tokenizer["eos_id"],
     )
-    if not gfile.exists(manifest.tokenizer_path):
-        raise UsageError(f"{manifest.tokenizer_path}: no such file; {REMAKE}")
-    if files.sha256(manifest.tokenizer_path) != manifest.tokenizer_sha256:
-        raise UsageError(f"{manifest.tokenizer_path}: its checksum does not fit; {REMAKE}")
+    for info in {manifest.source_tokenizer, manifest.target_tokenizer}:
+        if not gfile.exists(manifest.path(info)):
+            raise UsageError(f"{manifest.path(info)}: no such file; {REMAKE}")
+        if files.sha256(manifest.path(info)) != info.sha256:
+            raise UsageError(f"{manifest.path(info)}: its checksum does not fit; {REMAKE}")
     return manifest

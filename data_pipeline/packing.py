@@ -2,18 +2,17 @@
 
 With rows of 8, sentences of lengths (source, target) (3, 4), (5, 3), (4, 4) become
 
-    source  1 1 1 2 2 2 2 2    1 1 1 1 . . . .
-    target  1 1 1 1 2 2 2 .    1 1 1 1 . . . .
+    source  1 1 1 2 2 2 2 .    1 1 1 1 1 . . .
+    target  1 1 1 1 2 2 2 2    1 1 1 . . . . .
 
-where the digit is the sentence's segment id within its row and "." is padding (0). The longest
-sentence, the second, opened the first row, and the first sentence fitted beside it.
+where the digit is the sentence's segment id within its row and "." is padding (0).
 """
 
 import dataclasses
 
 import numpy as np
 
-_WINDOW = 4096  # sentences looked at together: more packs tighter and takes longer
+_WINDOW = 1 << 16  # sentences looked at together: more packs tighter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +38,26 @@ class Rows:
     def length(self) -> int:
         return self.source.shape[1]
 
+    def take(self, order: np.ndarray) -> "Rows":
+        """The rows with the numbers `order`, in that order."""
+        names = ("source", "source_segments", "target", "target_segments")
+        return dataclasses.replace(self, **{name: getattr(self, name)[order] for name in names})
+
     def fill_rate(self) -> float:
         """Share of positions, both sides together, that hold a token and not padding."""
         held = np.count_nonzero(self.source) + np.count_nonzero(self.target)
         return held / max(1, self.source.size + self.target.size)
 
 
-def first_fit(
+def assign_rows(
     source_lengths: np.ndarray, target_lengths: np.ndarray, row_length: int
 ) -> tuple[np.ndarray, int]:
-    """Assigns sentences to rows: first-fit decreasing, over a window of sentences at a time.
+    """Assigns sentences to rows: vector bin packing, worst-fit decreasing.
+
+    A window of sentences at a time gets as many rows as its tokens would fill without a gap. The
+    longest sentences come first, and each goes into a row of its own, namely where source and
+    target side have the most equal room afterwards, and of such rows into the emptiest: so all
+    rows fill up evenly, on both sides. What finds no room opens new rows.
 
     Args:
         source_lengths: int [n], tokens with the end-of-sentence token.
@@ -60,26 +69,55 @@ def first_fit(
         of rows.
     """
     row_of = np.full(len(source_lengths), -1, np.int64)
-    longest = np.maximum(source_lengths, target_lengths)
+    fitting = np.flatnonzero(np.maximum(source_lengths, target_lengths) <= row_length)
     rows = 0
-    for start in range(0, len(source_lengths), _WINDOW):
-        window = np.arange(start, min(start + _WINDOW, len(source_lengths)))
-        window = window[longest[window] <= row_length]
-        window = window[np.argsort(-longest[window], kind="stable")]
-        source_room = np.full(len(window), row_length)
-        target_room = np.full(len(window), row_length)
-        opened = 0
-        for i in window:
-            fits = (source_room[: opened + 1] >= source_lengths[i]) & (
-                target_room[: opened + 1] >= target_lengths[i]
-            )
-            row = int(np.argmax(fits))  # the first that fits; a fresh row always does
-            opened = max(opened, row + 1)
-            source_room[row] -= source_lengths[i]
-            target_room[row] -= target_lengths[i]
-            row_of[i] = rows + row
-        rows += opened
+    for start in range(0, len(fitting), _WINDOW):
+        waiting = fitting[start : start + _WINDOW]
+        while len(waiting):
+            lengths = np.stack([source_lengths[waiting], target_lengths[waiting]])
+            in_row = _spread(lengths, row_length)
+            placed = in_row >= 0
+            # Renumbered, because a row may have stayed empty.
+            used, numbers = np.unique(in_row[placed], return_inverse=True)
+            row_of[waiting[placed]] = rows + numbers
+            rows += len(used)
+            waiting = waiting[~placed]
     return row_of, rows
+
+
+def _spread(lengths: np.ndarray, row_length: int) -> np.ndarray:
+    """Spreads sentences over the least number of rows that could hold them.
+
+    Args:
+        lengths: int [2, n], source and target.
+        row_length: tokens a row holds on each side; no sentence has more.
+
+    Returns:
+        int64 [n], the row of each sentence, -1 where there was no room left.
+    """
+    opened = int(-(-lengths.sum(axis=1).max() // row_length))
+    room = np.full([2, opened], row_length, np.int64)
+    in_row = np.full(lengths.shape[1], -1, np.int64)
+    # Longest side first. Equal sentences are neighbours and are placed in one go.
+    order = np.lexsort((lengths[1], lengths[0], -lengths.max(axis=0)))
+    starts = np.flatnonzero(np.diff(lengths[:, order], prepend=-1).any(axis=0))
+    for begin, end in zip(starts, [*starts[1:], len(order)], strict=True):
+        length = lengths[:, order[begin]]
+        while begin < end:
+            rows = np.flatnonzero((room >= length[:, np.newaxis]).all(axis=0))
+            count = min(end - begin, len(rows))
+            if not count:
+                break
+            if count < len(rows):
+                left = room[:, rows] - length[:, np.newaxis]
+                worth = left.sum(axis=0) - 2 * row_length * abs(left[0] - left[1])
+                # No two are equal, so that the choice does not depend on the sorting algorithm.
+                worth = worth * opened + rows
+                rows = np.sort(rows[np.argpartition(worth, -count)[-count:]])
+            room[:, rows] -= length[:, np.newaxis]
+            in_row[order[begin : begin + count]] = rows
+            begin += count
+    return in_row
 
 
 def pack(pairs, row_length: int, eos_id: int, *, truncate: bool = False) -> Rows:
@@ -94,7 +132,7 @@ def pack(pairs, row_length: int, eos_id: int, *, truncate: bool = False) -> Rows
     sides = [_with_eos_lengths(pairs.source_offsets), _with_eos_lengths(pairs.target_offsets)]
     if truncate:
         sides = [np.minimum(side, row_length) for side in sides]
-    row_of, rows = first_fit(sides[0], sides[1], row_length)
+    row_of, rows = assign_rows(sides[0], sides[1], row_length)
     return _fill(pairs, sides, row_of, rows, row_length, eos_id)
 
 

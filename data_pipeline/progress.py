@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from data_pipeline.cleaning import REASONS
 from data_pipeline.manifest import Manifest, SplitInfo
 
 _listener: Callable[[int], None] | None = None
@@ -77,15 +76,40 @@ class Display:
         """Prints a line."""
         self.console.print(line, soft_wrap=True)
 
+    def warn(self, line: str) -> None:
+        """Prints a line that nobody should overlook."""
+        self.console.print(f"WARNING: {line}", style="bold yellow", soft_wrap=True, markup=False)
+
     def summary(self, manifest: Manifest, seconds: float) -> None:
         """Prints what the finished dataset holds."""
         self.console.print(split_table(manifest))
         self.console.print(drop_table(manifest))
         self.say(
-            f"{manifest.directory}: vocabulary {manifest.vocab_size:,} ({manifest.model_type}), "
+            f"{manifest.directory}: {vocabulary_line(manifest)}, "
             f"{len(manifest.splits['train'].files)} training shards, "
+            f"{_describe_rows(manifest.splits['train'])}"
             f"fingerprint {manifest.fingerprint[:12]}, {seconds:.1f} s"
         )
+
+
+def vocabulary_line(manifest: Manifest) -> str:
+    """Returns the size and the kind of the vocabulary, or of both."""
+    sizes = [
+        f"{info.vocab_size:,} ({info.model_type})"
+        for info in (manifest.source_tokenizer, manifest.target_tokenizer)
+    ]
+    if manifest.joint_vocabulary:
+        return f"joint vocabulary {sizes[0]}"
+    return f"vocabularies {sizes[0]} source, {sizes[1]} target"
+
+
+def _describe_rows(train: SplitInfo) -> str:
+    if not train.rows:
+        return ""
+    return (
+        f"{train.rows.rows:,} packed rows of {train.rows.row_length} "
+        f"({train.rows.fill_rate:.1%} full), "
+    )
 
 
 def new_table(title: str) -> Table:
@@ -124,11 +148,14 @@ def _mean(tokens: int, split: SplitInfo) -> str:
 
 
 def drop_table(manifest: Manifest) -> Table:
-    """Returns the table of training pairs dropped, by reason."""
+    """Returns the table of training pairs dropped or changed, by cleaning step."""
     train = manifest.splits["train"]
-    table = new_table("dropped from train")
-    table.add_column("reason")
-    table.add_column("pairs", justify="right")
-    for reason in REASONS:
-        table.add_row(reason, f"{train.dropped.get(reason, 0):,}")
+    table = new_table("cleaning of train")
+    table.add_column("step")
+    for column in ("pairs", "share"):
+        table.add_column(column, justify="right")
+    rows = [(f"dropped: {name}", count) for name, count in train.dropped.items()]
+    rows += [(f"changed: {name}", count) for name, count in train.changed.items()]
+    for name, count in rows or [("nothing to clean", 0)]:
+        table.add_row(name, f"{count:,}", f"{count / train.pairs_in:.2%}")
     return table

@@ -1,106 +1,91 @@
-"""Beam's side of the command line: options, and which runner runs the job."""
+"""The parallel map that the job consists of, and the plain loop that does it in this process.
 
-import argparse
-import logging
+`beam_runner` does the same with Beam, for more workers and for other machines.
+"""
+
+import gc
 import os
-import shlex
-import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import (
-    DirectOptions,
-    PipelineOptions,
-    StandardOptions,
-    _BeamArgumentParser,
-)
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
-
+from data_pipeline import files
 from data_pipeline.errors import UsageError
 
-_LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
+Work = list[tuple[Any, str]]  # items, and the files that their results go to
 
 
-class _Parser(_BeamArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (a Beam option)")
+class Task(Protocol):
+    """What `Runner.map` does for each item."""
+
+    def setup(self) -> None:
+        """Loads what all items need, once a worker."""
+
+    def run(self, item: Any) -> Any:
+        """Does the work for one item and returns a value that JSON can hold."""
 
 
 class Runner:
-    """Runs Beam pipelines with the options of the command line.
+    """Does the work in this process, one item after the other."""
 
-    Attributes:
-        shares_work: whether there is more than one worker to share the reading with.
+    shares_work = False  # whether there are several workers to share the cleaning of a file
+
+    def map(self, label: str, task: Task, items: Sequence[Any], work_dir: str) -> list[Any]:
+        """Does `task` for every item.
+
+        Each result is a file, so that it comes back from any runner, that work done twice does no
+        harm, and that a job that was killed finds what it had done.
+
+        Args:
+            label: names the results; unique in the job.
+            task: what to do; picklable.
+            items: what to do it for; picklable.
+            work_dir: where the results go.
+
+        Returns:
+            The results, in the order of the items.
+
+        Raises:
+            UsageError: the first one, in the order of the items, that a task raised; or Beam has no
+                such runner.
+        """
+        from tensorflow.io import gfile
+
+        results = [os.path.join(work_dir, f"{label}-{i:06d}.json") for i in range(len(items))]
+        done = set(gfile.listdir(work_dir))
+        missing = [
+            (item, path)
+            for item, path in zip(items, results, strict=True)
+            if os.path.basename(path) not in done
+        ]
+        if missing:
+            self._run(label, task, missing)
+        values = [files.read_json(path) for path in results]
+        for value in values:
+            if "error" in value:
+                raise UsageError(value["error"])
+        return [value["result"] for value in values]
+
+    def map_small(self, label: str, task: Task, items: Sequence[Any], work_dir: str) -> list[Any]:
+        """As `map`, for work that is not worth starting worker processes on this machine."""
+        return self.map(label, task, items, work_dir)
+
+    def _run(self, label: str, task: Task, work: Work) -> None:
+        """Does the work and writes the results."""
+        task.setup()
+        for item, path in work:
+            files.write_json(path, {"result": run_without_collector(task, item)})
+
+
+def run_without_collector(task: Task, item: Any) -> Any:
+    """Does the work with Python's garbage collector off.
+
+    A chunk makes hundreds of thousands of lists, none of them in a cycle; the collector would walk
+    through them again and again, for a third of the time.
     """
-
-    def __init__(self, beam_args: Sequence[str] = ()):
-        """Checks the options.
-
-        Args:
-            beam_args: such as `--runner=DirectRunner`, `--direct_num_workers=2`.
-
-        Raises:
-            UsageError: Beam does not know an option or its value.
-        """
-        logging.getLogger("apache_beam").setLevel(logging.ERROR)
-        check_options(beam_args)
-        self._options = PipelineOptions(list(beam_args))
-        self._local = self._options.view_as(StandardOptions).runner in _LOCAL_RUNNERS
-        direct = self._options.view_as(DirectOptions)
-        self.shares_work = not self._local or direct.direct_num_workers != 1
-        self._in_processes = self._local and (
-            # Threads would wait for each other, cleaning being Python code, so several workers
-            # are processes unless threads are asked for.
-            direct.direct_running_mode == "multi_processing"
-            or (direct.direct_running_mode == "in_memory" and self.shares_work)
-        )
-        if self._in_processes:
-            # Otherwise Beam starts its own worker command instead of ours.
-            direct.direct_running_mode = "in_memory"
-
-    def run(self, build: Callable[[beam.Pipeline], None]) -> None:
-        """Builds a pipeline and runs it to its end.
-
-        Args:
-            build: adds the steps to the pipeline.
-
-        Raises:
-            UsageError: Beam has no such runner.
-        """
-        # By name, the direct runner first looks for Prism, a program that it would download.
-        environment = _worker_environment() if self._in_processes else None
-        runner = FnApiRunner(environment) if self._local else None
-        try:
-            pipeline = beam.Pipeline(runner=runner, options=self._options)
-        except ValueError as error:
-            raise UsageError(f"Beam cannot make this runner: {error}") from error
-        build(pipeline)
-        pipeline.run().wait_until_finish()
-
-
-def _worker_environment() -> SubprocessSDKEnvironment:
-    """Says how to start a worker process: this Python, with this package in its path."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return SubprocessSDKEnvironment.from_command_string(
-        f"PYTHONPATH={shlex.quote(path)} {shlex.quote(sys.executable)} -m data_pipeline.worker"
-    )
-
-
-def check_options(beam_args: Sequence[str]) -> None:
-    """Raises `UsageError` for an option that Beam does not know (Beam itself only warns)."""
-    parser = _Parser(allow_abbrev=False, add_help=False)
-    # The same class may be listed twice when a module was loaded twice.
-    for options in {str(cls): cls for cls in PipelineOptions.__subclasses__()}.values():
-        options._add_argparse_args(parser)
+    was_on = gc.isenabled()
+    gc.disable()
     try:
-        _, unknown = parser.parse_known_args(list(beam_args))
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{error} (a Beam option)") from error
-    if unknown:
-        raise UsageError(
-            f"unknown flag {unknown[0]!r}: neither this program nor Beam knows it "
-            "(--help lists the flags)"
-        )
+        return task.run(item)
+    finally:
+        if was_on:
+            gc.enable()

@@ -4,10 +4,19 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
+from data_pipeline.cleaning import DEFAULT_FILTERS, FILTERS, CleaningRules
 from data_pipeline.errors import UsageError
 from data_pipeline.tokenizer import MODEL_TYPES
 
 _LANG = re.compile(r"[A-Za-z0-9_-]+")
+# Filters that need the whole corpus, beside those of `cleaning`, which look at one pair.
+CORPUS_FILTERS = {
+    "duplicate": "the pair occurred before, letter for letter",
+    "near_duplicate": "it occurred before but for case, punctuation and white space",
+}
+# Every reason for which a training pair may be dropped. The last two follow from other settings.
+DROP_REASONS = (*FILTERS, *CORPUS_FILTERS, "weight", "too_many_tokens")
+
 # Four specials and 256 bytes; characters come on top.
 _SMALLEST_VOCAB = 261
 
@@ -33,6 +42,18 @@ class Settings:
         max_length_ratio: training pairs with more characters on one side per character of the
             other are dropped.
         overwrite: replace a dataset that was made with other settings.
+        joint_vocabulary: one vocabulary for both languages, or one of `vocab_size` for each.
+        tokenizer: files of given SentencePiece models, one if joint and two if not; empty to
+            train.
+        byte_fallback: spell unknown characters in bytes.
+        user_symbols: pieces that are never split.
+        enable_filters: names of cleaning steps to switch on, besides the usual ones.
+        disable_filters: names of cleaning steps to switch off.
+        keep_rejected: write what is dropped, and why.
+        row_length: tokens a side of the packed rows; 0 for no packed rows.
+        segmentations: how many sampled segmentations of each pair the packed rows hold; 1 for
+            the best one alone (Kudo 2018).
+        sampling_alpha: how even the sampling is: 0 takes all segmentations alike.
     """
 
     train: tuple[str, ...]
@@ -50,6 +71,16 @@ class Settings:
     max_tokens: int = 250
     max_length_ratio: float = 9.0
     overwrite: bool = False
+    joint_vocabulary: bool = True
+    tokenizer: tuple[str, ...] = ()
+    byte_fallback: bool = True
+    user_symbols: tuple[str, ...] = ()
+    enable_filters: tuple[str, ...] = ()
+    disable_filters: tuple[str, ...] = ()
+    keep_rejected: bool = False
+    row_length: int = 256
+    segmentations: int = 1
+    sampling_alpha: float = 0.2
 
     def __post_init__(self) -> None:
         """Raises `UsageError` for a value that makes no sense."""
@@ -76,12 +107,59 @@ class Settings:
             "tokenizer_sample": 1,
             "num_shards": 1,
             "max_tokens": 1,
+            "row_length": 0,
+            "segmentations": 1,
         }
         for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise UsageError(f"--{name}={getattr(self, name)}: must be at least {least}")
         if self.num_shards > 99_999:
             raise UsageError(f"--num_shards={self.num_shards}: must be at most 99999")
+
+        self._check_tokenizer()
+        for name in (*self.enable_filters, *self.disable_filters):
+            if name not in FILTERS and name not in CORPUS_FILTERS:
+                known = ", ".join((*FILTERS, *CORPUS_FILTERS))
+                raise UsageError(f"{name!r}: no such filter; there are {known}")
+
+    def _check_tokenizer(self) -> None:
+        if self.tokenizer and len(self.tokenizer) != 2 - self.joint_vocabulary:
+            raise UsageError(
+                f"--tokenizer={','.join(self.tokenizer)}: expected "
+                + (
+                    "one model, or two with --nojoint_vocabulary"
+                    if self.joint_vocabulary
+                    else "two models, of the source and the target language"
+                )
+            )
+        if not 0 <= self.sampling_alpha <= 10:
+            raise UsageError(f"--sampling_alpha={self.sampling_alpha}: expected 0 <= x <= 10")
+        if self.segmentations > 1 and not self.row_length:
+            raise UsageError("--segmentations needs packed rows: set --row_length")
+        if self.segmentations > 1 and self.model_type != "unigram":
+            raise UsageError(
+                "--segmentations samples from a unigram model; use --model_type=unigram"
+            )
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The names of the cleaning steps that are on."""
+        usual = (*DEFAULT_FILTERS, *CORPUS_FILTERS)
+        return tuple(
+            name
+            for name in (*FILTERS, *CORPUS_FILTERS)
+            if (name in usual or name in self.enable_filters) and name not in self.disable_filters
+        )
+
+    def rules(self) -> CleaningRules:
+        """Returns what `cleaning` has to know."""
+        return CleaningRules(
+            source_lang=self.source_lang,
+            target_lang=self.target_lang,
+            max_tokens=self.max_tokens,
+            max_length_ratio=self.max_length_ratio,
+            filters=self.filters,
+        )
 
     @property
     def langs(self) -> tuple[str, str]:
@@ -95,7 +173,8 @@ class Settings:
 
     def recorded(self) -> dict[str, Any]:
         """Returns the settings that `dataset.json` keeps: all that shape the result."""
-        left_out = ("output_dir", "overwrite")
+        # What the tokenizer was counts, not where it lay: its checksum is among the inputs.
+        left_out = ("output_dir", "overwrite", "tokenizer")
         values = {
             item.name: getattr(self, item.name)
             for item in fields(self)

@@ -1,343 +1,243 @@
-"""The two Beam pipelines of the job: text to clean shards, clean shards to records.
+"""What the workers do: read, clean, merge, encode, assemble.
 
-An element is a chunk of lines or a shard, never a sentence. Between the pipelines the tokenizer is
-trained. What a step has to tell the driver (counts, errors, file checksums) goes through JSON files
-in the work directory, so it works on any runner.
+Every step is a task of `runner.Runner.map`. Text and records travel from step to step as files in
+the work directory; a step's result is a small value for the driver: counts and file names.
+
+    read       a source            -> raw chunks (only where several workers share the cleaning)
+    clean      a chunk             -> a block of clean lines, sorted by shuffle key
+    merge      a range of keys     -> a partition: its lines from all blocks, without duplicates
+    encode     a partition         -> its records and packed rows
+    assemble   a number of a shard -> the shard, with equal shares of all records and rows
 """
 
-import hashlib
-import itertools
 import os
-import zlib
+import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import apache_beam as beam
-from apache_beam.pvalue import TaggedOutput
+import numpy as np
 from tensorflow.io import gfile
 
-from data_pipeline import files, progress
-from data_pipeline.cleaning import (
-    DUPLICATE,
-    TOO_MANY_TOKENS,
-    CleaningRules,
-    normalize_text,
-    reject_reason,
-)
-from data_pipeline.errors import UsageError
-from data_pipeline.records import (
-    describe_file,
-    length_histogram,
-    load_tokenizer,
-    raw_text_name,
-    shard_name,
-    write_shard,
-)
+from data_pipeline import files, progress, shuffle
+from data_pipeline.alignment import alignment_counts
+from data_pipeline.cleaning import FILTERS, Cleaned, Cleaner, CleaningRules, fold
 from data_pipeline.sources import Chunk, Source
 
-COUNTS_FILE = "counts.json"
-ERRORS_FILE = "errors.json"
-SHARDS_FILE = "shards.json"
 PAIRS_IN = "pairs_in"
+# Dropping reasons of their own: what a source with a weight below 1 leaves out, and what is found
+# where the whole corpus is known, and after tokenising.
+WEIGHT = "weight"
+DUPLICATE = "duplicate"
+NEAR_DUPLICATE = "near_duplicate"
+TOO_MANY_TOKENS = "too_many_tokens"
 
-_COUNTS = "counts"
-_ERRORS = "errors"
-# Beam holds the chunks in memory until they are grouped; level 1 makes them a third of the size
-# at a small part of the time of cleaning.
-_COMPRESSION = 1
-_ENCODE_BATCH = 10_000
+RAW, BLOCKS, TEXT, REJECTED = "raw", "blocks", "text", "rejected"
+HELD_OUT_FILE = "held_out.txt"
 
-
-def clean_text_path(work_dir: str, shard: int) -> str:
-    """Returns the file with the clean text of a training shard: key, source, target a line."""
-    return os.path.join(work_dir, f"train-{shard:05d}.txt")
-
-
-def pair_key(seed: int, source: str, target: str) -> str:
-    """Returns the pair's place in the global shuffle: 16 hexadecimal digits.
-
-    It depends on nothing but the seed and the pair, so the order of the records does not depend
-    on the workers, and equal pairs meet in one shard.
-    """
-    text = f"{seed}\t{source}\t{target}".encode()
-    return hashlib.blake2b(text, digest_size=8).hexdigest()
+_FILTER_NAMES = tuple(FILTERS)
+# A line of a block is: number of the source, copy, tab, source text, tab, target text.
+_POSITION_DIGITS = 5
 
 
-class ReadChunks(beam.DoFn):
-    """(position, source) -> (position, chunk); input errors go to the errors output."""
-
-    def process(self, element: tuple[int, Source]) -> Iterator[Any]:
-        """Yields the chunks of one source."""
-        position, source = element
-        try:
-            for chunk in source.chunks():
-                yield position, chunk
-        except UsageError as error:
-            yield TaggedOutput(_ERRORS, (position, 0, str(error)))
+def rejected_lines(reasons: Sequence[str], pairs: Sequence[Sequence[str]]) -> bytes:
+    """Returns lines of `--keep_rejected`: reason, source, target, with tabs as spaces."""
+    return "".join(
+        f"{reason}\t" + "\t".join(side.replace("\t", " ") for side in pair) + "\n"
+        for reason, pair in zip(reasons, pairs, strict=True)
+    ).encode()
 
 
-class CleanChunk(beam.DoFn):
-    """(position, chunk) -> (shard, compressed lines), with counts and errors on the side."""
-
-    def __init__(self, rules: CleaningRules, num_shards: int, seed: int):
-        """Sets the limits, the number of training shards and the seed of the shuffle."""
-        self._rules = rules
-        self._num_shards = num_shards
-        self._seed = seed
-
-    def process(self, element: tuple[int, Chunk]) -> Iterator[Any]:
-        """Normalises, filters and partitions the pairs of a chunk."""
-        position, chunk = element
-        try:
-            pairs = chunk.pairs()
-        except UsageError as error:
-            yield TaggedOutput(_ERRORS, (position, chunk.first_line, str(error)))
-            return
-        counts = Counter({PAIRS_IN: len(pairs)})
-        shards: dict[int, list[str]] = {}
-        for raw_source, raw_target in pairs:
-            source, target = normalize_text(raw_source), normalize_text(raw_target)
-            reason = reject_reason(source, target, self._rules)
-            if reason:
-                counts[reason] += 1
-                continue
-            key = pair_key(self._seed, source, target)
-            # Normalised text has no tab and no newline.
-            line = f"{key}\t{source}\t{target}"
-            shards.setdefault(int(key, 16) % self._num_shards, []).append(line)
-        for shard, lines in shards.items():
-            yield shard, zlib.compress("\n".join(lines).encode(), _COMPRESSION)
-        for name, count in counts.items():
-            yield TaggedOutput(_COUNTS, (f"train/{name}", count))
-        progress.tick(len(pairs))
-
-
-class MergeShard(beam.DoFn):
-    """(shard, compressed lines of all chunks) -> a sorted file without duplicates, and counts."""
-
-    def __init__(self, work_dir: str):
-        """Sets where the clean text goes."""
-        self._work_dir = work_dir
-
-    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[str, int]]:
-        """Writes the clean text of a shard."""
-        shard, blocks = element
-        lines: list[bytes] = []
-        for block in blocks:
-            lines += zlib.decompress(block).split(b"\n")
-        # Sorted by key, which is the shuffle; equal pairs become neighbours.
-        lines.sort()
-        unique = [line for line, _ in itertools.groupby(lines)]
-        files.write_bytes(clean_text_path(self._work_dir, shard), b"\n".join(unique) + b"\n")
-        yield f"train/{DUPLICATE}", len(lines) - len(unique)
-
-
-class CopyHeldOut(beam.DoFn):
-    """(split, sources) -> the raw text files of valid or test, and counts; nothing is dropped."""
-
-    def __init__(self, work_dir: str, langs: tuple[str, str]):
-        """Sets where the text goes and the names of its languages."""
-        self._work_dir = work_dir
-        self._langs = langs
-
-    def process(self, element: tuple[str, Sequence[Source]]) -> Iterator[Any]:
-        """Writes the raw text of a split in the order of its sources."""
-        split, sources = element
-        count, place = 0, (0, 0)
-        paths = [os.path.join(self._work_dir, raw_text_name(split, lang)) for lang in self._langs]
-        temporary = [files.temporary_name(path) for path in paths]
-        try:
-            with gfile.GFile(temporary[0], "wb") as left, gfile.GFile(temporary[1], "wb") as right:
-                # GFile makes the file at the first write, and there may be no line to write.
-                left.write(b"")
-                right.write(b"")
-                for position, source in enumerate(sources):
-                    for chunk in source.chunks():
-                        place = (position, chunk.first_line)
-                        pairs = chunk.pairs()
-                        for file, side in zip((left, right), zip(*pairs, strict=True), strict=True):
-                            file.write("".join(f"{text}\n" for text in side).encode())
-                        count += len(pairs)
-        except UsageError as error:
-            yield TaggedOutput(_ERRORS, (*place, str(error)))
-            return
-        for name, path in zip(temporary, paths, strict=True):
-            gfile.rename(name, path, overwrite=True)
-        yield TaggedOutput(_COUNTS, (f"{split}/{PAIRS_IN}", count))
-        progress.tick(count)
-
-
-def build_cleaning(
-    pipeline: beam.Pipeline,
-    train: Sequence[Source],
-    held_out: Sequence[tuple[str, Sequence[Source]]],
-    rules: CleaningRules,
-    num_shards: int,
-    seed: int,
-    langs: tuple[str, str],
-    work_dir: str,
-    share_work: bool,
-) -> None:
-    """Adds the first pipeline: sources to clean shards and raw text in the work directory.
-
-    Args:
-        pipeline: gets the steps.
-        train: sources of the training split.
-        held_out: (split, sources) for valid and test.
-        rules: limits of the filters.
-        num_shards: number of training shards.
-        seed: of the shuffle.
-        langs: source and target language.
-        work_dir: where the results go: text files, `COUNTS_FILE` and `ERRORS_FILE`.
-        share_work: whether several workers shall clean the chunks of one file.
-    """
-    read = (
-        pipeline
-        | "Train" >> beam.Create(list(enumerate(train)))
-        | "Read" >> beam.ParDo(ReadChunks()).with_outputs(_ERRORS, main="chunks")
-    )
-    # Only then is it worth moving the text: without it, reading and cleaning are one stage.
-    chunks = read.chunks | "Share" >> beam.Reshuffle() if share_work else read.chunks
-    clean = chunks | "Clean" >> beam.ParDo(CleanChunk(rules, num_shards, seed)).with_outputs(
-        _COUNTS, _ERRORS, main="shards"
-    )
-    duplicates = (
-        clean.shards | "Group" >> beam.GroupByKey() | "Merge" >> beam.ParDo(MergeShard(work_dir))
-    )
-    copied = (
-        pipeline
-        | "Held out" >> beam.Create(list(held_out))
-        | "Copy" >> beam.ParDo(CopyHeldOut(work_dir, langs)).with_outputs(_COUNTS, _ERRORS)
-    )
-    (
-        (clean[_COUNTS], duplicates, copied[_COUNTS])
-        | "Counts" >> beam.Flatten()
-        | "Add up" >> beam.CombinePerKey(sum)
-        | "List counts" >> beam.combiners.ToList()
-        | "Write counts" >> beam.Map(_write_list, os.path.join(work_dir, COUNTS_FILE))
-    )
-    (
-        (read[_ERRORS], clean[_ERRORS], copied[_ERRORS])
-        | "Errors" >> beam.Flatten()
-        | "List errors" >> beam.combiners.ToList()
-        | "Write errors" >> beam.Map(_write_list, os.path.join(work_dir, ERRORS_FILE))
-    )
-
-
-def _write_list(values: list[Any], path: str) -> None:
-    files.write_json(path, values)
+def _fields(line: bytes) -> list[str]:
+    """Returns copy, source and target of a line of a block."""
+    return line[_POSITION_DIGITS:].decode().rstrip("\n").split("\t")
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """One shard to encode.
+class ReadTask:
+    """A source -> raw chunks in files.
 
     Attributes:
-        split: train, valid or test.
-        shard: its number.
-        num_shards: how many the split has.
+        work_dir: gets the chunks.
     """
 
-    split: str
-    shard: int
-    num_shards: int
-
-
-class EncodeShard(beam.DoFn):
-    """ShardJob -> a TFRecord file, and what `dataset.json` says about it."""
-
-    def __init__(self, work_dir: str, tokenizer_path: str, max_tokens: int, langs: tuple[str, str]):
-        """Sets the directory of input and output, the model, the limit and the languages."""
-        self._work_dir = work_dir
-        self._tokenizer_path = tokenizer_path
-        self._max_tokens = max_tokens
-        self._langs = langs
+    work_dir: str
 
     def setup(self) -> None:
-        """Loads the tokenizer once a worker."""
-        self._tokenizer = load_tokenizer(self._tokenizer_path)
+        """Nothing to load."""
 
-    def process(self, job: ShardJob) -> Iterator[dict[str, Any]]:
-        """Encodes a shard."""
-        is_train = job.split == "train"
-        texts = self._clean_text(job.shard) if is_train else self._raw_text(job.split)
-        lengths: tuple[list[int], list[int]] = ([], [])
-        dropped = 0
-
-        def encoded() -> Iterator[tuple[list[int], list[int]]]:
-            nonlocal dropped
-            while batch := list(itertools.islice(texts, _ENCODE_BATCH)):
-                sides = [self._tokenizer.encode(side) for side in zip(*batch, strict=True)]
-                for pair in zip(*sides, strict=True):
-                    if is_train and max(map(len, pair)) > self._max_tokens:
-                        dropped += 1
-                        continue
-                    for side, ids in zip(lengths, pair, strict=True):
-                        side.append(len(ids))
-                    yield pair
-                progress.tick(len(batch))
-
-        name = shard_name(job.split, job.shard, job.num_shards)
-        info = write_shard(os.path.join(self._work_dir, name), encoded())
-        raw_text = [] if is_train else self._describe_raw_text(job.split, info.records)
-        yield {
-            "split": job.split,
-            "shard": job.shard,
-            "file": asdict(info),
-            "dropped": {TOO_MANY_TOKENS: dropped},
-            "source_lengths": length_histogram(lengths[0]),
-            "target_lengths": length_histogram(lengths[1]),
-            "raw_text": raw_text,
-        }
-
-    def _describe_raw_text(self, split: str, lines: int) -> list[dict[str, Any]]:
-        names = [raw_text_name(split, lang) for lang in self._langs]
-        paths = [os.path.join(self._work_dir, name) for name in names]
-        return [
-            asdict(describe_file(path, name, lines))
-            for path, name in zip(paths, names, strict=True)
-        ]
-
-    def _clean_text(self, shard: int) -> Iterator[tuple[str, str]]:
-        path = clean_text_path(self._work_dir, shard)
-        # A shard that no pair fell into has no text.
-        if gfile.exists(path):
-            with files.open_binary(path) as file:
-                for line in file:
-                    _, source, target = line.decode().rstrip("\n").split("\t")
-                    yield source, target
-
-    def _raw_text(self, split: str) -> Iterator[tuple[str, str]]:
-        paths = [os.path.join(self._work_dir, raw_text_name(split, lang)) for lang in self._langs]
-        with files.open_binary(paths[0]) as sources, files.open_binary(paths[1]) as targets:
-            for source, target in zip(sources, targets, strict=True):
-                yield source.decode(), target.decode()
+    def run(self, item: tuple[int, Source, float]) -> list[str]:
+        """Reads (position, source, weight); returns the names of the files."""
+        position, source, _ = item
+        names = []
+        for number, chunk in enumerate(source.chunks()):
+            names.append(f"{position:05d}-{number:06d}")
+            path = os.path.join(self.work_dir, RAW, names[-1])
+            files.write_bytes(path, pickle.dumps(chunk))
+        return names
 
 
-def build_encoding(
-    pipeline: beam.Pipeline,
-    jobs: Sequence[ShardJob],
-    tokenizer_path: str,
-    max_tokens: int,
-    langs: tuple[str, str],
-    work_dir: str,
-) -> None:
-    """Adds the second pipeline: clean text to records, and `SHARDS_FILE` about them.
+@dataclass
+class CleanTask:
+    """Chunks -> blocks of clean lines, counts, and evidence of bad alignment.
 
-    Args:
-        pipeline: gets the steps.
-        jobs: the shards of all splits.
-        tokenizer_path: the trained model.
-        max_tokens: longer training pairs are dropped and counted.
-        langs: source and target language.
-        work_dir: holds the text and gets the records.
+    Attributes:
+        work_dir: has `HELD_OUT_FILE` and raw chunks, and gets the blocks.
+        rules: the filters.
+        seed: of the shuffle.
+        keep_rejected: whether to write what is dropped.
     """
-    (
-        pipeline
-        | "Shards" >> beam.Create(list(jobs))
-        | "Encode" >> beam.ParDo(EncodeShard(work_dir, tokenizer_path, max_tokens, langs))
-        | "List shards" >> beam.combiners.ToList()
-        | "Write shards" >> beam.Map(_write_list, os.path.join(work_dir, SHARDS_FILE))
-    )
+
+    work_dir: str
+    rules: CleaningRules
+    seed: int
+    keep_rejected: bool
+
+    def setup(self) -> None:
+        """Builds the cleaner."""
+        held_out = files.read_bytes(os.path.join(self.work_dir, HELD_OUT_FILE)).decode()
+        self._cleaner = Cleaner(self.rules, frozenset(held_out.split("\n")) - {""})
+
+    def run(self, item: tuple[int, Source | str, float]) -> dict[str, Any]:
+        """Cleans (position, source or name of a raw chunk, weight)."""
+        position, source, weight = item
+        total: dict[str, Counter] = {"counts": Counter(), "changed": Counter(), "align": Counter()}
+        blocks = []
+        for name, chunk in self._chunks(position, source):
+            for part, counts in self._clean(position, weight, name, chunk).items():
+                total[part].update(counts)
+            blocks.append(name)
+        return {**total, "blocks": blocks}
+
+    def _chunks(self, position: int, source: Source | str) -> Iterator[tuple[str, Chunk]]:
+        if isinstance(source, str):
+            path = os.path.join(self.work_dir, RAW, source)
+            yield source, pickle.loads(files.read_bytes(path))
+            gfile.remove(path)
+            return
+        for number, chunk in enumerate(source.chunks()):
+            yield f"{position:05d}-{number:06d}", chunk
+
+    def _clean(
+        self, position: int, weight: float, name: str, chunk: Chunk
+    ) -> dict[str, dict[str, int]]:
+        raw = chunk.columns()
+        cleaned = self._cleaner.clean(*raw)
+        reasons = Counter(cleaned.reason[cleaned.reason >= 0].tolist())
+        counts = Counter({_FILTER_NAMES[reason]: count for reason, count in reasons.items()})
+        counts[PAIRS_IN] = len(raw[0])
+        counts[WEIGHT] = self._write_block(position, weight, name, cleaned)
+        if self.keep_rejected:
+            dropped = np.flatnonzero(cleaned.reason >= 0)
+            lines = rejected_lines(
+                [_FILTER_NAMES[cleaned.reason[i]] for i in dropped],
+                [(raw[0][i], raw[1][i]) for i in dropped],
+            )
+            files.write_bytes(os.path.join(self.work_dir, REJECTED, f"clean-{name}"), lines)
+        progress.tick(len(raw[0]))
+        return {"counts": counts, "changed": cleaned.changed, "align": alignment_counts(*raw)}
+
+    def _write_block(self, position: int, weight: float, name: str, cleaned: Cleaned) -> int:
+        """Writes the kept pairs, `weight` times; returns how many were left out for a low one."""
+        kept = np.flatnonzero(cleaned.reason < 0).tolist()
+        forms = [f"{cleaned.source_forms[i]}\t{cleaned.target_forms[i]}" for i in kept]
+        pairs = [f"{cleaned.source[i]}\t{cleaned.target[i]}\n" for i in kept]
+        keys, lines, left_out = [], [], 0
+        for copy in range(int(np.ceil(weight))):
+            of_copy = shuffle.make_keys(self.seed, copy, forms)
+            here = [f"{position:0{_POSITION_DIGITS}d}{copy}\t{pair}".encode() for pair in pairs]
+            if copy + 1 > weight:
+                # The last digits of a key are as random as the first, which make the order.
+                share = (of_copy & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2.0**32
+                chosen = share < weight - copy
+                of_copy, here = of_copy[chosen], [here[i] for i in np.flatnonzero(chosen)]
+                left_out += (copy == 0) * (len(kept) - len(here))
+            keys.append(of_copy)
+            lines += here
+        shuffle.write_block(os.path.join(self.work_dir, BLOCKS, name), np.concatenate(keys), lines)
+        return left_out
+
+
+@dataclass(frozen=True)
+class MergeTask:
+    """A range of keys -> the lines of a partition, in their final order, and counts.
+
+    A line of a partition is: copy, source, target.
+
+    Attributes:
+        work_dir: has the blocks and gets the partitions.
+        blocks: names of all blocks.
+        partitions: how many ranges there are.
+        filters: may hold `DUPLICATE` and `NEAR_DUPLICATE`.
+        keep_rejected: whether to write what is dropped.
+    """
+
+    work_dir: str
+    blocks: tuple[str, ...]
+    partitions: int
+    filters: tuple[str, ...]
+    keep_rejected: bool
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def run(self, partition: int) -> dict[str, Any]:
+        """Merges one range."""
+        keys, lines = self._read(partition)
+        drop = self._duplicates(keys, lines)
+        kept = np.flatnonzero([reason is None for reason in drop])
+        keys = keys[kept]
+        # Equal keys are left if duplicates are allowed: they must not stay neighbours.
+        repeats = np.arange(len(keys)) - np.searchsorted(keys, keys)
+        places = keys + repeats.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        order = np.argsort(places, kind="stable")
+        text = b"".join([lines[i][_POSITION_DIGITS:] for i in kept[order]])
+        files.write_bytes(os.path.join(self.work_dir, TEXT, f"{partition:06d}"), text)
+        dropped = [(reason, _fields(lines[i])) for i, reason in enumerate(drop) if reason]
+        # A second copy of a pair is no input pair: it is not counted.
+        originals = [(reason, fields[1:]) for reason, fields in dropped if fields[0] == "0"]
+        if self.keep_rejected:
+            lines_out = rejected_lines([r for r, _ in originals], [pair for _, pair in originals])
+            path = os.path.join(self.work_dir, REJECTED, f"merge-{partition:06d}")
+            files.write_bytes(path, lines_out)
+        progress.tick(len(lines))
+        return {"counts": Counter(reason for reason, _ in originals)}
+
+    def _read(self, partition: int) -> tuple[np.ndarray, list[bytes]]:
+        ranges = [
+            shuffle.read_range(
+                os.path.join(self.work_dir, BLOCKS, name), partition, self.partitions
+            )
+            for name in self.blocks
+        ]
+        keys = np.concatenate([np.zeros(0, np.uint64), *(keys for keys, _ in ranges)])
+        lines = [line for _, of_block in ranges for line in of_block]
+        order = np.argsort(keys, kind="stable")
+        return keys[order], [lines[i] for i in order]
+
+    def _duplicates(self, keys: np.ndarray, lines: list[bytes]) -> list[str | None]:
+        """Returns the reason for which each line is dropped; sorts lines with equal keys."""
+        drop: list[str | None] = [None] * len(lines)
+        equal = keys[1:] == keys[:-1]
+        tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal)).tolist()
+        # By the number of the source: what was named first stays.
+        in_order = sorted((int(keys[i]), lines[i]) for i in tied)
+        lines_of = [line for _, line in in_order]
+        texts = [tuple(_fields(line)[1:]) for line in lines_of]
+        sides = [fold(list(side)) for side in zip(*texts, strict=True)]
+        forms = list(zip(*sides, strict=True))
+        seen_texts: set[tuple[str, ...]] = set()
+        # Form -> the text that had it first.
+        first_texts: dict[tuple[str, ...], tuple[str, ...]] = {}
+        for n, i in enumerate(tied):
+            lines[i] = lines_of[n]
+            if n and in_order[n][0] != in_order[n - 1][0]:
+                seen_texts, first_texts = set(), {}
+            first = first_texts.setdefault(forms[n], texts[n])
+            if texts[n] in seen_texts and DUPLICATE in self.filters:
+                drop[i] = DUPLICATE
+            elif texts[n] != first and NEAR_DUPLICATE in self.filters:
+                drop[i] = NEAR_DUPLICATE
+            seen_texts.add(texts[n])
+        return drop

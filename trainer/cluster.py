@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ from tensorflow.python.distribute.cluster_resolver.slurm_cluster_resolver import
     expand_hostlist,
     expand_tasks_per_node,
 )
+from tensorflow.python.eager import context  # nor is this; see `leave`
 
 from data_pipeline.errors import UsageError
 
 CLUSTERS = ("auto", "tf_config", "slurm", "kubernetes")
 
 _ADDRESS = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})")  # host or [IPv6], port
+_LEAVE_MILLISECONDS = 60_000
 _REFUSED_JOBS = {
     "ps": "parameter servers update asynchronously, and this trainer promises synchronous steps",
     "evaluator": "the trainer evaluates on its workers; trainer.evaluate scores a saved model",
@@ -314,6 +317,29 @@ def barrier(strategy: tf.distribute.Strategy) -> None:
     sum_over_workers(strategy, [0.0])
 
 
+def leave(strategy: tf.distribute.Strategy) -> None:
+    """Returns when this worker may end its process: nobody needs anything from it any more.
+
+    A barrier is not enough: who has passed it may end, and close its connections, while another is
+    still receiving what lets it pass. So each says through the coordination service that it has
+    passed, and waits for all others to say so. The chief hosts the service and goes last.
+    """
+    worker = worker_of(strategy)
+    if worker.count == 1:
+        return
+    service = context.context()
+    barrier(strategy)
+    try:
+        service.set_config_key_value(f"passed/{worker.index}", "yes")
+        for index in range(worker.count):
+            service.get_config_key_value(f"passed/{index}", _LEAVE_MILLISECONDS)
+    except tf.errors.OpError as error:
+        # The chief is gone, so all had passed; or another died now, when all is saved.
+        print(f"leaving alone: {error.message.splitlines()[0]}", flush=True)
+    if worker.is_chief:
+        time.sleep(1)  # until the answers are out
+
+
 @functools.cache
 def _sum_function(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
     """Sums a float64 tensor over the workers; traced once for each shape.
@@ -324,10 +350,10 @@ def _sum_function(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.
     local_replicas = len(strategy.extended.worker_devices)
 
     def on_replica(values):
-        context = tf.distribute.get_replica_context()
-        is_first = tf.equal(context.replica_id_in_sync_group % local_replicas, 0)
+        replica = tf.distribute.get_replica_context()
+        is_first = tf.equal(replica.replica_id_in_sync_group % local_replicas, 0)
         once = tf.where(is_first, values, tf.zeros_like(values))
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, once)
+        return replica.all_reduce(tf.distribute.ReduceOp.SUM, once)
 
     @tf.function(autograph=False)
     def total(values):

@@ -16,7 +16,6 @@ from trainer import model_dir as model_directory
 from trainer import scoring
 from trainer.decode import Decoder
 from trainer.step import Steps
-from trainer.task import Translation
 from trainer.validation import total_metrics
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> None:
     no_arguments(argv)
     if _OUTPUT.value and not tf.io.gfile.isdir(os.path.dirname(_OUTPUT.value) or "."):
         raise UsageError(f"--output={_OUTPUT.value}: its directory does not exist; make it first")
-    model, tokenizer, facts, step = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
+    model, tokenizers, facts, step = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
     manifest = load_manifest(_DATA_DIR.value or facts.data_dir)
     if _SPLIT.value not in manifest.splits or _SPLIT.value == "train":
         held_out = sorted(set(manifest.splits) - {"train"})
@@ -40,21 +39,22 @@ def main(argv: list[str]) -> None:
             f"--split={_SPLIT.value}: {manifest.directory} has these splits to score: "
             f"{', '.join(held_out)}"
         )
-    if manifest.tokenizer_sha256 != facts.tokenizer_sha256:
-        raise UsageError(
-            f"{manifest.directory} was made with another vocabulary than {_MODEL_DIR.value}; "
-            "prepare it again with the model's tokenizer, or score its own model"
-        )
+    for side, info in facts.tokenizers().items():
+        if getattr(manifest, f"{side}_tokenizer").sha256 != info.sha256:
+            raise UsageError(
+                f"{manifest.directory} was made with another {side} vocabulary than "
+                f"{_MODEL_DIR.value}; prepare it again with {info.file} of the model directory, "
+                "or score its own model"
+            )
     config = facts.config
     strategy = tf.distribute.get_strategy()
-    task = Translation(config, facts.vocab_size, facts.bos_id)
-    steps = Steps(strategy, task, model, None, None, config, jit_compile=False)
+    steps = Steps(strategy, facts.task(), model, None, None, config, jit_compile=False)
     pairs = read_pairs(manifest, _SPLIT.value)
     batches = trainer_input.evaluation_batches(pairs, config, manifest.eos_id, strategy)
     result = total_metrics(steps, batches)
     beam_size = _BEAM_SIZE.value or config.decode.beam_size
     decoder = Decoder(model, config.decode, beam_size)
-    scores, rows = scoring.score_split(manifest, _SPLIT.value, tokenizer, decoder)
+    scores, rows = scoring.score_split(manifest, _SPLIT.value, tokenizers, decoder)
     if _OUTPUT.value:
         with tf.io.gfile.GFile(_OUTPUT.value, "w") as file:
             file.write("".join(f"{translation}\n" for _, _, translation in rows))

@@ -24,10 +24,10 @@ def report(run) -> None:
 def _report(run) -> None:
     manifest: Manifest = run.manifest
     if "test" in manifest.splits:
-        model, tokenizer, facts, step = model_directory.load(run.model_dir, "best")
+        model, tokenizers, facts, step = model_directory.load(run.model_dir, "best")
         print(f"testing the best checkpoint, of step {step:,} ...", flush=True)
         decoder = Decoder(model, facts.config.decode, facts.config.decode.beam_size)
-        scores, rows = scoring.score_split(manifest, "test", tokenizer, decoder)
+        scores, rows = scoring.score_split(manifest, "test", tokenizers, decoder)
         run.writer.write("test", step, scores)
         for source, reference, translation in rows[:: max(1, len(rows) // _SAMPLES)][:_SAMPLES]:
             print(f"\n  source       {source}\n  reference    {reference}")

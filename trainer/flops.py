@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from configs.schema import ModelConfig
-from data_pipeline.records import Pairs, UsageError
+from data_pipeline.records import SplitInfo, UsageError
 
 
 def forward_flops(
@@ -38,7 +38,7 @@ def forward_flops(
 
     Args:
         config: sizes of the model.
-        vocab_size: V, rows of the softmax matrix, tied or not.
+        vocab_size: V, of the target: rows of the softmax matrix, tied or not.
         source_tokens: tokens of the encoder, end-of-sentence tokens included.
         target_tokens: tokens of the decoder, likewise.
         source_pairs: (query, key) pairs of the encoder's self-attention, in one layer.
@@ -67,43 +67,54 @@ def train_flops(config: ModelConfig, vocab_size: int, **counts: float) -> float:
     return 3.0 * forward_flops(config, vocab_size, **counts)
 
 
-def train_flops_of_corpus(
-    config: ModelConfig, vocab_size: int, pairs: Pairs, longest_row: int | None = None
+def train_flops_of_split(
+    config: ModelConfig, vocab_size: int, split: SplitInfo, longest_row: int | None = None
 ) -> float:
-    """Mean FLOPs of training per target token, over all sentence pairs of a corpus.
+    """Mean FLOPs of training per target token, over all sentence pairs of a split.
 
     Each sentence has its end-of-sentence token and attends within itself and to its translation.
     Padding, and the other sentences of a packed row, are no useful work and count nothing.
 
+    The manifest counts lengths, and not which source goes with which target. The longest is taken
+    to go with the longest, and so on down. That is near the truth, as translations of long
+    sentences are long, and matters only for the attention from one side to the other and for
+    `longest_row`.
+
     Args:
         config: sizes of the model.
-        vocab_size: V.
-        pairs: the training split, without special tokens.
+        vocab_size: V, of the target.
+        split: of the manifest.
         longest_row: leaves out pairs of which a side is longer than that, its end-of-sentence
             token included, as the input does (`DataConfig.longest_row`); None to keep all.
 
     Raises:
         UsageError: there is no pair to count.
     """
-    source = np.diff(pairs.source_offsets) + 1.0  # float64: squares of lengths, summed
-    target = np.diff(pairs.target_offsets) + 1.0
+    lengths, ends = [], []
+    for side in (split.source, split.target):
+        histogram = np.array(side.lengths, np.int64).reshape(-1, 2)
+        lengths.append(histogram[:, 0] + 1.0)
+        ends.append(np.cumsum(histogram[:, 1]))  # sentences up to this length
+    both = np.union1d(*ends)  # between two of these all sentences of a side are of one length
+    source, target = (of[np.searchsorted(end, both)] for of, end in zip(lengths, ends, strict=True))
+    count = np.diff(both, prepend=0)
     if longest_row is not None:
         kept = np.maximum(source, target) <= longest_row
-        source, target = source[kept], target[kept]
+        source, target, count = source[kept], target[kept], count[kept]
     if not len(target):
         raise UsageError(
             "the training split has no sentence pair that fits into a row; check the dataset, "
             "or raise data.row_length"
         )
-    target_tokens = float(target.sum())
+    target_tokens = float(count @ target)
     flops = train_flops(
         config,
         vocab_size,
-        source_tokens=float(source.sum()),
+        source_tokens=float(count @ source),
         target_tokens=target_tokens,
-        source_pairs=float(source @ source),
-        target_pairs=float(target @ target),
-        cross_pairs=float(source @ target),
+        source_pairs=float(count @ source**2),
+        target_pairs=float(count @ target**2),
+        cross_pairs=float(count @ (source * target)),
     )
     return flops / target_tokens
 

@@ -5,13 +5,16 @@ so a run that stopped at s goes on with exactly the batches it would have seen, 
 not depend on how many replicas or workers share it.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
-from data_pipeline import packing
-from data_pipeline.records import Pairs, UsageError
+from data_pipeline import packing, records
+from data_pipeline.records import Manifest, Pairs, UsageError
+from trainer import batches
+from trainer.rows_input import StreamedData
 from trainer.task import FEATURES
 
 
@@ -29,12 +32,24 @@ class Bucket:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training split in batches of static shapes."""
+    """The training split in batches of static shapes, from memory.
+
+    Attributes:
+        buckets: the rows.
+        seed: decides their order.
+        too_long: sentence pairs that no row holds.
+        origin: where the rows come from, for people.
+    """
 
     buckets: list[Bucket]
     seed: int
     too_long: int = 0
-    """Sentence pairs that no row holds."""
+    origin: str = "in memory"
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Rows and tokens a side of the global batches."""
+        return [(bucket.batch_rows, bucket.rows.length) for bucket in self.buckets]
 
     @property
     def batches_per_epoch(self) -> int:
@@ -96,13 +111,8 @@ class TrainingData:
                 )
             return tf.switch_case(which, branches)
 
-        options = tf.data.Options()
-        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        options.autotune.enabled = False
-        # Without an end for sure: else every step of several workers would ask around whether
-        # each of them still has a batch.
         numbers = tf.data.Dataset.counter(tf.constant(first_step * local, tf.int64), dtype=tf.int64)
-        return numbers.map(element, num_parallel_calls=1).prefetch(2 * local).with_options(options)
+        return batches.endless(numbers.map(element, num_parallel_calls=1).prefetch(2 * local))
 
     def _shuffled(self, positions, size: int, stream: int):
         """Maps positions in an endless stream to indices: each epoch one permutation of `size`."""
@@ -116,13 +126,42 @@ class TrainingData:
 
     def distribute(self, strategy: tf.distribute.Strategy, first_step: int):
         """A distributed iterator that starts with the batch of `first_step`."""
-        replicas = strategy.num_replicas_in_sync
+        return batches.distribute(self, strategy, first_step)
 
-        def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            local = replicas // context.num_input_pipelines
-            return self.dataset(first_step, replicas, context.input_pipeline_id * local, local)
+    def check(self, step: int) -> None:
+        """Nothing: it was all checked when it was read."""
 
-        return iter(strategy.distribute_datasets_from_function(pipeline))
+
+def load_training_data(
+    manifest: Manifest, config, replicas: int, *, skip_corrupt: bool = False
+) -> TrainingData | StreamedData:
+    """The training split of a dataset: streamed if it has rows as `config.data` wants them.
+
+    Args:
+        manifest: of the dataset.
+        config: `configs.schema.Config`.
+        replicas: that share a global batch.
+        skip_corrupt: of `StreamedData`; without streaming, damage is always an error.
+
+    Raises:
+        UsageError: a file is missing or damaged, nothing fits, or a batch cannot be shared out.
+    """
+    records.check_sizes(manifest)
+    data, info = config.data, manifest.splits["train"].rows
+    if info and info.rows and data.batching == "packed" and data.row_length == info.row_length:
+        size = batch_rows(config.train, data.row_length, replicas)
+        return StreamedData(manifest, info, size, config.train.seed, skip_corrupt)
+    if data.batching != "packed":
+        reason = f"read into memory: batching is {data.batching}"
+    else:
+        found = f"rows of {info.row_length}" if info else "no packed rows"
+        reason = (
+            f"packed in memory: the dataset has {found}; data_pipeline.main "
+            f"--row_length={data.row_length} writes rows that need not fit into memory"
+        )
+    pairs = records.read_pairs(manifest, "train")
+    made = training_data(pairs, config, manifest.eos_id, replicas)
+    return dataclasses.replace(made, origin=reason)
 
 
 def training_data(pairs: Pairs, config, eos_id: int, replicas: int) -> TrainingData:

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from configs import schema
 from configs.schema import Config
-from data_pipeline import records
 from data_pipeline.records import Manifest, UsageError
 from trainer import cluster, flops, metrics, report
 from trainer import input as trainer_input
@@ -20,7 +19,6 @@ from trainer.optimizer import Optimizer
 from trainer.startup import PHASES
 from trainer.step import Steps
 from trainer.stop import STOPPED_ON_REQUEST, StopRequest
-from trainer.task import Translation
 from trainer.validation import Validation
 
 
@@ -35,6 +33,7 @@ class Run:
         precision: a Keras dtype policy, "float32", "mixed_bfloat16" or "mixed_float16".
         jit_compile: compile forward and backward with XLA.
         hardware: what it runs on.
+        skip_corrupt_data: leave rows of damaged blocks of data empty instead of stopping.
 
     Raises:
         UsageError: when data, configuration or model directory do not allow the run.
@@ -49,16 +48,22 @@ class Run:
         precision: str,
         jit_compile: bool,
         hardware: flops.Hardware,
+        *,
+        skip_corrupt_data: bool = False,
     ):
         self.config, self.manifest, self.model_dir = config, manifest, model_dir
         self.strategy, self.precision, self.hardware = strategy, precision, hardware
         self.worker = cluster.worker_of(strategy)
-        pairs = records.read_pairs(manifest, "train")
-        self.data = trainer_input.training_data(
-            pairs, config, manifest.eos_id, strategy.num_replicas_in_sync
+        # Before the data is read: it refuses a configuration that does not fit the vocabularies.
+        task = model_directory.facts_of(config, manifest, precision).task()
+        self.data = trainer_input.load_training_data(
+            manifest, config, strategy.num_replicas_in_sync, skip_corrupt=skip_corrupt_data
         )
-        self.flops_per_token = flops.train_flops_of_corpus(
-            config.model, manifest.vocab_size, pairs, config.data.longest_row
+        self.flops_per_token = flops.train_flops_of_split(
+            config.model,
+            manifest.target_tokenizer.vocab_size,
+            manifest.splits["train"],
+            config.data.longest_row,
         )
         if config.train.rdrop_alpha:
             self.flops_per_token *= 2  # every token passes twice
@@ -66,7 +71,6 @@ class Run:
         self._start_model_dir()
         keras.utils.set_random_seed(config.train.seed)
         keras.config.set_dtype_policy(precision)
-        task = Translation(config, manifest.vocab_size, manifest.bos_id)
         with strategy.scope():
             self.model = task.build_model()
             self.optimizer = Optimizer(
@@ -132,8 +136,17 @@ class Run:
             the exit code: 0, or 42 when a signal asked to stop and everything is saved.
 
         Raises:
-            UsageError: when the loss is not finite. The checkpoints are from before.
+            UsageError: when the loss is not finite, or data is damaged. The checkpoints are from
+                before.
         """
+        try:
+            return self._train()
+        except tf.errors.OpError:
+            # Whichever thread or replica failed: if it is for damaged data, this tells where.
+            self.data.check(self.checkpoints.step)
+            raise
+
+    def _train(self) -> int:
         train = self.config.train
         step = first_step = self.checkpoints.step
         # Kept: freeing it here could wait for ever where TensorFlow has a single thread.
@@ -169,7 +182,6 @@ class Run:
                 if stops:
                     name = stop.signal or "another worker's signal"
                     self.say(f"{name}: saved at step {step:,}; start again to go on")
-                    cluster.barrier(self.strategy)  # whoever started us may kill those left over
                     return STOPPED_ON_REQUEST
         if self._stops_early:
             state = self.checkpoints.state

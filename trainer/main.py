@@ -65,6 +65,11 @@ _TPU_PROJECT = flags.DEFINE_string("tpu_project", None, "Project of a TPU slice 
 _TPU_TYPE = flags.DEFINE_string(
     "tpu_type", None, "Accelerator type of the TPU, such as v5litepod-8; MFU is counted from it."
 )
+_SKIP_CORRUPT = flags.DEFINE_boolean(
+    "skip_corrupt_data",
+    False,
+    "Train on where a block of the training data is damaged, with its rows left empty.",
+)
 _VIRTUAL = flags.DEFINE_integer(
     "num_virtual_devices", 0, "Split the CPU into so many replicas, to try things out.", 0
 )
@@ -85,10 +90,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise UsageError(f"--config: {error.filename} is not Python: {error}") from error
 
 
-def prepare_demo_corpus(directory: str) -> None:
+def prepare_demo_corpus(directory: str, row_length: int) -> None:
     """Makes the built-in corpus, unless it is there."""
     if not tf.io.gfile.exists(os.path.join(directory, "dataset.json")):
-        from data_pipeline import pipeline  # here, because Beam takes seconds to import
+        from data_pipeline import pipeline
 
         print(f"preparing the built-in corpus in {directory}", flush=True)
         settings = pipeline.Settings(
@@ -99,6 +104,7 @@ def prepare_demo_corpus(directory: str) -> None:
             target_lang="de",
             output_dir=directory,
             vocab_size=4000,
+            row_length=row_length,
         )
         pipeline.prepare(settings)
 
@@ -149,7 +155,7 @@ def main(argv: list[str]) -> int:
     check_paths(_STRATEGY.value, strategy, data_dir, model_dir)
     if name == DEMO and _DATA_DIR.value is None:
         if cluster.worker_of(strategy).is_chief:
-            prepare_demo_corpus(data_dir)
+            prepare_demo_corpus(data_dir, config.data.row_length)
         cluster.barrier(strategy)
     manifest = open_dataset(data_dir)
     print(
@@ -159,11 +165,21 @@ def main(argv: list[str]) -> int:
         flush=True,
     )
     hardware = flops.Hardware(strategy.num_replicas_in_sync, _PRECISION.value, _TPU_TYPE.value)
-    run = loop.Run(config, manifest, model_dir, strategy, _PRECISION.value, compiles, hardware)
+    run = loop.Run(
+        config,
+        manifest,
+        model_dir,
+        strategy,
+        _PRECISION.value,
+        compiles,
+        hardware,
+        skip_corrupt_data=_SKIP_CORRUPT.value,
+    )
     code = run.train()
     if code == 0:
         finish.report(run)
     if run.worker.count > 1:
+        cluster.leave(strategy)
         # All is saved, and TensorFlow's own end, with workers that leave one by one, can hang.
         sys.stdout.flush()
         sys.stderr.flush()

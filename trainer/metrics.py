@@ -21,14 +21,14 @@ def averages(sums: dict[str, float]) -> dict[str, float]:
         "loss", "nll" (nats per token), "perplexity", "token_accuracy", and "fill_rate", the
         share of target positions that are not padding.
     """
-    tokens = sums["tokens"]
+    tokens = max(sums["tokens"], 1.0)  # there is none where only damaged data was skipped
     nll = sums["nll"] / tokens
     return {
         "loss": sums["loss"] / tokens,
         "nll": nll,
         "perplexity": math.exp(min(nll, 100.0)),  # e**100 is a number in JSON, infinity is not
         "token_accuracy": sums["correct"] / tokens,
-        "fill_rate": tokens / sums["positions"],
+        "fill_rate": sums["tokens"] / sums["positions"],
     }
 
 

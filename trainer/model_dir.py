@@ -1,4 +1,4 @@
-"""The model directory: what a run is (config.json, tokenizer.model), and loading its model."""
+"""The model directory: what a run is (config.json, tokenizers), and loading its model."""
 
 import dataclasses
 import json
@@ -10,8 +10,15 @@ import keras
 import tensorflow as tf
 
 from configs import schema
-from data_pipeline.records import Manifest, UsageError, load_tokenizer
+from data_pipeline.records import (
+    Manifest,
+    Tokenizer,
+    TokenizerInfo,
+    UsageError,
+    load_tokenizer,
+)
 from trainer import checkpoint
+from trainer.model.transformer import Transformer
 from trainer.task import Translation
 
 # May change between two starts of one run: they do not change what a step computes.
@@ -34,12 +41,28 @@ class RunFacts:
     precision: str
     data_dir: str
     data_fingerprint: str
+    data: dict[str, Any]  # how it was made, to tell what differs where the fingerprint does
     source_lang: str
     target_lang: str
-    vocab_size: int
-    tokenizer_sha256: str
+    source_tokenizer: TokenizerInfo
+    target_tokenizer: TokenizerInfo
+    joint_vocabulary: bool
     bos_id: int
     versions: dict[str, str]
+
+    def tokenizers(self) -> dict[str, TokenizerInfo]:
+        """Side -> its tokenizer."""
+        return {"source": self.source_tokenizer, "target": self.target_tokenizer}
+
+    def task(self) -> Translation:
+        """The task of the run; `UsageError` if the configuration does not fit the vocabularies."""
+        return Translation(
+            self.config,
+            self.source_tokenizer.vocab_size,
+            self.target_tokenizer.vocab_size,
+            joint=self.joint_vocabulary,
+            bos_id=self.bos_id,
+        )
 
 
 def facts_of(config: schema.Config, manifest: Manifest, precision: str) -> RunFacts:
@@ -51,10 +74,16 @@ def facts_of(config: schema.Config, manifest: Manifest, precision: str) -> RunFa
         if "://" not in manifest.directory
         else manifest.directory,
         data_fingerprint=manifest.fingerprint,
+        data={
+            **{f"{name} pairs": split.kept for name, split in manifest.splits.items()},
+            **{f"{name} input": list(prints) for name, prints in manifest.inputs.items()},
+            **manifest.settings,
+        },
         source_lang=manifest.source_lang,
         target_lang=manifest.target_lang,
-        vocab_size=manifest.vocab_size,
-        tokenizer_sha256=manifest.tokenizer_sha256,
+        source_tokenizer=manifest.source_tokenizer,
+        target_tokenizer=manifest.target_tokenizer,
+        joint_vocabulary=manifest.joint_vocabulary,
         bos_id=manifest.bos_id,
         versions={"tensorflow": tf.__version__, "keras": keras.__version__},
     )
@@ -81,24 +110,33 @@ def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
         tf.io.gfile.makedirs(model_dir)
     except tf.errors.OpError as error:
         raise UsageError(f"--model_dir={model_dir} cannot be made: {error.message}") from error
-    with tf.io.gfile.GFile(manifest.tokenizer_path, "rb") as file:
-        _write(os.path.join(model_dir, "tokenizer.model"), file.read())
+    for info in {manifest.source_tokenizer, manifest.target_tokenizer}:
+        with tf.io.gfile.GFile(manifest.path(info), "rb") as file:
+            _write(os.path.join(model_dir, info.file), file.read())
     text = json.dumps(dataclasses.asdict(facts), indent=2) + "\n"
     _write(os.path.join(model_dir, "config.json"), text.encode())
 
 
 def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
     other = "use another --model_dir, or delete this one to start afresh"
-    if old.tokenizer_sha256 != new.tokenizer_sha256:
-        raise UsageError(
-            f"{model_dir} was trained with another vocabulary ({old.vocab_size} pieces, sha256 "
-            f"{old.tokenizer_sha256[:12]}) than {new.data_dir} has ({new.vocab_size}, "
-            f"{new.tokenizer_sha256[:12]}); {other}"
-        )
+    for side, tokenizer in old.tokenizers().items():
+        now = new.tokenizers()[side]
+        if tokenizer.sha256 != now.sha256:
+            raise UsageError(
+                f"{model_dir} was trained with another {side} vocabulary ({tokenizer.vocab_size} "
+                f"pieces, sha256 {tokenizer.sha256[:12]}) than {new.data_dir} has "
+                f"({now.vocab_size}, {now.sha256[:12]}); {other}"
+            )
     if old.data_fingerprint != new.data_fingerprint:
+        changed = [
+            f"{name} {old.data.get(name)!r} -> {new.data.get(name)!r}"
+            for name in {**old.data, **new.data}
+            if old.data.get(name) != new.data.get(name)
+        ]
         raise UsageError(
             f"{model_dir} was trained on other data (fingerprint {old.data_fingerprint[:12]}, from "
-            f"{old.data_dir}) than {new.data_dir} ({new.data_fingerprint[:12]}); {other}"
+            f"{old.data_dir}) than {new.data_dir} ({new.data_fingerprint[:12]}): "
+            f"{', '.join(changed) or 'the same settings, but other text'}; {other}"
         )
     differences = [
         f"{group}.{key} {old_value!r} -> {getattr(getattr(new.config, group), key)!r}"
@@ -138,12 +176,18 @@ def read_facts(model_dir: str) -> RunFacts:
     try:
         with tf.io.gfile.GFile(path) as file:
             values: dict[str, Any] = json.loads(file.read())
-        return RunFacts(**{**values, "config": schema.from_dict(values["config"])})
+        tokenizers = {
+            name: TokenizerInfo(**values[name]) for name in ("source_tokenizer", "target_tokenizer")
+        }
+        config = schema.from_dict(values["config"])
+        return RunFacts(**{**values, **tokenizers, "config": config})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} cannot be used: {error}; train into a new --model_dir") from error
 
 
-def load(model_dir: str, which: str):
+def load(
+    model_dir: str, which: str
+) -> tuple[Transformer, tuple[Tokenizer, Tokenizer], RunFacts, int]:
     """A trained model, ready to translate.
 
     Args:
@@ -151,21 +195,29 @@ def load(model_dir: str, which: str):
         which: "best", "latest", or the path of a checkpoint.
 
     Returns:
-        the model, the tokenizer, the facts and the step of the checkpoint.
+        the model, its source and target tokenizers, the facts and the step of the checkpoint.
 
     Raises:
         UsageError: when the directory or the checkpoint cannot be used.
     """
     facts = read_facts(model_dir)
-    tokenizer = load_tokenizer(os.path.join(model_dir, "tokenizer.model"))
-    if tokenizer.sha256 != facts.tokenizer_sha256:
-        raise UsageError(
-            f"{model_dir}/tokenizer.model is not the one this model was trained with; copy it "
-            f"again from {facts.data_dir}"
-        )
+    source = _load_tokenizer(model_dir, facts, facts.source_tokenizer)
+    target = source
+    if not facts.joint_vocabulary:
+        target = _load_tokenizer(model_dir, facts, facts.target_tokenizer)
     keras.config.set_dtype_policy(facts.precision)
-    model = Translation(facts.config, facts.vocab_size, facts.bos_id).build_model()
+    model = facts.task().build_model()
     path = checkpoint.find(model_dir, which)
     averaged = facts.config.optimizer.ema_decay > 0
     step = checkpoint.restore_model(model, path, averaged=averaged)
-    return model, tokenizer, facts, step
+    return model, (source, target), facts, step
+
+
+def _load_tokenizer(model_dir: str, facts: RunFacts, info: TokenizerInfo) -> Tokenizer:
+    tokenizer = load_tokenizer(os.path.join(model_dir, info.file))
+    if tokenizer.sha256 != info.sha256:
+        raise UsageError(
+            f"{model_dir}/{info.file} is not the one this model was trained with; copy it "
+            f"again from {facts.data_dir}"
+        )
+    return tokenizer

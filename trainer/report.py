@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipeline import records
-from data_pipeline.records import UsageError
+from data_pipeline.records import Manifest, UsageError
 from trainer import flops, metrics
 from trainer.loss_scale import SMALLEST
 from trainer.startup import PHASES
@@ -104,6 +104,8 @@ class Reporter:
         if run.steps.scaled:
             result["loss_scale"] = results["loss_scale"]
             result["skipped_steps"] = int(results["skipped"])
+        if results["empty_rows"]:  # of damaged blocks: no other row is without a sentence
+            result["corrupt_rows"] = int(results["empty_rows"])
         if loop.compiles:
             result["compile_seconds"] = PHASES.seconds["tracing"] + seconds
             speed, left = f"compiled in {result['compile_seconds']:.0f} s", "-:--:--"
@@ -113,6 +115,8 @@ class Reporter:
             left = metrics.clock((run.config.train.steps - loop.step) * seconds / loop.steps)
         run.writer.write("train", loop.step, result)
         skipped = f"  {results['skipped']:.0f} skipped" if results["skipped"] else ""
+        if results["empty_rows"]:
+            skipped += f"  {results['empty_rows']:.0f} corrupt rows left empty"
         run.say(
             f"step {loop.step:>7,}/{run.config.train.steps:,}  epoch {result['epoch']:6.2f}  "
             f"loss {result['loss']:.4f}  accuracy {result['token_accuracy']:.3f}  "
@@ -150,11 +154,18 @@ class Reporter:
         return speed
 
 
+def _vocabulary(manifest: Manifest) -> str:
+    source, target = manifest.source_tokenizer.vocab_size, manifest.target_tokenizer.vocab_size
+    if manifest.joint_vocabulary:
+        return f"joint vocabulary {source:,}"
+    return f"vocabularies {source:,} source, {target:,} target"
+
+
 def describe(run, restored: int | None) -> list[str]:
     """The facts of a `trainer.loop.Run`, one a line."""
     data, train, manifest = run.data, run.config.train, run.manifest
     parameters = sum(math.prod(v.shape) for v in run.model.trainable_variables)
-    shapes = ", ".join(f"{b.batch_rows} x {b.rows.length}" for b in data.buckets)
+    shapes = ", ".join(f"{rows} x {length}" for rows, length in data.shapes)
     pairs = manifest.splits["train"].kept
     micro_batches = f" in {train.micro_batches} micro-batches" if train.micro_batches > 1 else ""
     sources, references = records.read_raw_text(manifest, "valid")
@@ -162,7 +173,8 @@ def describe(run, restored: int | None) -> list[str]:
     return [
         f"data         {manifest.directory}, fingerprint {manifest.fingerprint[:12]}",
         f"             {pairs:,} pairs {manifest.source_lang}-{manifest.target_lang}, "
-        f"vocabulary {manifest.vocab_size:,}, {data.left_out()} too long and left out",
+        f"{_vocabulary(manifest)}, {data.left_out():,} too long and left out",
+        f"             {data.origin}",
         f"model        {parameters:,} parameters, {run.flops_per_token / 1e6:,.1f} million "
         "floating-point operations a target token in training",
         f"batch        at most {train.batch_tokens:,} target positions on "

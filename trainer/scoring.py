@@ -7,10 +7,14 @@ import sacrebleu
 from data_pipeline.records import Manifest, Tokenizer, read_raw_text
 from trainer.decode import Decoder
 
+Tokenizers = tuple[Tokenizer, Tokenizer]
+"""Of the source and of the target; the same one twice for a joint vocabulary."""
 
-def translate_lines(lines: list[str], tokenizer: Tokenizer, decoder: Decoder) -> list[str]:
+
+def translate_lines(lines: list[str], tokenizers: Tokenizers, decoder: Decoder) -> list[str]:
     """One translation a line, in order; an empty line for an empty line."""
-    texts = tokenizer.decode(decoder.translate(tokenizer.encode(lines)))
+    source, target = tokenizers
+    texts = target.decode(decoder.translate(source.encode(lines)))
     # Single bytes are pieces too, so a model can spell a line feed.
     return [" ".join(text.split()) for text in texts]
 
@@ -31,7 +35,7 @@ def score(translations: list[str], references: list[str]) -> dict[str, Any]:
 
 
 def score_split(
-    manifest: Manifest, split: str, tokenizer: Tokenizer, decoder: Decoder, limit: int = 0
+    manifest: Manifest, split: str, tokenizers: Tokenizers, decoder: Decoder, limit: int = 0
 ) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """Translates a split, or its first `limit` sentences, and scores it.
 
@@ -41,6 +45,6 @@ def score_split(
     sources, references = read_raw_text(manifest, split)
     if limit:
         sources, references = sources[:limit], references[:limit]
-    translations = translate_lines(sources, tokenizer, decoder)
+    translations = translate_lines(sources, tokenizers, decoder)
     rows = list(zip(sources, references, translations, strict=True))
     return score(translations, references), rows

@@ -111,7 +111,8 @@ class Steps:
         scale = self._scale_of_sum()
         sums, gradients = self._gradients(batch, rng, scale)
         sums, gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, (sums, gradients))
-        unscale = 1.0 / (scale * sums["tokens"])
+        # A batch without a token happens where damaged data is skipped.
+        unscale = 1.0 / (scale * tf.maximum(sums["tokens"], 1.0))
         norm = tf.linalg.global_norm(gradients) * unscale
         finite = tf.math.is_finite(norm)  # as soon as one number on one replica is not, it is not
         factor = unscale

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from data_pipeline.records import UsageError
 from trainer import losses
 from trainer.model.transformer import Transformer
 
@@ -13,19 +14,40 @@ class Translation:
 
     Args:
         config: `configs.schema.Config`.
-        vocab_size: size of the joint vocabulary.
+        source_vocab_size: pieces of the source vocabulary.
+        target_vocab_size: pieces of the target vocabulary.
+        joint: whether both are one vocabulary.
         bos_id: token that opens a target sentence.
+
+    Raises:
+        UsageError: the configuration shares embeddings that two vocabularies cannot share.
     """
 
-    SUMS = ("loss", "nll", "correct", "tokens", "source_tokens", "positions")
+    SUMS = ("loss", "nll", "correct", "tokens", "source_tokens", "positions", "empty_rows")
 
-    def __init__(self, config, vocab_size: int, bos_id: int):
+    def __init__(
+        self, config, source_vocab_size: int, target_vocab_size: int, *, joint: bool, bos_id: int
+    ):
+        if config.model.tied_embeddings == "all" and not joint:
+            raise UsageError(
+                "--config.model.tied_embeddings is 'all', but the dataset has two vocabularies, "
+                "which cannot share one embedding; set it to 'target' or 'none', or make the "
+                "dataset with data_pipeline.main --joint_vocabulary"
+            )
         self.config = config
-        self.vocab_size = vocab_size
+        self.source_vocab_size = source_vocab_size
+        self.target_vocab_size = target_vocab_size
+        self.joint = joint
         self.bos_id = bos_id
 
     def build_model(self) -> Transformer:
-        return Transformer(self.config.model, self.vocab_size, self.bos_id)
+        return Transformer(
+            self.config.model,
+            self.source_vocab_size,
+            self.target_vocab_size,
+            joint=self.joint,
+            bos_id=self.bos_id,
+        )
 
     def sums(self, model, batch: dict[str, tf.Tensor], rng, *, training: bool) -> dict:
         """Runs the model on a batch.
@@ -38,8 +60,8 @@ class Translation:
                 R-Drop if the configuration says so.
 
         Returns:
-            `SUMS`, float32 scalars: those of `losses.token_sums`, "source_tokens", and
-            "positions", the target positions with padding.
+            `SUMS`, float32 scalars: those of `losses.token_sums`, "source_tokens",
+            "positions", the target positions with padding, and "empty_rows", rows of padding only.
         """
         weights = tf.cast(batch["target_segments"] > 0, tf.float32)  # [B, T]
         train = self.config.train
@@ -52,6 +74,7 @@ class Translation:
         source = tf.cast(batch["source_segments"] > 0, tf.float32)
         result["source_tokens"] = tf.reduce_sum(source)
         result["positions"] = tf.cast(tf.size(weights), tf.float32)
+        result["empty_rows"] = tf.reduce_sum(1.0 - tf.reduce_max(weights, axis=1))
         return result
 
     def _rdrop_sums(self, model, batch, weights, rng) -> dict[str, tf.Tensor]:

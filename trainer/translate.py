@@ -44,18 +44,18 @@ def read_lines(data: bytes) -> list[str]:
 def main(argv: list[str]) -> None:
     """Loads, translates, writes."""
     no_arguments(argv)
-    model, tokenizer, facts, step = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
+    model, tokenizers, facts, step = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
     lines = read_lines(sys.stdin.buffer.read())
     config = facts.config.decode
     decoder = Decoder(model, config, _BEAM_SIZE.value or config.beam_size)
     _say(f"{facts.source_lang}-{facts.target_lang}, step {step:,}, {len(lines):,} lines\n")
-    cut = sum(len(ids) >= MAX_SOURCE for ids in tokenizer.encode(lines))
+    cut = sum(len(ids) >= MAX_SOURCE for ids in tokenizers[0].encode(lines))
     if cut:
         _say(f"warning: {cut} lines are longer than {MAX_SOURCE - 1} tokens and are cut there\n")
     # In pieces, so that what is done is written, whatever happens later.
     for start in range(0, len(lines), _PIECE):
         piece = lines[start : start + _PIECE]
-        translations = scoring.translate_lines(piece, tokenizer, decoder)
+        translations = scoring.translate_lines(piece, tokenizers, decoder)
         text = "".join(f"{translation}\n" for translation in translations)
         sys.stdout.buffer.write(text.encode("utf-8"))
         sys.stdout.buffer.flush()

@@ -27,7 +27,7 @@ class Validation:
     def __init__(self, run):
         self._run = run
         decode = run.config.decode
-        self._tokenizer = records.load_tokenizer(run.manifest.tokenizer_path)
+        self._tokenizers = records.load_tokenizers(run.manifest)
         self._decoder = Decoder(run.model, decode, decode.validation_beam_size)
         pairs = records.read_pairs(run.manifest, "valid")
         self._batches = trainer_input.evaluation_batches(
@@ -53,7 +53,7 @@ class Validation:
             scores, rows = scoring.score_split(
                 run.manifest,
                 "valid",
-                self._tokenizer,
+                self._tokenizers,
                 self._decoder,
                 run.config.decode.validation_sentences,
             )

@@ -160,7 +160,7 @@ def train(setting: Setting, meter: Meter) -> None:
     keras.config.set_dtype_policy(setting.precision)
     offsets = (setting.pairs.source_offsets, setting.pairs.target_offsets)
     longest = int(max(np.diff(side).max() for side in offsets)) + 1
-    model = build_model(config.model, manifest.vocab_size, longest)
+    model = build_model(config.model, manifest.target_tokenizer.vocab_size, longest)
     adam = keras.optimizers.Adam(
         InverseSqrt(config.optimizer),
         config.optimizer.beta_1,

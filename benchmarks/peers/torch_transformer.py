@@ -186,7 +186,9 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.half = setting.precision == "mixed_bfloat16"
         self.clip_norm = config.optimizer.clip_norm
-        self.model = Translator(config, setting.manifest.vocab_size, longest).to(self.device)
+        self.model = Translator(config, setting.manifest.target_tokenizer.vocab_size, longest).to(
+            self.device
+        )
         compiles = setting.variant == "compile"
         self.loss = torch.compile(self.model, dynamic=True) if compiles else self.model
         self.optimizer = torch.optim.Adam(

@@ -21,13 +21,14 @@ from data_pipeline.records import (
     Pairs,
     SideInfo,
     SplitInfo,
+    TokenizerInfo,
     describe_file,
     length_histogram,
     load_manifest,
     raw_text_name,
     read_pairs,
     shard_name,
-    write_shard,
+    write_pairs,
 )
 from trainer.task import Translation
 
@@ -43,8 +44,9 @@ def manifest(tmp_path_factory) -> Manifest:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(words, rng.integers(2, 7))) for _ in range(96)]
     model = tokenizers.train(texts, vocab_size=280)
-    (directory / "tokenizer.model").write_bytes(model)
+    (directory / tokenizers.JOINT_FILE).write_bytes(model)
     tokenizer = tokenizers.Tokenizer(model)
+    info = TokenizerInfo(tokenizers.JOINT_FILE, tokenizer.sha256, 280, "unigram")
     splits = {}
     for name, lines in (("train", texts[:80]), ("valid", texts[80:])):
         raw_text, ids, infos = [], [], []
@@ -55,10 +57,12 @@ def manifest(tmp_path_factory) -> Manifest:
             ids.append(tokenizer.encode(side))
             lengths = [len(sentence) for sentence in ids[-1]]
             infos.append(SideInfo(sum(lengths), max(lengths), length_histogram(lengths)))
-        shard = write_shard(str(directory / shard_name(name, 0, 1)), zip(*ids, strict=True))
+        path = directory / shard_name(name, 0, 1)
+        write_pairs(str(path), ("en", "de"), (lines[::2], lines[1::2]), tuple(ids))
+        shard = describe_file(str(path), path.name, len(lines) // 2)
         files = () if name == "train" else tuple(raw_text)
         splits[name] = SplitInfo((shard,), len(lines) // 2, len(lines) // 2, {}, *infos, files)
-    Manifest(str(directory), "en", "de", 280, "unigram", tokenizer.sha256, splits).save()
+    Manifest(str(directory), "en", "de", info, info, splits).save()
     return load_manifest(str(directory))
 
 
@@ -100,8 +104,14 @@ def _train(train, setting: Setting, turns: int) -> tuple[dict, list[dict]]:
     return warm, reports
 
 
+def _vocab(setting: Setting) -> int:
+    return setting.manifest.target_tokenizer.vocab_size
+
+
 def _parameters(setting: Setting) -> int:
-    model = Translation(setting.config, setting.manifest.vocab_size, BOS).build_model()
+    vocab = _vocab(setting)
+    task = Translation(setting.config, vocab, vocab, joint=True, bos_id=BOS)
+    model = task.build_model()
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
@@ -148,7 +158,7 @@ def test_ours_counts_the_tokens_of_its_batches(setting):
     assert all(turn["steps"] == 1 for turn in reports)
     assert [turn["tokens"] for turn in reports] == held[4:]  # the first, and three to warm up
     assert warm["parameters"] == _parameters(setting)
-    assert warm["flops_per_token"] > 3 * 2 * 16 * setting.manifest.vocab_size  # the softmax alone
+    assert warm["flops_per_token"] > 3 * 2 * 16 * _vocab(setting)  # the softmax alone
     assert warm["peak_flops"] > 0
     rows = packing.pack(setting.pairs, 64, EOS)
     assert np.count_nonzero(rows.target) == target_tokens(setting.pairs)
@@ -166,7 +176,7 @@ def test_keras_fit_trains_on_the_corpus(setting):
     # Of all steps so far, as fit reports it.
     assert reports[-1]["loss"] < warm["first_loss"] - 0.3
     # Two tables and the softmax's with its bias are not shared; the last norms are as in ours.
-    vocab = setting.manifest.vocab_size
+    vocab = _vocab(setting)
     assert warm["parameters"] == _parameters(setting) + 2 * vocab * 16 + vocab
 
 
@@ -229,7 +239,7 @@ def test_torch_loss_ignores_padding_and_future(setting):
     torch = pytest.importorskip("torch")
     from benchmarks.peers.torch_transformer import Batches, Translator
 
-    model = Translator(setting.config, setting.manifest.vocab_size, 64).eval()
+    model = Translator(setting.config, _vocab(setting), 64).eval()
     batches = Batches(setting.pairs, 64, 1, BOS, EOS, seed=1)
     (batch, _) = batches.collate(batches.epoch()[0][:1])
     padded = [torch.nn.functional.pad(tensor, (0, 5)) for tensor in batch]

@@ -10,6 +10,8 @@ from rich.console import Console
 from data_pipeline import inspect
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import SideInfo
+from data_pipeline.pipeline import prepare
+from data_pipeline.records import read_raw_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,3 +84,12 @@ def test_command(dataset, tmp_path):
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and shard.name in line and "--overwrite" in line
+
+
+def test_two_vocabularies(make_settings, tmp_path):
+    """Each side is shown in the pieces of its own: read with the other's, it would be nonsense."""
+    made = prepare(make_settings(tmp_path / "two", joint_vocabulary=False, vocab_size=295))
+    text = shown(made.directory)
+    assert "vocabularies 295 (unigram) source, 295 (unigram) target" in text
+    source, target = read_raw_text(made, "valid")
+    assert f"  {source[0]}\n" in text and f"  {target[0]}\n" in text

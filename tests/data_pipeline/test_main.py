@@ -2,22 +2,20 @@
 
 import gzip
 import json
-import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data_pipeline import pipeline, steps
+from data_pipeline import job, pipeline
 from data_pipeline.cleaning import normalize_text
 from data_pipeline.errors import UsageError
 from data_pipeline.pipeline import prepare
 from data_pipeline.records import (
     Manifest,
     load_manifest,
-    load_tokenizer,
+    load_tokenizers,
     read_pairs,
     read_raw_text,
     verify,
@@ -38,7 +36,7 @@ def contents(directory: str | Path) -> dict[str, bytes]:
 
 def decoded(manifest: Manifest, split: str) -> list[tuple[str, str]]:
     """Returns the text of the records of a split."""
-    tokenizer = load_tokenizer(manifest.tokenizer_path)
+    tokenizer, _ = load_tokenizers(manifest)
     pairs = read_pairs(manifest, split)
     return [tuple(tokenizer.decode(pairs.pair(i))) for i in range(len(pairs))]
 
@@ -75,6 +73,8 @@ def test_records_hold_the_text(dataset, sentences):
 def test_directory_holds_the_contract_and_nothing_else(dataset):
     assert sorted(contents(dataset.directory)) == [
         "dataset.json",
+        "dataset_info.json",
+        "features.json",
         "test-00000-of-00001.tfrecord",
         "test.de.txt",
         "test.en.txt",
@@ -82,6 +82,9 @@ def test_directory_holds_the_contract_and_nothing_else(dataset):
         "train-00000-of-00003.tfrecord",
         "train-00001-of-00003.tfrecord",
         "train-00002-of-00003.tfrecord",
+        "train-rows-00000-of-00003.tfrecord",
+        "train-rows-00001-of-00003.tfrecord",
+        "train-rows-00002-of-00003.tfrecord",
         "valid-00000-of-00001.tfrecord",
         "valid.de.txt",
         "valid.en.txt",
@@ -150,7 +153,7 @@ def test_valid_and_test_are_kept_whole(make_settings, tmp_path, write_text):
 
 def test_same_bytes_again_and_with_two_workers(dataset, make_settings, tmp_path, monkeypatch):
     # Workers are other processes: this shows as well that the steps work there.
-    monkeypatch.setattr("data_pipeline.sources.CHUNK_LINES", 100)
+    monkeypatch.setattr("data_pipeline.chunks.CHUNK_LINES", 100)
     prepare(make_settings(tmp_path / "again"))
     assert contents(tmp_path / "again") == contents(dataset.directory)
     prepare(make_settings(tmp_path / "two"), ["--direct_num_workers=2"])
@@ -162,7 +165,7 @@ def test_order_of_input_and_number_of_shards_do_not_change_the_records(
 ):
     spec = write_text(tmp_path / "in", "train", sentences(600, 0)[::-1])
     other = prepare(make_settings(tmp_path / "out", train=(spec,), num_shards=2))
-    assert other.tokenizer_sha256 == dataset.tokenizer_sha256
+    assert other.source_tokenizer == dataset.source_tokenizer
     assert sorted(decoded(other, "train")) == sorted(decoded(dataset, "train"))
     assert other.fingerprint != dataset.fingerprint
 
@@ -197,24 +200,25 @@ def test_more_shards_than_pairs_and_several_sources(make_settings, tmp_path, sen
 
 def test_tokenizer_sample_is_bounded(make_settings, tmp_path, monkeypatch, sentences):
     seen = []
-    train = pipeline.train
+    train = job.train
 
-    def spy(texts, *arguments):
+    def spy(texts, *arguments, **options):
         seen.extend(texts)
-        return train(iter(seen), *arguments)
+        return train(iter(seen), *arguments, **options)
 
-    monkeypatch.setattr(pipeline, "train", spy)
-    prepare(make_settings(tmp_path / "out", tokenizer_sample=100))
+    monkeypatch.setattr(job, "train", spy)
+    manifest = prepare(make_settings(tmp_path / "out", tokenizer_sample=100))
     assert len(seen) == 200
-    pairs = set(zip(seen[::2], seen[1::2], strict=True))
-    # The 100 pairs of lowest key, from all over the corpus.
-    keys = sorted(steps.pair_key(1, *pair) for pair in sentences(600, 0))
-    assert {steps.pair_key(1, *pair) for pair in pairs} == set(keys[:100])
+    # The first 100 pairs of the shuffled order, so they come from all over the corpus.
+    pairs = list(zip(seen[::2], seen[1::2], strict=True))
+    assert pairs == decoded(manifest, "train")[:100]
+    places = [sentences(600, 0).index(pair) for pair in pairs]
+    assert 200 < sum(places) / 100 < 400 and max(places) > 500
 
 
 def test_running_again_does_nothing(dataset, make_settings, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in sorted(Path(dataset.directory).iterdir())}
-    monkeypatch.setattr(pipeline, "_make_runner", None)
+    monkeypatch.setattr(pipeline, "Job", None)
     assert prepare(make_settings(dataset.directory)) == dataset
     assert "already finished" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in sorted(before)}
@@ -241,7 +245,7 @@ def test_changed_input_is_refused_and_overwrite_replaces(
     changed = make_settings(tmp_path / "out", train=(spec,), num_shards=2, overwrite=True, test=())
     assert prepare(changed).splits["train"].kept == 101
     names = sorted(contents(tmp_path / "out"))
-    assert [name for name in names if name.startswith(("train", "test"))] == [
+    assert [name for name in names if name.startswith(("train-0", "test"))] == [
         "train-00000-of-00002.tfrecord",
         "train-00001-of-00002.tfrecord",
     ]
@@ -260,16 +264,25 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing after it runs."""
 
 
-@pytest.mark.parametrize("function", ["_train_tokenizer", "_encode", "_publish"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        (job.Job, "_clean"),
+        (job.Job, "_make_tokenizers"),
+        (job.Job, "_encode"),
+        (pipeline, "_publish"),
+    ],
+    ids=lambda place: place[1],
+)
 def test_failure_leaves_no_dataset_and_the_next_run_is_right(
-    function, dataset, make_settings, tmp_path, monkeypatch
+    place, dataset, make_settings, tmp_path, monkeypatch
 ):
     def fail(*arguments):
         raise Killed
 
     settings = make_settings(tmp_path / "out")
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, function, fail)
+        patched.setattr(*place, fail)
         with pytest.raises(Killed):
             prepare(settings)
     assert "dataset.json" not in contents(tmp_path)
@@ -312,138 +325,12 @@ def test_somebody_elses_directory_is_left_alone(make_settings, tmp_path, write_t
     assert contents(tmp_path) == {"valid.en.txt": b"mine"}
 
 
-def bad_inputs(directory: Path, write_text: Callable[..., str]) -> dict[str, tuple[dict, str]]:
-    """Returns name -> (settings, pattern of the message) for every kind of bad input."""
-    directory.mkdir()
-    good = b"".join(b"the dog %d\n" % i for i in range(50))
-    inputs = {
-        "good": good,
-        "short": good[: good.rindex(b"\n", 0, -1) + 1],
-        "latin1": good + "Häuser\n".encode("latin-1"),
-        "empty": b"",
-        "blank": b"\n" * 50,
-        "no_tab": b"a\tb\nc\n",
-    }
-    path = {name: directory / name for name in inputs}
-    for name, content in inputs.items():
-        path[name].write_bytes(content)
-    (directory / "cut.gz").write_bytes(gzip.compress(good)[:-10])
-
-    def text(source: str, target: str) -> tuple[str, ...]:
-        return (f"text:{directory / source},{directory / target}",)
-
-    long = [("the dog sees the cat " * 9, "der Hund sieht die Katze " * 9)] * 3
-    return {
-        "sides": ({"train": text("good", "short")}, r"good has 50 lines but .*short has 49"),
-        "sides of test": ({"test": text("short", "good")}, r"short has 49 lines but .* has 50"),
-        "missing": ({"valid": text("good", "nowhere")}, r"nowhere: no such file"),
-        "empty": ({"train": text("empty", "empty")}, r"--train: no lines in text:"),
-        "empty test": ({"test": text("empty", "empty")}, r"--test: no lines in text:"),
-        "blank": (
-            {"train": text("blank", "blank")},
-            r"none of the 50 pairs is left after cleaning \(empty: 50\)",
-        ),
-        "all long": (
-            {
-                "train": (write_text(directory, "long", long),),
-                "max_tokens": 19,
-                "vocab_size": 280,
-                "model_type": "bpe",
-            },
-            r"none of the 3 pairs is left .*duplicate: 2, too_many_tokens: 1",
-        ),
-        "utf-8": ({"train": text("latin1", "latin1")}, r"latin1, line 51: not valid UTF-8"),
-        "utf-8 of valid": (
-            {"valid": text("latin1", "latin1")},
-            r"latin1, line 51: not valid UTF-8 \(byte 0xe4\)",
-        ),
-        "no tab": ({"train": (f"tsv:{path['no_tab']}",)}, r"no_tab, line 2: no tab"),
-        "gzip": ({"train": text("cut.gz", "good")}, r"cut\.gz: damaged gzip file"),
-        "scheme": ({"train": ("tfds:wmt14",)}, r"known ones start with text:, tsv:, builtin:"),
-        "vocabulary": ({"vocab_size": 9000}, r"--vocab_size=9000 .* largest possible is \d+"),
-        "small vocabulary": ({"vocab_size": 262}, r"--vocab_size=262 is less than the \d+"),
-    }
-
-
-BAD_INPUTS = [
-    "sides",
-    "sides of test",
-    "missing",
-    "empty",
-    "empty test",
-    "blank",
-    "all long",
-    "utf-8",
-    "utf-8 of valid",
-    "no tab",
-    "gzip",
-    "scheme",
-    "vocabulary",
-    "small vocabulary",
-]
-
-
-@pytest.mark.parametrize("name", BAD_INPUTS)
-def test_bad_input(name, make_settings, tmp_path, write_text):
-    changed, message = bad_inputs(tmp_path / "in", write_text)[name]
-    with pytest.raises(UsageError) as caught:
-        prepare(make_settings(tmp_path / "out", **changed))
-    assert re.search(message, str(caught.value)), str(caught.value)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"train": ()}, "--train is missing"),
-        ({"output_dir": ""}, "--output_dir is missing"),
-        ({"source_lang": "../en"}, "is not a language name"),
-        ({"target_lang": "en"}, "are both 'en'"),
-        ({"vocab_size": 200}, "--vocab_size=200: must be at least 261"),
-        ({"num_shards": 0}, "--num_shards=0: must be at least 1"),
-        ({"num_shards": 100_000}, "--num_shards=100000: must be at most 99999"),
-        ({"max_tokens": 0}, "--max_tokens=0: must be at least 1"),
-        ({"character_coverage": 1.5}, "--character_coverage=1.5: expected"),
-        ({"max_length_ratio": float("nan")}, "--max_length_ratio=nan: must be at least 1"),
-        ({"model_type": "word"}, "--model_type=word: expected unigram or bpe"),
-    ],
-)
-def test_bad_settings(make_settings, changed, message):
-    with pytest.raises(UsageError, match=message):
-        make_settings(**{"output_dir": "unused", **changed})
-
-
-@pytest.mark.parametrize(
-    ("beam_args", "message"),
-    [
-        (["--num_shrads=3"], "unknown flag '--num_shrads=3': neither"),
-        (["stray"], "unknown flag 'stray'"),
-        (["--direct_num_workers=many"], "invalid int value: 'many'"),
-        (["--runner=NoSuchRunner"], "Unexpected pipeline runner"),
-    ],
-)
-def test_bad_beam_options(make_settings, tmp_path, beam_args, message):
-    with pytest.raises(UsageError, match=message):
-        prepare(make_settings(tmp_path / "out"), beam_args)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["utf-8", "utf-8 of valid", "sides"])
-def test_bad_input_found_by_another_worker(name, make_settings, tmp_path, write_text):
-    # Threads behind gRPC see what processes see (nothing of the driver), and start sooner.
-    workers = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
-    changed, message = bad_inputs(tmp_path / "in", write_text)[name]
-    with pytest.raises(UsageError) as caught:
-        prepare(make_settings(tmp_path / "out", **changed), workers)
-    assert re.search(message, str(caught.value))
-
-
 def test_command(corpus, dataset, tmp_path):
     flags = [f"--{split}={spec}" for split, spec in corpus.items()]
     flags += ["--vocab_size=305", "--num_shards=3", f"--output_dir={tmp_path / 'out'}"]
     result = run_main(*flags, "--runner=DirectRunner")
     assert (result.returncode, result.stderr) == (0, "")
-    for words in ("train tokenizer", "pairs in", "600", "too_many_tokens", str(tmp_path / "out")):
+    for words in ("tokenizer", "pairs in", "600", "packed rows", str(tmp_path / "out")):
         assert words in result.stdout
     assert contents(tmp_path / "out") == contents(dataset.directory)
 

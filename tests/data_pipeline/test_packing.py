@@ -55,13 +55,14 @@ def expected(pairs: Pairs, longest: int) -> list[tuple[tuple[int, ...], tuple[in
 def test_worked_example():
     """Rows of 8 and lengths (3, 4), (5, 3), (4, 4), end tokens included.
 
-    Longest first: (5, 3) opens a row, (3, 4) fits beside it, (4, 4) opens the next.
+    The 12 source tokens need two rows. Longest first: (5, 3) takes one of two empty rows; (3, 4)
+    makes either row equally uneven and goes to the emptier; (4, 4) fits only beside it.
     """
-    row_of, rows = packing.first_fit(np.array([3, 5, 4]), np.array([4, 3, 4]), 8)
-    assert row_of.tolist() == [0, 0, 1] and rows == 2
+    row_of, rows = packing.assign_rows(np.array([3, 5, 4]), np.array([4, 3, 4]), 8)
+    assert row_of.tolist() == [0, 1, 0] and rows == 2
     result = packing.pack(make_pairs([(2, 3), (4, 2), (3, 3)]), 8, EOS)
-    assert result.source_segments.tolist() == [[1, 1, 1, 2, 2, 2, 2, 2], [1, 1, 1, 1, 0, 0, 0, 0]]
-    assert result.target_segments.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
+    assert result.source_segments.tolist() == [[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 1, 1, 1, 0, 0, 0]]
+    assert result.target_segments.tolist() == [[1, 1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 0, 0, 0, 0, 0]]
     assert result.fill_rate() == pytest.approx(23 / 32)
     assert (len(result), result.length, result.left_out) == (2, 8, 0)
 
@@ -83,7 +84,7 @@ def test_every_sentence_once_and_whole(seed):
 def test_capacity_is_never_exceeded(row_length):
     rng = np.random.default_rng(0)
     source, target = rng.integers(1, 31, 3000), rng.integers(1, 31, 3000)
-    row_of, rows = packing.first_fit(source, target, row_length)
+    row_of, rows = packing.assign_rows(source, target, row_length)
     assert (row_of >= 0).all() and row_of.max() == rows - 1
     for lengths in (source, target):
         held = np.bincount(row_of, lengths, rows)
@@ -91,12 +92,12 @@ def test_capacity_is_never_exceeded(row_length):
 
 
 def test_rows_are_full():
-    """Lengths of 5 to 30 in rows of 256: less than 5 % is padding."""
+    """Lengths of 5 to 30 in rows of 256: less than 3 % is padding."""
     rng = np.random.default_rng(0)
     source = rng.integers(5, 31, 5000)
     target = np.clip(source + rng.integers(-3, 4, 5000), 5, 30)
     rows = packing.pack(make_pairs(np.stack([source, target], 1)), 256, EOS)
-    assert rows.fill_rate() > 0.95
+    assert rows.fill_rate() > 0.97
     held = (rows.source > 0).sum() + (rows.target > 0).sum()
     assert rows.fill_rate() == held / (rows.source.size + rows.target.size)
 

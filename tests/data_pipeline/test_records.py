@@ -13,13 +13,23 @@ from data_pipeline.errors import UsageError
 from data_pipeline.manifest import FileInfo
 from data_pipeline.records import (
     Manifest,
+    describe_file,
     load_manifest,
-    load_tokenizer,
+    load_tokenizers,
     read_pairs,
     read_raw_text,
     verify,
-    write_shard,
+    write_pairs,
 )
+
+
+def write_ids(path: Path, pairs: list[tuple[list[int], list[int]]]) -> FileInfo:
+    """Writes records of these ids, with their numbers for text."""
+    texts = [f"text {i}" for i in range(len(pairs))]
+    source, target = zip(*pairs, strict=True)
+    sizes = write_pairs(str(path), ("en", "de"), (texts, texts), (source, target))
+    assert sizes.sum() == path.stat().st_size
+    return describe_file(str(path), path.name, len(sizes))
 
 
 @pytest.fixture
@@ -31,8 +41,7 @@ def copy(dataset: Manifest, tmp_path: Path) -> Path:
 def test_round_trip(dataset, tmp_path):
     pairs = [([5, 6, 7], [300]), ([], [4, 4]), ([304] * 1000, []), ([9], [8])]
     infos = tuple(
-        write_shard(str(tmp_path / name), part)
-        for name, part in (("a", pairs[:3]), ("b", pairs[3:]))
+        write_ids(tmp_path / name, part) for name, part in (("a", pairs[:3]), ("b", pairs[3:]))
     )
     assert [(info.name, info.records) for info in infos] == [("a", 3), ("b", 1)]
     assert [info.bytes for info in infos] == [(tmp_path / name).stat().st_size for name in "ab"]
@@ -51,16 +60,38 @@ def test_record_is_an_example_with_int64_lists(dataset):
     shard = Path(dataset.directory) / dataset.splits["train"].files[0].name
     (raw,) = tf.data.TFRecordDataset(str(shard)).take(1)
     example = tf.train.Example.FromString(raw.numpy())
-    assert sorted(example.features.feature) == ["source", "target"]
+    assert sorted(example.features.feature) == ["de", "en", "source_ids", "target_ids"]
     first = read_pairs(dataset, "train").pair(0)
     for side, ids in zip(("source", "target"), first, strict=True):
-        assert list(example.features.feature[side].int64_list.value) == ids.tolist()
+        assert list(example.features.feature[f"{side}_ids"].int64_list.value) == ids.tolist()
+    tokenizer, _ = load_tokenizers(dataset)
+    for lang, text in zip(("en", "de"), tokenizer.decode(first), strict=True):
+        assert example.features.feature[lang].bytes_list.value[0].decode() == text
+
+
+def test_records_do_not_remember_the_one_before(tmp_path, monkeypatch):
+    """All are made with one message, batch after batch; each equals one made afresh."""
+    monkeypatch.setattr(records, "_WRITE_BATCH", 3)
+    texts = [["long text " * 9, "", "ä", "x", "y"], ["a", "b", "", "c", "d"]]
+    ids = [[[1, 2, 300], [], [7], [8, 9], [1]], [[], [4, 5], [6], [], [70000]]]
+    write_pairs(str(tmp_path / "a"), ("en", "de"), tuple(texts), tuple(ids))
+    found = [raw.numpy() for raw in tf.data.TFRecordDataset(str(tmp_path / "a"))]
+    for i, raw in enumerate(found):
+        expected = tf.train.Example()
+        for lang, side in zip(("en", "de"), texts, strict=True):
+            expected.features.feature[lang].bytes_list.value.append(side[i].encode())
+        for name, side in zip(("source_ids", "target_ids"), ids, strict=True):
+            # Also an empty list is there.
+            expected.features.feature[name].int64_list.value.extend(side[i])
+            expected.features.feature[name].int64_list.SetInParent()
+        assert raw == expected.SerializeToString(deterministic=True)
+    assert len(found) == 5
 
 
 def test_many_batches_keep_order(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_PARSE_BATCH", 7)
     pairs = [([i % 300 + 4] * (i % 5), [i % 300 + 4]) for i in range(100)]
-    info = write_shard(str(tmp_path / "a"), pairs)
+    info = write_ids(tmp_path / "a", pairs)
     split = dataclasses.replace(dataset.splits["valid"], files=(info,), kept=100)
     manifest = dataclasses.replace(dataset, directory=str(tmp_path), splits={"valid": split})
     read = read_pairs(manifest, "valid")
@@ -72,12 +103,13 @@ def test_manifest(dataset):
     assert manifest == dataset
     assert (manifest.source_lang, manifest.target_lang) == ("en", "de")
     assert (manifest.pad_id, manifest.unk_id, manifest.bos_id, manifest.eos_id) == (0, 1, 2, 3)
-    assert manifest.vocab_size == 305 == load_tokenizer(manifest.tokenizer_path).vocab_size
+    assert manifest.joint_vocabulary and manifest.source_tokenizer.vocab_size == 305
+    assert [tokenizer.vocab_size for tokenizer in load_tokenizers(manifest)] == [305, 305]
     assert len(manifest.fingerprint) == 64
     value = json.loads((Path(dataset.directory) / "dataset.json").read_text())
-    assert value["schema_version"] == 1
+    assert value["schema_version"] == 2
     assert value["fingerprint"] == manifest.fingerprint
-    assert value["tokenizer"]["sha256"] == manifest.tokenizer_sha256
+    assert value["tokenizer"]["source"]["sha256"] == manifest.source_tokenizer.sha256
     train = value["splits"]["train"]
     assert train["pairs_in"] == train["kept"] + sum(train["dropped"].values()) == 600
     assert train["source_tokens"] == sum(n * count for n, count in train["source_lengths"])
@@ -103,8 +135,8 @@ def test_not_a_dataset(copy, tmp_path):
 
 def test_other_schema_version(copy):
     path = copy / "dataset.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
-    with pytest.raises(UsageError, match="has schema version 99 but this program reads 1"):
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
+    with pytest.raises(UsageError, match="has schema version 99 but this program reads 2"):
         load_manifest(str(copy))
 
 
@@ -181,7 +213,7 @@ def test_records_that_do_not_parse(dataset, tmp_path):
 
 
 def test_wrong_number_of_records(dataset, tmp_path):
-    info: FileInfo = write_shard(str(tmp_path / "a"), [([5], [6])])
+    info: FileInfo = write_ids(tmp_path / "a", [([5], [6])])
     split = dataclasses.replace(dataset.splits["valid"], files=(info,), kept=2)
     manifest = dataclasses.replace(dataset, directory=str(tmp_path), splits={"valid": split})
     with pytest.raises(UsageError, match="has 1 records but the manifest says 2"):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,12 +16,14 @@ from data_pipeline.records import (
     Pairs,
     SideInfo,
     SplitInfo,
+    TokenizerInfo,
     describe_file,
     length_histogram,
     load_manifest,
+    load_tokenizer,
     raw_text_name,
     shard_name,
-    write_shard,
+    write_pairs,
 )
 from trainer.model.transformer import Transformer
 from trainer.task import Translation
@@ -58,10 +61,21 @@ def tiny_config() -> Callable[..., schema.Config]:
 
 @pytest.fixture(scope="session")
 def make_model(tiny_config) -> Callable[..., Transformer]:
-    """Returns a tiny Transformer; every weight is random, biases and norms too."""
+    """Returns a tiny Transformer; every weight is random, biases and norms too.
 
-    def make(vocab: int = VOCAB, seed: int = 0, scale: float = 1.0, **model_fields) -> Transformer:
-        model = Translation(tiny_config(model=model_fields), vocab, BOS).build_model()
+    `source_vocab` makes a vocabulary of its own for the source.
+    """
+
+    def make(
+        vocab: int = VOCAB,
+        source_vocab: int | None = None,
+        seed: int = 0,
+        scale: float = 1.0,
+        **model_fields,
+    ) -> Transformer:
+        config, joint = tiny_config(model=model_fields), source_vocab is None
+        task = Translation(config, source_vocab or vocab, vocab, joint=joint, bos_id=BOS)
+        model = task.build_model()
         rng = np.random.default_rng(seed)
         for variable in model.trainable_variables:
             spread = scale * (0.1 if len(variable.shape) == 1 else variable.shape[-1] ** -0.5)
@@ -100,34 +114,60 @@ def two_replicas() -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-@pytest.fixture(scope="session")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """A finished dataset directory of 40 training pairs and 8 for validation."""
-    directory = tmp_path_factory.mktemp("dataset")
+def _write_tokenizer(directory: Path, name: str, texts: list[str], size: int) -> TokenizerInfo:
+    model = tokenizers.train(texts, vocab_size=size)
+    (directory / name).write_bytes(model)
+    return TokenizerInfo(name, tokenizers.Tokenizer(model).sha256, size, "unigram")
+
+
+def _write_split(directory: Path, name: str, sides: tuple[list[str], list[str]], infos):
+    """Writes the records and the raw text of a split; returns its part of the manifest."""
+    ids, counts, raw_text = [], [], []
+    for lang, texts, info in zip(("en", "de"), sides, infos, strict=True):
+        path = directory / raw_text_name(name, lang)
+        path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        raw_text.append(describe_file(str(path), path.name, len(texts)))
+        ids.append(load_tokenizer(str(directory / info.file)).encode(texts))
+        lengths = [len(sentence) for sentence in ids[-1]]
+        counts.append(SideInfo(sum(lengths), max(lengths), length_histogram(lengths)))
+    path = directory / shard_name(name, 0, 1)
+    write_pairs(str(path), ("en", "de"), sides, tuple(ids))
+    shard = describe_file(str(path), path.name, len(ids[0]))
+    held_out = () if name == "train" else tuple(raw_text)
+    return SplitInfo((shard,), len(ids[0]), len(ids[0]), {}, *counts, held_out)
+
+
+def _write_dataset(directory: Path, joint: bool) -> Manifest:
+    """A dataset directory of 40 training pairs and 8 for validation."""
     words = ["red", "old", "dog", "cat", "man", "sees", "alte", "Hund", "Katze", "Mann", "mag"]
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(words, rng.integers(2, 7))) for _ in range(96)]
-    model = tokenizers.train(texts, vocab_size=280)
-    (directory / "tokenizer.model").write_bytes(model)
-    tokenizer = tokenizers.Tokenizer(model)
-    splits = {}
-    for name, lines in (("train", texts[:80]), ("valid", texts[80:])):
-        sources, targets = lines[::2], lines[1::2]
-        raw_text = []
-        for lang, side in (("en", sources), ("de", targets)):
-            path = directory / raw_text_name(name, lang)
-            path.write_text("".join(f"{line}\n" for line in side), encoding="utf-8")
-            raw_text.append(describe_file(str(path), path.name, len(side)))
-        ids = tokenizer.encode(sources), tokenizer.encode(targets)
-        infos = []
-        for side in ids:
-            lengths = [len(sentence) for sentence in side]
-            infos.append(SideInfo(sum(lengths), max(lengths), length_histogram(lengths)))
-        shard = write_shard(str(directory / shard_name(name, 0, 1)), zip(*ids, strict=True))
-        text_files = () if name == "train" else tuple(raw_text)
-        splits[name] = SplitInfo((shard,), len(sources), len(sources), {}, *infos, text_files)
-    Manifest(str(directory), "en", "de", 280, "unigram", tokenizer.sha256, splits).save()
+    if joint:
+        info = _write_tokenizer(directory, tokenizers.JOINT_FILE, texts, 280)
+        infos = info, info
+    else:
+        infos = (
+            _write_tokenizer(directory, tokenizers.SOURCE_FILE, texts[::2], 288),
+            _write_tokenizer(directory, tokenizers.TARGET_FILE, texts[1::2], 281),
+        )
+    splits = {
+        name: _write_split(directory, name, (lines[::2], lines[1::2]), infos)
+        for name, lines in (("train", texts[:80]), ("valid", texts[80:]))
+    }
+    Manifest(str(directory), "en", "de", *infos, splits).save()
     return load_manifest(str(directory))
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A finished dataset directory with one vocabulary."""
+    return _write_dataset(tmp_path_factory.mktemp("dataset"), joint=True)
+
+
+@pytest.fixture(scope="session")
+def manifest_of_two(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """The same text, with a vocabulary of 288 for the source and one of 281 for the target."""
+    return _write_dataset(tmp_path_factory.mktemp("dataset_of_two"), joint=False)
 
 
 @pytest.fixture(scope="session")

@@ -202,6 +202,7 @@ def test_a_worker_counts_once_whatever_its_replicas():
 
 _WORKER = """
 import json
+import os
 from trainer import cluster
 from trainer.strategy import make_strategy
 
@@ -216,7 +217,9 @@ cluster.barrier(strategy)
 print(json.dumps({
     "worker": [me.index, me.count], "description": description, "traces": traces,
     "sums": [s.tolist() for s in sums], "chief": [c.tolist() for c in chief], "same": same,
-}))
+}), flush=True)
+cluster.leave(strategy)
+os._exit(0)  # as the trainer ends: at once, while others may still be receiving
 """
 
 

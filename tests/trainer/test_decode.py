@@ -34,11 +34,14 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize(("norm", "tied"), [("post", "all"), ("pre", "none")])
-def test_cached_equals_uncached(make_model, norm, tied):
+@pytest.mark.parametrize(
+    ("norm", "tied", "source_vocab"),
+    [("post", "all", None), ("pre", "none", None), ("post", "target", 50), ("pre", "none", 20)],
+)
+def test_cached_equals_uncached(make_model, norm, tied, source_vocab):
     """Position by position, the cached step gives the logits of the whole model."""
-    model = make_model(norm=norm, tied_embeddings=tied, decoder_layers=2)
-    source = sources(30, 3, 6)
+    model = make_model(source_vocab=source_vocab, norm=norm, tied_embeddings=tied, decoder_layers=2)
+    source = sources(source_vocab or 30, 3, 6)
     target = np.random.default_rng(1).integers(4, 30, [3, 7]).astype(np.int32)
     expected = logits_of(model, source, target)
     segments = (source > 0).astype(np.int32)

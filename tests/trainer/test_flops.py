@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_pipeline.records import UsageError
+from data_pipeline.records import SideInfo, SplitInfo, UsageError, length_histogram
 from trainer import flops
 from trainer.task import FEATURES
 
@@ -58,9 +58,11 @@ def functions_of(model):
     ]
 
 
-@pytest.mark.parametrize("tied", ["all", "target", "none"])
-def test_flops_equal_the_products_in_the_graph(make_model, tied):
-    model = make_model(tied_embeddings=tied, **SIZES)
+@pytest.mark.parametrize(
+    ("tied", "source_vocab"), [("all", None), ("target", None), ("none", None), ("target", 50)]
+)
+def test_flops_equal_the_products_in_the_graph(make_model, tied, source_vocab):
+    model = make_model(source_vocab=source_vocab, tied_embeddings=tied, **SIZES)
     forward, backward = (graph_flops(function) for function in functions_of(model))
     assert flops.forward_flops(model.config, VOCAB, **COUNTS) == forward
     assert flops.train_flops(model.config, VOCAB, **COUNTS) == backward
@@ -78,9 +80,18 @@ def test_flops_by_hand(tiny_config):
     assert flops.train_flops(config, 30, **counts, **pairs) == 3 * 27_136
 
 
-def test_corpus_equals_a_loop_over_its_sentences(tiny_config, make_pairs):
+def split_of(lengths) -> SplitInfo:
+    """The manifest's counts of pairs of so many (source, target) tokens."""
+    lengths = np.asarray(lengths)
+    sides = [SideInfo(int(n.sum()), int(n.max()), length_histogram(n)) for n in lengths.T]
+    return SplitInfo((), len(lengths), len(lengths), {}, *sides)
+
+
+def test_split_equals_a_loop_over_its_sentences(tiny_config):
+    """The longer a source the longer its target, by 3 to 6 tokens: then it is exact."""
     config = tiny_config(model=SIZES).model
-    lengths = np.random.default_rng(1).integers(1, 60, (200, 2))
+    source = np.random.default_rng(1).integers(1, 60, 200)
+    lengths = np.stack([source, source + 3 + source // 20], axis=1)
     total = tokens = 0.0
     for source, target in lengths + 1:  # with the end-of-sentence token
         total += flops.train_flops(
@@ -93,21 +104,22 @@ def test_corpus_equals_a_loop_over_its_sentences(tiny_config, make_pairs):
             cross_pairs=target * source,
         )
         tokens += target
-    mean = flops.train_flops_of_corpus(config, VOCAB, make_pairs(lengths))
-    assert mean == pytest.approx(total / tokens, rel=1e-12)
+    assert flops.train_flops_of_split(config, VOCAB, split_of(lengths)) == pytest.approx(
+        total / tokens, rel=1e-12
+    )
 
 
-def test_corpus_leaves_out_what_the_input_leaves_out(tiny_config, make_pairs):
+def test_split_leaves_out_what_the_input_leaves_out(tiny_config):
     """Of a row of 8 tokens a sentence of 7 has the end-of-sentence token take the last."""
     config = tiny_config().model
-    kept = [(7, 3), (2, 7)]
-    rest = [(8, 3), (2, 8)]
-    mean = flops.train_flops_of_corpus(config, VOCAB, make_pairs(kept))
-    everything = make_pairs(kept + rest)
-    assert flops.train_flops_of_corpus(config, VOCAB, everything, longest_row=8) == mean
-    assert flops.train_flops_of_corpus(config, VOCAB, everything) != mean
+    kept = [(2, 3), (7, 7)]
+    rest = [(8, 9), (8, 11)]
+    mean = flops.train_flops_of_split(config, VOCAB, split_of(kept))
+    everything = split_of(kept + rest)
+    assert flops.train_flops_of_split(config, VOCAB, everything, longest_row=8) == mean
+    assert flops.train_flops_of_split(config, VOCAB, everything) != mean
     with pytest.raises(UsageError, match="no sentence pair"):
-        flops.train_flops_of_corpus(config, VOCAB, make_pairs(rest), longest_row=8)
+        flops.train_flops_of_split(config, VOCAB, split_of(rest), longest_row=8)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,8 @@ def sentences(rows_of) -> dict[str, np.ndarray]:
 
 
 def sums_of(tiny_config, model, batch, training: bool = True, rng=(7, 0), **train):
-    task = Translation(tiny_config(train={"label_smoothing": 0.1, **train}), 30, 2)
+    config = tiny_config(train={"label_smoothing": 0.1, **train})
+    task = Translation(config, 30, 30, joint=True, bos_id=2)
     sums = task.sums(model, batch, tf.constant(rng), training=training)
     assert set(sums) == set(Translation.SUMS)
     return {key: float(value) for key, value in sums.items()}
@@ -181,7 +182,7 @@ def rdrop_sums(first, second, batch, alpha: float) -> dict[str, float]:
     sums = {key: (passes[0][key] + passes[1][key]) / 2 for key in passes[0]}
     # The paper's own halves: 1/2 of both divergences, next to the sum of both losses.
     sums["loss"] += alpha * (divergence(first, second, weights) / 2) / 2
-    return sums | {"source_tokens": 8, "tokens": 11, "positions": 20}
+    return sums | {"source_tokens": 8, "tokens": 11, "positions": 20, "empty_rows": 0}
 
 
 def test_rdrop_is_two_passes(tiny_config, make_model, sentences):
@@ -227,7 +228,8 @@ def test_rdrop_without_dropout_changes_nothing(tiny_config, make_model, sentence
 
 def test_rdrop_is_for_training(tiny_config, make_model, sentences):
     model = make_model(dropout=0.3)
-    task = Translation(tiny_config(train={"rdrop_alpha": 5.0}), 30, 2)
+    config = tiny_config(train={"rdrop_alpha": 5.0})
+    task = Translation(config, 30, 30, joint=True, bos_id=2)
     sums = task.sums(model, sentences, None, training=False)
     logits = model(*(sentences[name] for name in FEATURES)).numpy()
     wanted = expected(logits, sentences["target"], sentences["target_segments"] > 0, 0.0)

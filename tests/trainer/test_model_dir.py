@@ -13,7 +13,6 @@ from trainer import model_dir
 from trainer.checkpoint import Checkpoints
 from trainer.loss_scale import LossScale
 from trainer.optimizer import Optimizer
-from trainer.task import Translation
 
 
 @pytest.fixture
@@ -26,10 +25,14 @@ def test_facts_round_trip(tmp_path, facts, manifest):
     directory = tmp_path / "new" / "model"
     model_dir.start(str(directory), facts, manifest)
     assert model_dir.read_facts(str(directory)) == facts
-    assert (facts.vocab_size, facts.source_lang, facts.target_lang) == (280, "en", "de")
+    assert (facts.target_tokenizer.vocab_size, facts.source_lang, facts.target_lang) == (
+        280,
+        "en",
+        "de",
+    )
     assert facts.data_fingerprint == manifest.fingerprint and facts.bos_id == 2
     tokenizer = load_tokenizer(str(directory / "tokenizer.model"))
-    assert tokenizer.sha256 == facts.tokenizer_sha256
+    assert tokenizer.sha256 == facts.source_tokenizer.sha256 == facts.target_tokenizer.sha256
     assert sorted(p.name for p in directory.iterdir()) == ["config.json", "tokenizer.model"]
 
 
@@ -88,14 +91,17 @@ def test_another_precision(tmp_path, facts, manifest):
         model_dir.start(str(tmp_path), new, manifest)
 
 
-def test_another_vocabulary(tmp_path, facts, manifest):
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_another_vocabulary(tmp_path, facts, manifest, side):
     model_dir.start(str(tmp_path), facts, manifest)
-    new = dataclasses.replace(facts, tokenizer_sha256="ab" * 32, vocab_size=500)
+    other = dataclasses.replace(getattr(facts, f"{side}_tokenizer"), sha256="ab" * 32)
+    other = dataclasses.replace(other, vocab_size=500)
+    new = dataclasses.replace(facts, **{f"{side}_tokenizer": other})
     with pytest.raises(UsageError) as error:
         model_dir.start(str(tmp_path), new, manifest)
     message = str(error.value)
-    assert "was trained with another vocabulary (280 pieces, sha256 " in message
-    old, new_data = facts.tokenizer_sha256[:12], facts.data_dir
+    assert f"was trained with another {side} vocabulary (280 pieces, sha256 " in message
+    old, new_data = facts.source_tokenizer.sha256[:12], facts.data_dir
     assert f"{old}) than {new_data} has (500, abababababab)" in message
 
 
@@ -106,7 +112,17 @@ def test_other_data(tmp_path, facts, manifest):
         model_dir.start(str(tmp_path), new, manifest)
     message = str(error.value)
     assert f"was trained on other data (fingerprint {facts.data_fingerprint[:12]}, from " in message
-    assert "than /elsewhere (cdcdcdcdcdcd)" in message
+    assert "than /elsewhere (cdcdcdcdcdcd): the same settings, but other text; use" in message
+
+
+def test_other_data_says_what_differs(tmp_path, facts, manifest):
+    """Counts, inputs and settings, also those that only one of them has."""
+    assert facts.data["train pairs"] == 40
+    model_dir.start(str(tmp_path), facts, manifest)
+    data = {**facts.data, "train pairs": 39, "row_length": 16}
+    new = dataclasses.replace(facts, data_fingerprint="cd" * 32, data=data)
+    with pytest.raises(UsageError, match=r"\): train pairs 40 -> 39, row_length None -> 16; use"):
+        model_dir.start(str(tmp_path), new, manifest)
 
 
 def test_the_same_data_elsewhere(tmp_path, facts, manifest):
@@ -145,7 +161,7 @@ def test_a_config_file_that_cannot_be_used(tmp_path, facts, manifest, damage):
 def train(directory: str, facts, manifest):
     """A model directory with a checkpoint of step 5; returns the model and the optimizer."""
     model_dir.start(directory, facts, manifest)
-    model = Translation(facts.config, facts.vocab_size, facts.bos_id).build_model()
+    model = facts.task().build_model()
     optimizer = Optimizer(facts.config.optimizer, 10, model.trainable_variables)
     optimizer.iterations.assign(5)
     for average in optimizer.averages:
@@ -163,8 +179,8 @@ def trained(tmp_path, facts, manifest):
 def test_load(trained, facts):
     """The same weights, and the tokenizer they were trained with."""
     directory, model = trained
-    loaded, tokenizer, read, step = model_dir.load(directory, "best")
-    assert step == 5 and read == facts
+    loaded, (tokenizer, target), read, step = model_dir.load(directory, "best")
+    assert step == 5 and read == facts and target is tokenizer
     assert tokenizer.decode(tokenizer.encode(["red dog"])) == ["red dog"]
     for one, other in zip(model.variables, loaded.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())

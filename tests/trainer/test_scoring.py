@@ -3,7 +3,7 @@
 import pytest
 
 from configs.schema import DecodeConfig
-from data_pipeline.records import load_tokenizer, read_raw_text
+from data_pipeline.records import load_tokenizers, read_raw_text
 from trainer.decode import Decoder
 from trainer.scoring import score, score_split, translate_lines
 
@@ -30,28 +30,44 @@ def decoder(make_model):
 
 
 def test_lines_keep_their_order(manifest, decoder):
-    tokenizer = load_tokenizer(manifest.tokenizer_path)
+    tokenizers = load_tokenizers(manifest)
     lines = ["red dog", "", "man sees cat", "Hund"]
-    result = translate_lines(lines, tokenizer, decoder)
+    result = translate_lines(lines, tokenizers, decoder)
     assert len(result) == 4 and result[1] == ""
     for line, translation in zip(lines, result, strict=True):
-        assert translate_lines([line], tokenizer, decoder) == [translation]
+        assert translate_lines([line], tokenizers, decoder) == [translation]
 
 
 def test_score_split(manifest, decoder):
     """The raw text is scored, all of it or the first lines."""
-    tokenizer = load_tokenizer(manifest.tokenizer_path)
+    tokenizers = load_tokenizers(manifest)
     sources, references = read_raw_text(manifest, "valid")
-    _, rows = score_split(manifest, "valid", tokenizer, decoder)
+    _, rows = score_split(manifest, "valid", tokenizers, decoder)
     assert [row[:2] for row in rows] == list(zip(sources, references, strict=True))
-    result, first = score_split(manifest, "valid", tokenizer, decoder, limit=3)
+    result, first = score_split(manifest, "valid", tokenizers, decoder, limit=3)
     assert first == rows[:3]
     assert result == score([row[2] for row in first], references[:3])
 
 
+def test_source_and_target_have_their_own_vocabulary(manifest_of_two):
+    """Lines are encoded by the one and decoded by the other."""
+    source, target = load_tokenizers(manifest_of_two)
+    assert (source.vocab_size, target.vocab_size) == (288, 281)
+    assert source.encode(["red dog"]) != target.encode(["red dog"])
+    seen = []
+
+    class Fake:
+        def translate(self, sentences):
+            seen.extend(sentences)
+            return target.encode(["alte Katze"])
+
+    assert translate_lines(["red dog"], (source, target), Fake()) == ["alte Katze"]
+    assert seen == source.encode(["red dog"])
+
+
 def test_a_line_feed_in_a_translation_makes_no_second_line(manifest):
     """Single bytes are pieces, so a model can spell any character."""
-    tokenizer = load_tokenizer(manifest.tokenizer_path)
+    tokenizer, _ = load_tokenizers(manifest)
     (red, dog) = tokenizer.encode(["red", "dog"])
     line_feed = next(i for i in range(tokenizer.vocab_size) if tokenizer.decode([[i]]) == ["\n"])
 
@@ -59,4 +75,7 @@ def test_a_line_feed_in_a_translation_makes_no_second_line(manifest):
         def translate(self, sentences):
             return [[*red, line_feed, line_feed, *dog] for _ in sentences]
 
-    assert translate_lines(["a", "b"], tokenizer, SpellsLineFeeds()) == ["red dog", "red dog"]
+    assert translate_lines(["a", "b"], (tokenizer, tokenizer), SpellsLineFeeds()) == [
+        "red dog",
+        "red dog",
+    ]

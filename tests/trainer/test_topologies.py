@@ -111,7 +111,7 @@ def test_the_same_run_twice(pairs, config_of, two_replicas, with_dropout, one_re
     """With dropout, bit for bit; and dropout was on."""
     steps = make_steps(two_replicas, config_of(2, 0.2))
     assert_identical(train_run(steps, pairs, STEPS), with_dropout)
-    assert (np.abs(with_dropout["loss"] / one_replica["loss"] - 1) > 1e-3).all()
+    assert np.abs(with_dropout["loss"] / one_replica["loss"] - 1).mean() > 5e-3
 
 
 def test_compiled(pairs, config_of, two_replicas, with_dropout):

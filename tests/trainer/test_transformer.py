@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from configs.schema import ModelConfig
+from data_pipeline.records import UsageError
 from trainer.model.dropout import step_rng
 from trainer.model.layers import write_position
 from trainer.model.transformer import Transformer
@@ -52,8 +53,33 @@ def test_number_of_parameters(make_model, norm, tied, by_hand):
 def test_number_of_parameters_of_the_base_model():
     """Table 3 of the paper says 65 million; with 37,000 tokens it is 63,082,496."""
     with tf.device("/CPU:0"):
-        model = Transformer(ModelConfig(), 37_000)
+        model = Transformer(ModelConfig(), 37_000, 37_000, joint=True, bos_id=2)
     assert count(model) == parameters(ModelConfig(), 37_000) == 63_082_496
+
+
+def test_two_vocabularies_have_two_embeddings(make_model):
+    """Of 20 and 30 tokens, and the softmax is the second one transposed, or a third matrix."""
+    tied, free = (make_model(source_vocab=20, tied_embeddings=tied) for tied in ("target", "none"))
+    layers = count(make_model()) - VOCAB * 16
+    assert count(tied) == layers + (20 + VOCAB) * 16
+    assert count(free) == layers + (20 + 2 * VOCAB) * 16
+    assert tied.source_embedding.embeddings.shape == (20, 16)
+    assert tied.target_embedding.embeddings.shape == (VOCAB, 16)
+    assert tied.softmax is None
+
+
+def test_one_vocabulary_keeps_its_variables(make_model):
+    """Checkpoints find the shared embedding under the target's name."""
+    paths = [variable.path for variable in make_model().variables]
+    assert [path for path in paths if "embedding" in path] == ["target_embedding/embeddings"]
+
+
+def test_two_vocabularies_cannot_share_an_embedding(make_model, tiny_config):
+    with pytest.raises(UsageError, match=r"tied_embeddings is 'all', .* set it to 'target' or"):
+        make_model(source_vocab=VOCAB)
+    for sizes, joint in (((20, 30), True), ((30, 30), False)):
+        with pytest.raises(ValueError, match="two vocabularies cannot share one embedding"):
+            Transformer(tiny_config().model, *sizes, joint=joint, bos_id=2)
 
 
 def numpy_transformer(model, batch) -> list[np.ndarray]:
@@ -125,10 +151,20 @@ def numpy_transformer(model, batch) -> list[np.ndarray]:
     return results
 
 
-@pytest.mark.parametrize(("norm", "tied"), [("post", "all"), ("pre", "target"), ("pre", "none")])
-def test_equals_numpy(make_model, rows_of, norm, tied):
+@pytest.mark.parametrize(
+    ("norm", "tied", "source_vocab"),
+    [
+        ("post", "all", None),
+        ("pre", "target", None),
+        ("pre", "none", None),
+        ("post", "target", 17),
+        ("pre", "none", 40),
+    ],
+)
+def test_equals_numpy(make_model, rows_of, norm, tied, source_vocab):
     """Logits of every token of two padded rows, two layers deep."""
-    model = make_model(norm=norm, tied_embeddings=tied, encoder_layers=2, decoder_layers=2)
+    layers = {"encoder_layers": 2, "decoder_layers": 2}
+    model = make_model(source_vocab=source_vocab, norm=norm, tied_embeddings=tied, **layers)
     batch = rows_of([[pair] for pair in PAIRS], 8)
     logits = logits_of(model, batch)
     assert logits.dtype == tf.float32 and logits.shape == (2, 8, VOCAB)
@@ -173,7 +209,7 @@ def losses_and_gradients(model, task, batch):
 def test_packed_equals_unpacked(make_model, rows_of, tiny_config, norm, tied):
     """Two sentences in one row give the logits, the loss and the gradients of two rows."""
     model = make_model(norm=norm, tied_embeddings=tied)
-    task = Translation(tiny_config(), VOCAB, 2)
+    task = Translation(tiny_config(), VOCAB, VOCAB, joint=True, bos_id=2)
     packed, unpacked = rows_of([PAIRS], 11), rows_of([[pair] for pair in PAIRS], 11)
     together = logits_of(model, packed).numpy()[0]
     apart = logits_of(model, unpacked).numpy()
@@ -194,7 +230,8 @@ def test_packed_equals_unpacked(make_model, rows_of, tiny_config, norm, tied):
 
 
 def test_evaluation_is_not_smoothed(make_model, rows_of, tiny_config):
-    task = Translation(tiny_config(train={"label_smoothing": 0.3}), VOCAB, 2)
+    config = tiny_config(train={"label_smoothing": 0.3})
+    task = Translation(config, VOCAB, VOCAB, joint=True, bos_id=2)
     model, batch = make_model(), rows_of([PAIRS], 11)
     sums = task.sums(model, batch, None, training=False)
     assert float(sums["loss"]) == float(sums["nll"])

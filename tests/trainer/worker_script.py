@@ -30,7 +30,7 @@ Result = dict[str, np.ndarray]
 def make_steps(strategy, config, *, jit_compile: bool = False, weights_seed: int = 3) -> Steps:
     """Steps of a fresh model; the same initial weights every time."""
     keras.utils.set_random_seed(weights_seed)
-    task = Translation(config, VOCAB, BOS)
+    task = Translation(config, VOCAB, VOCAB, joint=True, bos_id=BOS)
     with strategy.scope():
         model = task.build_model()
         optimizer = Optimizer(config.optimizer, config.train.steps, model.trainable_variables)

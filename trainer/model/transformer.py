@@ -1,7 +1,7 @@
 """The Transformer of Attention Is All You Need (Vaswani et al. 2017), encoder and decoder.
 
 Axis letters: B batch, S source length, T target length, N heads, H size of a head, D width,
-V vocabulary.
+V target vocabulary.
 """
 
 import keras
@@ -18,23 +18,40 @@ class Transformer(keras.Model):
 
     Args:
         config: `configs.schema.ModelConfig`.
-        vocab_size: V, of the joint vocabulary.
+        source_vocab_size: pieces of the source vocabulary.
+        target_vocab_size: V, pieces of the target vocabulary.
+        joint: both are one vocabulary, so that the embeddings may be shared (3.4).
         bos_id: the token that opens a target sentence.
+
+    Raises:
+        ValueError: the configuration shares all embeddings, and there are two vocabularies.
     """
 
-    def __init__(self, config, vocab_size: int, bos_id: int = 2, **kwargs):
+    def __init__(
+        self,
+        config,
+        source_vocab_size: int,
+        target_vocab_size: int,
+        *,
+        joint: bool,
+        bos_id: int,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        shared = config.tied_embeddings == "all"
+        if shared and not (joint and source_vocab_size == target_vocab_size):
+            raise ValueError("two vocabularies cannot share one embedding")
         self.config = config
-        self.vocab_size = vocab_size
+        self.target_vocab_size = target_vocab_size
         self.bos_id = bos_id
-        self.target_embedding = self._embedding("target_embedding")
+        self.target_embedding = self._embedding("target_embedding", target_vocab_size)
         self.source_embedding = (
             self.target_embedding
-            if config.tied_embeddings == "all"
-            else self._embedding("source_embedding")
+            if shared
+            else self._embedding("source_embedding", source_vocab_size)
         )
         self.softmax = (
-            dense(config.width, vocab_size, use_bias=False, name="softmax")
+            dense(config.width, target_vocab_size, use_bias=False, name="softmax")
             if config.tied_embeddings == "none"
             else None
         )
@@ -59,10 +76,10 @@ class Transformer(keras.Model):
         number_dropouts(self)
         self.built = True
 
-    def _embedding(self, name: str) -> keras.layers.Embedding:
+    def _embedding(self, name: str, vocab_size: int) -> keras.layers.Embedding:
         initializer = keras.initializers.RandomNormal(stddev=self.config.width**-0.5)
         layer = keras.layers.Embedding(
-            self.vocab_size, self.config.width, embeddings_initializer=initializer, name=name
+            vocab_size, self.config.width, embeddings_initializer=initializer, name=name
         )
         layer.build([None])
         return layer
@@ -158,5 +175,5 @@ class Transformer(keras.Model):
         table = tf.cast(self.target_embedding.embeddings, x.dtype)  # [V, D]
         flat = tf.reshape(x, [-1, self.config.width])  # [B * T, D]
         logits = tf.matmul(flat, table, transpose_b=True)  # [B * T, V]
-        shape = [tf.shape(x)[0], tf.shape(x)[1], self.vocab_size]
+        shape = [tf.shape(x)[0], tf.shape(x)[1], self.target_vocab_size]
         return tf.cast(tf.reshape(logits, shape), tf.float32)  # [B, T, V]

@@ -1,0 +1,98 @@
+"""Validation and test text: kept word for word, encoded in order, never filtered."""
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from data_pipeline import files
+from data_pipeline.alignment import alignment_counts
+from data_pipeline.cleaning import fold
+from data_pipeline.records import (
+    FileInfo,
+    describe_file,
+    length_histogram,
+    raw_text_name,
+    shard_name,
+    write_pairs,
+)
+from data_pipeline.sources import Source
+from data_pipeline.text_normalization import normalize_text, unescape_entities
+from data_pipeline.tokenizer import load_tokenizer
+
+
+def copy_held_out(
+    split: str, sources: Sequence[Source], langs: tuple[str, str], work_dir: str
+) -> tuple[dict[str, Any], set[str]]:
+    """Copies the text of a split, one file a language.
+
+    Args:
+        split: valid or test.
+        sources: where its text is.
+        langs: source and target language.
+        work_dir: gets the files.
+
+    Returns:
+        {"pairs": how many, "align": evidence for `alignment_warning`}, and the folded source
+        sentences, which the training text must not have.
+
+    Raises:
+        UsageError: a source cannot be read.
+    """
+    from tensorflow.io import gfile
+
+    count, align = 0, Counter[str]()
+    forms: set[str] = set()
+    paths = [os.path.join(work_dir, raw_text_name(split, lang)) for lang in langs]
+    with gfile.GFile(paths[0], "wb") as left, gfile.GFile(paths[1], "wb") as right:
+        # GFile makes the file at the first write, and there may be no line to write.
+        left.write(b"")
+        right.write(b"")
+        for chunk in itertools.chain.from_iterable(source.chunks() for source in sources):
+            sides = chunk.columns()
+            for file, side in zip((left, right), sides, strict=True):
+                file.write("".join(f"{text}\n" for text in side).encode())
+            count += len(sides[0])
+            align.update(alignment_counts(*sides))
+            forms |= _forms(sides[0])
+    return {"pairs": count, "align": align}, forms - {""}
+
+
+def _forms(texts: list[str]) -> set[str]:
+    """Returns the folded forms of texts as they are, unescaped, and normalised.
+
+    Training text is unescaped and normalised, or not, before it is compared.
+    """
+    # An entity may stand for a newline.
+    texts = texts + [unescape_entities(text).replace("\n", " ") for text in texts]
+    return {*fold(texts), *fold([normalize_text(text) for text in texts])}
+
+
+def encode_held_out(
+    split: str, langs: tuple[str, str], work_dir: str, models: Sequence[str]
+) -> tuple[FileInfo, tuple[FileInfo, ...], list[tuple[tuple[int, int], ...]]]:
+    """Writes the records of a split whose text is in the work directory.
+
+    Args:
+        split: valid or test.
+        langs: source and target language.
+        work_dir: has the text and gets the records.
+        models: files of the source and the target tokenizer.
+
+    Returns:
+        The shard, the raw text, and the length histogram of each side.
+    """
+    names = [raw_text_name(split, lang) for lang in langs]
+    texts = [list(files.read_lines(os.path.join(work_dir, name))) for name in names]
+    source_ids, target_ids = (
+        load_tokenizer(model).encode(side) for model, side in zip(models, texts, strict=True)
+    )
+    name = shard_name(split, 0, 1)
+    path = os.path.join(work_dir, name)
+    sizes = write_pairs(path, langs, (texts[0], texts[1]), (source_ids, target_ids))
+    raw_text = tuple(
+        describe_file(os.path.join(work_dir, name), name, len(sizes)) for name in names
+    )
+    lengths = [length_histogram(map(len, ids)) for ids in (source_ids, target_ids)]
+    return describe_file(path, name, len(sizes)), raw_text, lengths

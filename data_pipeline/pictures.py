@@ -1,0 +1,190 @@
+"""Pictures of a dataset, drawn with Matplotlib (the optional extra `pictures`)."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_pipeline import files
+from data_pipeline.errors import UsageError
+from data_pipeline.manifest import Manifest, SideInfo
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LENGTHS_FILE = "lengths.png"
+PACKING_FILE = "packing.png"
+
+# Paul Tol's "light" scheme, made to be told apart by the colour-blind too, under black text.
+_COLOURS = (
+    "#77AADD",
+    "#EE8866",
+    "#EEDD88",
+    "#44BB99",
+    "#FFAABB",
+    "#BBCC33",
+    "#99DDFF",
+    "#AAAA00",
+)
+_PADDING = "#FFFFFF"
+_SIDES = ("#4477AA", "#CC6677")  # of his "bright" and "muted" schemes
+_DPI = 150
+_LARGEST_SHARE_SHOWN = 0.999  # of the sentences: one very long one must not squeeze the others
+# A sentence gets its number if it is at least this part of the row wide.
+_ROOM_FOR_NUMBER = 0.05
+
+
+def check_matplotlib() -> None:
+    """Raises `UsageError` if Matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "--pictures needs the package matplotlib, which is not installed; install it with: "
+            "pip install -e '.[pictures]', or leave --pictures out"
+        ) from error
+
+
+def draw_lengths(manifest: Manifest, directory: str) -> str:
+    """Draws the histogram of sentence lengths of each split.
+
+    Args:
+        manifest: of the dataset.
+        directory: gets the picture; local or remote.
+
+    Returns:
+        The path of the picture.
+    """
+    with _figure(width=8.0, height=1.0 + 1.9 * len(manifest.splits)) as figure:
+        axes = figure.subplots(len(manifest.splits), 1, squeeze=False, sharex=True)[:, 0]
+        limit = 1
+        for axis, (name, info) in zip(axes, manifest.splits.items(), strict=True):
+            sides = ((manifest.source_lang, info.source), (manifest.target_lang, info.target))
+            for (lang, side), colour in zip(sides, _SIDES, strict=True):
+                edges, heights = _histogram(side, info.records)
+                label = f"{lang}: mean {side.tokens / max(1, info.records):.1f}, "
+                label += f"longest {side.max_length}"
+                axis.stairs(heights, edges, color=colour, alpha=0.25, fill=True)
+                axis.stairs(heights, edges, color=colour, linewidth=1.5, label=label)
+                limit = max(limit, length_reached(side, _LARGEST_SHARE_SHOWN))
+            axis.set_title(f"{name}: {info.records:,} pairs", loc="left", fontsize=11)
+            axis.set_ylabel("% of sentences")
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.legend(frameon=False)
+        axes[-1].set_xlim(0, limit + 1)
+        axes[-1].set_xlabel("tokens a sentence, without specials")
+        return _save(figure, os.path.join(directory, LENGTHS_FILE))
+
+
+def draw_packing(
+    block: dict[str, np.ndarray], langs: tuple[str, str], title: str, directory: str
+) -> str:
+    """Draws packed rows, source and target side by side: a colour a sentence, padding white.
+
+    Args:
+        block: `rows.FEATURES`, int32 [rows, row_length] each, of the rows to draw.
+        langs: source and target language.
+        title: the line above the picture.
+        directory: gets the picture; local or remote.
+
+    Returns:
+        The path of the picture.
+    """
+    rows = len(block["source"])
+    with _figure(width=11.0, height=1.5 + 0.27 * rows) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, side, lang in zip(axes, ("source", "target"), langs, strict=True):
+            _draw_side(axis, block[f"{side}_segments"])
+            axis.set_title(f"{side} ({lang})", loc="left", fontsize=11)
+            axis.set_xlabel("position in the row, in tokens")
+        axes[0].set_ylabel("row")
+        figure.suptitle(title, fontsize=12)
+        return _save(figure, os.path.join(directory, PACKING_FILE))
+
+
+def _draw_side(axis: "Axes", segments: np.ndarray) -> None:
+    """Draws int32 [rows, row_length] segment ids."""
+    from matplotlib.colors import to_rgb
+
+    palette = np.array([to_rgb(colour) for colour in (_PADDING, *_COLOURS)])
+    colours = np.where(segments > 0, 1 + (segments - 1) % len(_COLOURS), 0)
+    rows, length = segments.shape
+    axis.imshow(
+        palette[colours], extent=(0, length, rows, 0), aspect="auto", interpolation="nearest"
+    )
+    for row in range(rows):
+        axis.axhline(row, color="white", linewidth=2.5)
+        for number in range(1, segments[row].max() + 1):
+            places = np.flatnonzero(segments[row] == number)
+            axis.vlines(places[0], row, row + 1, color="white", linewidth=0.8)
+            if len(places) >= _ROOM_FOR_NUMBER * length:
+                middle = (places[0] + places[-1] + 1) / 2
+                axis.text(middle, row + 0.54, str(number), ha="center", va="center", fontsize=8)
+    axis.set_yticks(np.arange(rows) + 0.5, [str(row + 1) for row in range(rows)])
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left", "bottom"]].set_edgecolor("#999999")
+
+
+def _histogram(side: SideInfo, records: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the edges of the bins, one a length, and the share of each in percent."""
+    heights = np.zeros(side.max_length + 1)
+    for length, count in side.lengths:
+        heights[length] = 100 * count / max(1, records)
+    return np.arange(len(heights) + 1) - 0.5, heights
+
+
+def length_reached(side: SideInfo, share: float) -> int:
+    """Returns the smallest length that at least `share` of the sentences do not exceed."""
+    total = sum(count for _, count in side.lengths)
+    seen = 0
+    for length, count in side.lengths:
+        seen += count
+        if seen >= share * total:
+            return length
+    return 0
+
+
+@contextlib.contextmanager
+def _figure(width: float, height: float) -> Iterator["Figure"]:
+    """Gives a figure of some inches, in the same style whatever the user's own settings are."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(dict[str, Any](matplotlib.rcParamsDefault)):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def _save(figure: "Figure", path: str) -> str:
+    from tensorflow.io import gfile
+
+    content = io.BytesIO()
+    # Without the version of Matplotlib, so that the same data gives the same bytes.
+    figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
+    gfile.makedirs(os.path.dirname(path) or ".")
+    files.write_bytes(path, content.getvalue())
+    return path
+
+
+def draw(
+    manifest: Manifest, block: dict[str, np.ndarray] | None, title: str, directory: str
+) -> Sequence[str]:
+    """Draws all pictures of a dataset; returns their paths.
+
+    Args:
+        manifest: of the dataset.
+        block: as `draw_packing` takes it, or None if the dataset has no packed rows.
+        title: of the picture of packing.
+        directory: gets the pictures.
+    """
+    paths = [draw_lengths(manifest, directory)]
+    if block:
+        langs = (manifest.source_lang, manifest.target_lang)
+        paths.append(draw_packing(block, langs, title, directory))
+    return paths
