@@ -76,7 +76,8 @@ def _find_problem(block: dict[str, np.ndarray], manifest: Manifest) -> str | Non
         previous = np.pad(segments, ((0, 0), (1, 0)))[:, :-1]
         is_start = segments == previous + 1
         goes_on = (segments == previous) | is_start | (segments == 0)
-        if not goes_on.all() or (segments[:, 0] != 1).any():
+        begins_late = (segments > 0) & (previous == 0)
+        if not goes_on.all() or (segments[:, 0] != 1).any() or begins_late[:, 1:].any():
             return f"{side} segments are not 1, 2, ... and then padding"
         following = np.pad(segments, ((0, 0), (0, 1)))[:, 1:]
         is_end = (segments > 0) & (segments != following)

@@ -128,7 +128,7 @@ class TrainingData:
         """A distributed iterator that starts with the batch of `first_step`."""
         return batches.distribute(self, strategy, first_step)
 
-    def check(self, step: int) -> None:
+    def check(self, step: int, steps: int = 1) -> None:
         """Nothing: it was all checked when it was read."""
 
 

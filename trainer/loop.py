@@ -143,7 +143,7 @@ class Run:
             return self._train()
         except tf.errors.OpError:
             # Whichever thread or replica failed: if it is for damaged data, this tells where.
-            self.data.check(self.checkpoints.step)
+            self.data.check(self.checkpoints.step, self.config.train.steps_per_loop)
             raise
 
     def _train(self) -> int:

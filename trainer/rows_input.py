@@ -111,15 +111,15 @@ class StreamedData:
         """A distributed iterator that starts with the batch of `first_step`."""
         return batches.distribute(self, strategy, first_step)
 
-    def check(self, step: int) -> None:
-        """Reads again what the batches from `step` on are made of, after a failure.
+    def check(self, step: int, steps: int = 1) -> None:
+        """Reads again what `steps` batches from `step` on are made of, after a failure.
 
         Raises:
             UsageError: a block there is missing or damaged; it says which one.
         """
         buffer = self._buffer_of(step * self.batch_rows)
         # With the next ones: a batch may lie in several, and may have been read ahead.
-        after = self._buffer_of((step + 2) * self.batch_rows) + 2
+        after = self._buffer_of((step + steps + 1) * self.batch_rows) + 2
         for number in tf.range(buffer, after, dtype=tf.int64):
             for block in self._blocks(number // self._buffers, number % self._buffers).numpy():
                 packed_rows.read_block(self.manifest, self.info, int(block))
