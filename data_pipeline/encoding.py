@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,23 +60,27 @@ class EncodeTask:
 
     def run(self, partition: int) -> dict[str, Any]:
         """Encodes a partition."""
-        text = files.read_bytes(os.path.join(self.work_dir, TEXT, f"{partition:06d}")).decode()
-        fields = text.replace("\n", "\t").split("\t")[:-1]
+        text = files.read_bytes(os.path.join(self.work_dir, TEXT, f"{partition:06d}"))
+        fields = text.replace(b"\n", b"\t").split(b"\t")[:-1]
         copies, texts = fields[0::3], [fields[1::3], fields[2::3]]
-        ids = [
-            model.encode_normalized(side) for model, side in zip(self._models, texts, strict=True)
-        ]
-        longest = [max(len(source), len(target)) for source, target in zip(*ids, strict=True)]
-        kept = [i for i, length in enumerate(longest) if length <= self.max_tokens]
-        too_long = [i for i, length in enumerate(longest) if length > self.max_tokens]
+        # SentencePiece lets go of Python's lock, so each side has its own thread.
+        with ThreadPoolExecutor(2) as threads:
+            ids = list(
+                threads.map(lambda model, side: model.encode_normalized(side), self._models, texts)
+            )
+        lengths = np.array([[len(row) for row in side] for side in ids], np.int64).reshape(2, -1)
+        fits = lengths.max(axis=0) <= self.max_tokens
+        # A second copy of a pair is no input pair.
+        is_pair = np.array([copy == b"0" for copy in copies], bool)
+        dropped = np.flatnonzero(is_pair & ~fits)
         if self.keep_rejected:
-            # A second copy of a pair is no input pair.
-            pairs = [(texts[0][i], texts[1][i]) for i in too_long if copies[i] == "0"]
+            pairs = [(texts[0][i].decode(), texts[1][i].decode()) for i in dropped]
             path = os.path.join(self.work_dir, REJECTED, f"tokens-{partition:06d}")
             files.write_bytes(path, rejected_lines([TOO_MANY_TOKENS] * len(pairs), pairs))
-        if too_long:
-            texts = [[side[i] for i in kept] for side in texts]
-            ids = [[side[i] for i in kept] for side in ids]
+        if not fits.all():
+            texts = [list(itertools.compress(side, fits)) for side in texts]
+            ids = [list(itertools.compress(side, fits)) for side in ids]
+            lengths = lengths[:, fits]
         sizes = write_pairs(
             os.path.join(self.work_dir, PAIR_RECORDS, f"{partition:06d}"),
             self.langs,
@@ -87,21 +92,26 @@ class EncodeTask:
         )
         progress.tick(len(copies))
         return {
-            "records": len(kept),
-            "kept": sum(copies[i] == "0" for i in kept),
-            TOO_MANY_TOKENS: sum(copies[i] == "0" for i in too_long),
-            "source_lengths": length_histogram(map(len, ids[0])),
-            "target_lengths": length_histogram(map(len, ids[1])),
+            "records": len(sizes),
+            "kept": int((is_pair & fits).sum()),
+            TOO_MANY_TOKENS: len(dropped),
+            "source_lengths": length_histogram(lengths[0]),
+            "target_lengths": length_histogram(lengths[1]),
             **(self._write_rows(partition, texts, ids) if self.row_length else {}),
         }
 
     def _write_rows(
-        self, partition: int, texts: Sequence[list[str]], ids: Sequence[list[list[int]]]
+        self, partition: int, texts: Sequence[list[bytes]], ids: Sequence[list[list[int]]]
     ) -> dict[str, int]:
         """Packs the pairs and writes the rows, shuffled: packing has sorted them by length."""
         if self.segmentations > 1:
             sampled = [
-                model.sample(side, self.segmentations, self.sampling_alpha, self.seed)
+                model.sample(
+                    [text.decode() for text in side],
+                    self.segmentations,
+                    self.sampling_alpha,
+                    self.seed,
+                )
                 for model, side in zip(self._models, texts, strict=True)
             ]
             ids = [[row[n] for n in range(self.segmentations) for row in side] for side in sampled]

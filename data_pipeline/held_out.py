@@ -90,7 +90,8 @@ def encode_held_out(
     )
     name = shard_name(split, 0, 1)
     path = os.path.join(work_dir, name)
-    sizes = write_pairs(path, langs, (texts[0], texts[1]), (source_ids, target_ids))
+    source, target = ([text.encode() for text in side] for side in texts)
+    sizes = write_pairs(path, langs, (source, target), (source_ids, target_ids))
     raw_text = tuple(
         describe_file(os.path.join(work_dir, name), name, len(sizes)) for name in names
     )

@@ -6,7 +6,6 @@ without specials), and the text of each side under the name of its language.
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -99,7 +98,7 @@ def raw_text_name(split: str, lang: str) -> str:
 def write_pairs(
     path: str,
     langs: tuple[str, str],
-    texts: tuple[Sequence[str], Sequence[str]],
+    texts: tuple[Sequence[bytes], Sequence[bytes]],
     ids: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
 ) -> np.ndarray:
     """Writes the records of some pairs under a temporary name and renames the file.
@@ -109,7 +108,7 @@ def write_pairs(
     Args:
         path: the file to write.
         langs: source and target language.
-        texts: source and target text of each record.
+        texts: source and target text of each record, in UTF-8.
         ids: source and target ids of each record.
 
     Returns:
@@ -133,8 +132,8 @@ def write_pairs(
 
 def _serialize(
     langs: tuple[str, str],
-    source_texts: Sequence[str],
-    target_texts: Sequence[str],
+    source_texts: Sequence[bytes],
+    target_texts: Sequence[bytes],
     source_ids: Sequence[Sequence[int]],
     target_ids: Sequence[Sequence[int]],
 ) -> Iterator[bytes]:
@@ -148,10 +147,9 @@ def _serialize(
     source_text, target_text = (feature[lang].bytes_list.value for lang in langs)
     source_text.append(b"")
     target_text.append(b"")
-    for source, target, source_list[:], target_list[:] in zip(
+    for source_text[0], target_text[0], source_list[:], target_list[:] in zip(
         source_texts, target_texts, source_ids, target_ids, strict=True
     ):
-        source_text[0], target_text[0] = source.encode(), target.encode()
         # Protobuf maps have no order of their own: deterministic=True sorts the keys.
         yield example.SerializeToString(deterministic=True)
 
@@ -354,4 +352,5 @@ def verify_split(manifest: Manifest, name: str) -> Pairs:
 
 def length_histogram(lengths: Iterable[int]) -> tuple[tuple[int, int], ...]:
     """Returns (length, how often), ascending."""
-    return tuple(sorted((int(length), n) for length, n in Counter(lengths).items()))
+    values, counts = np.unique(np.array(list(lengths), np.int64), return_counts=True)
+    return tuple(zip(values.tolist(), counts.tolist(), strict=True))

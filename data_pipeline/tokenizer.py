@@ -160,9 +160,9 @@ class Tokenizer:
         """Returns the token ids of each text; an empty text has none."""
         return self.encode_normalized([normalize_text(text) for text in texts])
 
-    def encode_normalized(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode`, for text that `normalize_text` would not change."""
-        return self._processor.encode(list(texts), out_type=int)
+    def encode_normalized(self, texts: list[str] | list[bytes]) -> list[list[int]]:
+        """As `encode`, for text (or its UTF-8) that `normalize_text` would not change."""
+        return self._processor.encode(texts, out_type=int)
 
     def sample(
         self, texts: Sequence[str], samples: int, alpha: float, seed: int

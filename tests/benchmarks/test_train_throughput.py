@@ -58,7 +58,12 @@ def manifest(tmp_path_factory) -> Manifest:
             lengths = [len(sentence) for sentence in ids[-1]]
             infos.append(SideInfo(sum(lengths), max(lengths), length_histogram(lengths)))
         path = directory / shard_name(name, 0, 1)
-        write_pairs(str(path), ("en", "de"), (lines[::2], lines[1::2]), tuple(ids))
+        write_pairs(
+            str(path),
+            ("en", "de"),
+            tuple([line.encode() for line in lines[side::2]] for side in (0, 1)),
+            tuple(ids),
+        )
         shard = describe_file(str(path), path.name, len(lines) // 2)
         files = () if name == "train" else tuple(raw_text)
         splits[name] = SplitInfo((shard,), len(lines) // 2, len(lines) // 2, {}, *infos, files)

@@ -25,7 +25,7 @@ from data_pipeline.records import (
 
 def write_ids(path: Path, pairs: list[tuple[list[int], list[int]]]) -> FileInfo:
     """Writes records of these ids, with their numbers for text."""
-    texts = [f"text {i}" for i in range(len(pairs))]
+    texts = [b"text %d" % i for i in range(len(pairs))]
     source, target = zip(*pairs, strict=True)
     sizes = write_pairs(str(path), ("en", "de"), (texts, texts), (source, target))
     assert sizes.sum() == path.stat().st_size
@@ -74,7 +74,12 @@ def test_records_do_not_remember_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_WRITE_BATCH", 3)
     texts = [["long text " * 9, "", "ä", "x", "y"], ["a", "b", "", "c", "d"]]
     ids = [[[1, 2, 300], [], [7], [8, 9], [1]], [[], [4, 5], [6], [], [70000]]]
-    write_pairs(str(tmp_path / "a"), ("en", "de"), tuple(texts), tuple(ids))
+    write_pairs(
+        str(tmp_path / "a"),
+        ("en", "de"),
+        tuple([t.encode() for t in side] for side in texts),
+        tuple(ids),
+    )
     found = [raw.numpy() for raw in tf.data.TFRecordDataset(str(tmp_path / "a"))]
     for i, raw in enumerate(found):
         expected = tf.train.Example()

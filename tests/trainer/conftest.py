@@ -131,7 +131,9 @@ def _write_split(directory: Path, name: str, sides: tuple[list[str], list[str]],
         lengths = [len(sentence) for sentence in ids[-1]]
         counts.append(SideInfo(sum(lengths), max(lengths), length_histogram(lengths)))
     path = directory / shard_name(name, 0, 1)
-    write_pairs(str(path), ("en", "de"), sides, tuple(ids))
+    write_pairs(
+        str(path), ("en", "de"), [[text.encode() for text in side] for side in sides], tuple(ids)
+    )
     shard = describe_file(str(path), path.name, len(ids[0]))
     held_out = () if name == "train" else tuple(raw_text)
     return SplitInfo((shard,), len(ids[0]), len(ids[0]), {}, *counts, held_out)
