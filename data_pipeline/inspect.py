@@ -50,6 +50,7 @@ _PICTURES = flags.DEFINE_string(
 # Records of a split that are looked at without --verify.
 _FIRST_PAIRS = 10_000
 _BINS = 10
+_SHARE_IN_CLOSED_BINS = 0.99
 _BAR_WIDTH = 24
 _PIECES_SHOWN = 8
 # Gowda and May 2020 advise the largest vocabulary of which 95 % of the pieces are seen so often.
@@ -119,21 +120,26 @@ def _tables(manifest: Manifest, pairs: dict[str, Pairs], tokenizers: Tokenizers)
 
 
 def rows_table(info: RowsInfo) -> Table:
-    """Returns the table of the packed rows, one row a side."""
+    """Returns the table of the packed rows."""
     table = new_table("packed rows of train")
-    table.add_column("side")
-    for column in ("rows", "tokens a row", "tokens", "full", "pairs left out (longer than a row)"):
-        table.add_column(column, justify="right")
     positions = max(1, info.rows * info.row_length)
-    for side, tokens in (("source", info.source_tokens), ("target", info.target_tokens)):
-        table.add_row(side, f"{info.rows:,}", str(info.row_length), f"{tokens:,}",
-                      f"{tokens / positions:.1%}", f"{info.left_out:,}")  # fmt: skip
+    cells = (
+        ("rows", f"{info.rows:,}"),
+        ("tokens a side", str(info.row_length)),
+        ("source full", f"{info.source_tokens / positions:.1%}"),
+        ("target full", f"{info.target_tokens / positions:.1%}"),
+        ("together", f"{info.fill_rate:.1%}"),
+        ("pairs left out (longer than a row)", f"{info.left_out:,}"),
+    )
+    for column, _ in cells:
+        table.add_column(column, justify="right")
+    table.add_row(*(cell for _, cell in cells))
     return table
 
 
 def length_table(manifest: Manifest, pairs: dict[str, Pairs], tokenizers: Tokenizers) -> Table:
     """Returns the table of sentence lengths and rare pieces, one row a split and side."""
-    table = new_table("tokens a sentence, and the share of unknown and byte pieces")
+    table = new_table("tokens a sentence, share of unknown and byte pieces")
     table.add_column("split")
     table.add_column("side")
     for column in ("mean", "p50", "p95", "max", "unknown", "bytes"):
@@ -163,23 +169,24 @@ def length_table(manifest: Manifest, pairs: dict[str, Pairs], tokenizers: Tokeni
 def bar_table(manifest: Manifest) -> Table:
     """Returns the histogram of the sentence lengths of train, source and target side by side."""
     train = manifest.splits["train"]
+    sides = ((manifest.source_lang, train.source), (manifest.target_lang, train.target))
+    # The last bin is open, so that a few very long sentences do not squeeze the others.
+    reach = max(length_reached(side, _SHARE_IN_CLOSED_BINS) for _, side in sides)
+    width = 1 + reach // (_BINS - 1)
     table = new_table("how many sentences of train have so many tokens")
     table.add_column("tokens", justify="right")
-    counts = []
-    width = max(1, -(-(1 + max(train.source.max_length, train.target.max_length)) // _BINS))
-    for lang, side in ((manifest.source_lang, train.source), (manifest.target_lang, train.target)):
+    counts = np.zeros([_BINS, 2], np.int64)
+    for column, (lang, side) in enumerate(sides):
         table.add_column(lang, min_width=_BAR_WIDTH, no_wrap=True)
         table.add_column("", justify="right")
-        of_side = np.zeros(_BINS, np.int64)
         for length, count in side.lengths:
-            of_side[length // width] += count
-        counts.append(of_side)
-    largest = max(1, *map(int, itertools.chain(*counts)))
-    for i, both in enumerate(zip(*counts, strict=True)):
-        last = width * (i + 1) - 1
-        cells = [f"{width * i}-{last}" if width > 1 else str(last)]
+            counts[min(length // width, _BINS - 1), column] += count
+    for i, both in enumerate(counts):
+        first = width * i
+        closed = f"{first}-{first + width - 1}" if width > 1 else str(first)
+        cells = [closed if i < _BINS - 1 else f"{first} or more"]
         for count in both:
-            cells += [bar(count / largest, _BAR_WIDTH), f"{count:,}"]
+            cells += [bar(count / max(1, counts.max()), _BAR_WIDTH), f"{count:,}"]
         table.add_row(*cells)
     return table
 

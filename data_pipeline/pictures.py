@@ -75,6 +75,7 @@ def draw_lengths(manifest: Manifest, directory: str) -> str:
             axis.set_ylabel("% of sentences")
             axis.spines[["top", "right"]].set_visible(False)
             axis.legend(frameon=False)
+        figure.align_ylabels(axes)
         axes[-1].set_xlim(0, limit + 1)
         axes[-1].set_xlabel("tokens a sentence, without specials")
         return _save(figure, os.path.join(directory, LENGTHS_FILE))
