@@ -103,13 +103,20 @@ class TrainConfig:
     checkpoint_every: int = 1000
     """Steps between checkpoints, which are also written at the end and after each evaluation."""
     keep_checkpoints: int = 5
-    """Newest checkpoints that stay; the best one by `early_stopping_metric` stays besides."""
+    """Newest checkpoints that stay."""
+    keep_best: int = 1
+    """Best checkpoints by `best_metric` that stay besides."""
+    keep_every_hours: float = 0.0
+    """The first checkpoint, and then one every so many hours, stays besides; 0 for none."""
+    best_metric: str = "bleu"
+    """Metric of the validation split that decides which checkpoints are the best, and early
+    stopping: "bleu", "chrf", "token_accuracy" (higher is better), "loss", "nll", "perplexity"
+    (lower is better)."""
     evaluate_every: int = 1000
     """Steps between evaluations of the validation split: loss, accuracy, BLEU."""
     early_stopping_patience: int = 0
-    """Evaluations without improvement after which training stops; 0 to train all steps."""
-    early_stopping_metric: str = "bleu"
-    """"bleu" (higher is better) or "loss" (lower is better), on the validation split."""
+    """Evaluations without a better `best_metric` after which training stops; 0 to train all
+    steps."""
 
 
 @dataclass
@@ -145,7 +152,7 @@ _CHOICES = {
     "data.batching": ("packed", "bucketed"),
     "optimizer.name": ("adam", "adamw", "adafactor"),
     "optimizer.schedule": ("inverse_sqrt", "cosine", "linear", "constant"),
-    "train.early_stopping_metric": ("bleu", "loss"),
+    "train.best_metric": ("bleu", "chrf", "token_accuracy", "loss", "nll", "perplexity"),
 }
 _MAY_BE_ZERO = {
     "optimizer.clip_norm",
@@ -153,6 +160,7 @@ _MAY_BE_ZERO = {
     "optimizer.weight_decay",
     "train.rdrop_alpha",
     "train.early_stopping_patience",
+    "train.keep_every_hours",
     "decode.length_penalty",
     "decode.validation_sentences",
 }

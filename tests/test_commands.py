@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer.checkpoint import find
+
 _ROOT = Path(__file__).parent.parent
 _SMALL = (
     "--config.model.width=16",
@@ -73,15 +75,15 @@ def test_killed_and_started_again_equals_undisturbed(data_dir, model_dir, tmp_pa
         _command("trainer.main", *arguments), cwd=_ROOT, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 240
-    while not (tmp_path / "checkpoints" / "checkpoint").exists():
+    while not list((tmp_path / "checkpoints").glob("ckpt-*.json")):
         assert time.monotonic() < deadline and training.poll() is None
         time.sleep(0.01)
     training.send_signal(signal.SIGKILL)
     training.wait()
     output = _run("trainer.main", *arguments).stdout.decode()
     assert "resumed at step" in output
-    whole = tf.train.load_checkpoint(str(model_dir / "checkpoints"))
-    again = tf.train.load_checkpoint(str(tmp_path / "checkpoints"))
+    whole = tf.train.load_checkpoint(find(str(model_dir), "latest").path)
+    again = tf.train.load_checkpoint(find(str(tmp_path), "latest").path)
     compared = 0
     for name in whole.get_variable_to_shape_map():
         if name.startswith(("model/", "optimizer/")):
@@ -103,7 +105,7 @@ def test_sigterm_saves_and_exits_with_42(data_dir, tmp_path):
     rest = training.stdout.read()
     assert training.wait() == 42
     assert "SIGTERM: saved at step" in rest
-    assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints"))
+    assert f"saved at step {find(str(tmp_path), 'latest').step:,};" in rest
 
 
 def test_evaluate_prints_one_json_line(model_dir):
@@ -170,8 +172,7 @@ def test_sigterm_stops_both_workers_with_everything_saved(data_dir, tmp_path):
     assert launcher.wait() == 42, "".join(output)
     (saved,) = [line for line in output if ": saved at step" in line]
     step = int(saved.split("saved at step ")[1].split(";")[0].replace(",", ""))
-    newest = tf.train.latest_checkpoint(str(tmp_path / "checkpoints"))
-    assert newest.endswith(f"ckpt-{step}") and step > 0
+    assert find(str(tmp_path), "latest").step == step > 0
 
 
 def _assert_one_error_line(done: subprocess.CompletedProcess, *words: str) -> None:

@@ -10,10 +10,11 @@ import tensorflow as tf
 from configs import schema
 from configs.schema import Config
 from data_pipeline.records import Manifest, UsageError
-from trainer import cluster, flops, metrics, report
+from trainer import cluster, flops, messages, metrics, report
 from trainer import input as trainer_input
 from trainer import model_dir as model_directory
 from trainer.checkpoint import Checkpoints
+from trainer.checkpoint_files import Keep
 from trainer.loss_scale import LossScale
 from trainer.optimizer import Optimizer
 from trainer.startup import PHASES
@@ -34,6 +35,8 @@ class Run:
         jit_compile: compile forward and backward with XLA.
         hardware: what it runs on.
         skip_corrupt_data: leave rows of damaged blocks of data empty instead of stopping.
+        init_from: a model directory or checkpoint whose weights a new run starts with. A run that
+            is continued does not look at it, so that the same command may be started again.
 
     Raises:
         UsageError: when data, configuration or model directory do not allow the run.
@@ -50,12 +53,14 @@ class Run:
         hardware: flops.Hardware,
         *,
         skip_corrupt_data: bool = False,
+        init_from: str | None = None,
     ):
         self.config, self.manifest, self.model_dir = config, manifest, model_dir
         self.strategy, self.precision, self.hardware = strategy, precision, hardware
         self.worker = cluster.worker_of(strategy)
         # Before the data is read: it refuses a configuration that does not fit the vocabularies.
-        task = model_directory.facts_of(config, manifest, precision).task()
+        self._facts = model_directory.facts_of(config, manifest, precision)
+        task = self._facts.task()
         self.data = trainer_input.load_training_data(
             manifest, config, strategy.num_replicas_in_sync, skip_corrupt=skip_corrupt_data
         )
@@ -77,8 +82,17 @@ class Run:
                 config.optimizer, config.train.steps, self.model.trainable_variables
             )
             loss_scale = LossScale(precision == "mixed_float16")
+            train = config.train
+            keep = Keep(
+                train.keep_checkpoints, train.keep_best, train.keep_every_hours, train.best_metric
+            )
             self.checkpoints = Checkpoints(
-                model_dir, self.model, self.optimizer, loss_scale, config.train.keep_checkpoints
+                model_dir,
+                self.model,
+                self.optimizer,
+                loss_scale,
+                keep,
+                self._facts.of_checkpoint(),
             )
             newest = self.checkpoints.newest
             if not cluster.same_everywhere(strategy, str(newest)):
@@ -87,7 +101,10 @@ class Run:
                     "and another worker finds something else; --model_dir must be storage that "
                     "all workers share"
                 )
-            restored = self.checkpoints.restore()
+            restored = self.checkpoints.restore(strategy)
+            state = "new run" if restored is None else f"resumed at step {restored:,}"
+            if restored is None and init_from:
+                state += f", weights of {self._init_weights(init_from)}"
         self.steps = Steps(
             strategy, task, self.model, self.optimizer, loss_scale, config, jit_compile=jit_compile
         )
@@ -96,12 +113,17 @@ class Run:
         self._resumed_seconds = float(self.checkpoints.state.seconds.numpy())
         self._start = time.monotonic()
         PHASES.end("model")
-        facts = report.describe(self, restored)
+        facts = report.describe(self, state)
         self.say("\n".join(facts))
         self.writer.text("train", restored or 0, "run", "\n".join(f"    {line}" for line in facts))
 
+    def _init_weights(self, source: str) -> str:
+        found = model_directory.init_weights(self.model, source, self._facts)
+        self.optimizer.reset_averages(self.model.trainable_variables)
+        return found.path
+
     def _start_model_dir(self) -> None:
-        facts = model_directory.facts_of(self.config, self.manifest, self.precision)
+        facts = self._facts
         same = json.dumps(
             [schema.to_dict(self.config), facts.data_fingerprint, self.precision, facts.versions]
         )
@@ -123,7 +145,7 @@ class Run:
     def say(self, text: str) -> None:
         """Prints, on the chief."""
         if self.worker.is_chief:
-            print(text, flush=True)
+            messages.say(text)
 
     def elapsed(self) -> float:
         """Seconds of all starts of this run together."""
@@ -136,8 +158,8 @@ class Run:
             the exit code: 0, or 42 when a signal asked to stop and everything is saved.
 
         Raises:
-            UsageError: when the loss is not finite, or data is damaged. The checkpoints are from
-                before.
+            UsageError: when the loss is not finite, or data is damaged; the checkpoints are from
+                before. Also when the last checkpoint could not be written.
         """
         try:
             return self._train()
@@ -145,6 +167,8 @@ class Run:
             # Whichever thread or replica failed: if it is for damaged data, this tells where.
             self.data.check(self.checkpoints.step, self.config.train.steps_per_loop)
             raise
+        finally:
+            self.checkpoints.wait()
 
     def _train(self) -> int:
         train = self.config.train
@@ -175,18 +199,19 @@ class Run:
                 saves = evaluates or stops or step % train.checkpoint_every == 0
                 if compiles or saves:
                     reporter.wait()  # to measure the peak alone; to save nothing but good numbers
-                if evaluates:
-                    self.validation.evaluate(step)
+                result = self.validation.evaluate(step) if evaluates else None
                 if saves:
-                    self._save()
+                    self._save(result)
                 if stops:
+                    self._finish_saving()
                     name = stop.signal or "another worker's signal"
                     self.say(f"{name}: saved at step {step:,}; start again to go on")
                     return STOPPED_ON_REQUEST
+        self._finish_saving()
         if self._stops_early:
             state = self.checkpoints.state
             self.say(
-                f"stopped early at step {step:,}: no better {train.early_stopping_metric} on the "
+                f"stopped early at step {step:,}: no better {train.best_metric} on the "
                 f"validation split than {float(state.best.numpy()):.4g}, at step "
                 f"{int(state.best_step.numpy()):,}"
             )
@@ -198,11 +223,23 @@ class Run:
         asked = np.array([stop.signal is not None], np.float64)
         return bool(cluster.sum_over_workers(self.strategy, asked)[0])
 
-    def _save(self) -> None:
+    def _save(self, result: dict[str, float] | None) -> None:
         self.checkpoints.state.seconds.assign(self.elapsed())
         if self.worker.is_chief:
-            self.checkpoints.save()
+            self.checkpoints.save(result)
         self.writer.flush()
+
+    def _finish_saving(self) -> None:
+        """Waits for the last checkpoint; all workers learn when it could not be written."""
+        self.checkpoints.wait()
+        failure = self.checkpoints.failure
+        if cluster.from_chief(self.strategy, [failure is not None])[0]:
+            newest = self.checkpoints.newest
+            raise UsageError(
+                f"{failure or 'worker 0 could not write the last checkpoint'}; "
+                f"{f'the newest is {newest}' if newest else 'there is none'}: mend that and start "
+                "the same command again"
+            )
 
     @property
     def _stops_early(self) -> bool:

@@ -65,6 +65,12 @@ _TPU_PROJECT = flags.DEFINE_string("tpu_project", None, "Project of a TPU slice 
 _TPU_TYPE = flags.DEFINE_string(
     "tpu_type", None, "Accelerator type of the TPU, such as v5litepod-8; MFU is counted from it."
 )
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "Model directory, whose best checkpoint is taken, or path of a checkpoint: a new run starts "
+    "with its weights, at step 0. A run that is continued ignores it.",
+)
 _SKIP_CORRUPT = flags.DEFINE_boolean(
     "skip_corrupt_data",
     False,
@@ -174,6 +180,7 @@ def main(argv: list[str]) -> int:
         compiles,
         hardware,
         skip_corrupt_data=_SKIP_CORRUPT.value,
+        init_from=_INIT_FROM.value,
     )
     code = run.train()
     if code == 0:

@@ -1,14 +1,17 @@
 """What is measured, and where it goes: metrics.jsonl, TensorBoard and the console."""
 
+import contextlib
 import json
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from data_pipeline.records import UsageError
+from trainer.messages import error_text, warn
 
 # TensorBoard shows two groups of charts unfolded: these metrics are one, all others the second.
 _QUALITY = ("loss", "nll", "perplexity", "token_accuracy", "bleu", "chrf")
@@ -32,6 +35,11 @@ def averages(sums: dict[str, float]) -> dict[str, float]:
     }
 
 
+def higher_is_better(name: str) -> bool:
+    """Whether the better of two values of a metric is the higher one."""
+    return name not in ("loss", "nll", "perplexity")
+
+
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -42,40 +50,61 @@ def clock(seconds: float) -> str:
 class MetricsWriter:
     """Writes the metrics of a run into its model directory.
 
+    What cannot be written, to a full disk perhaps, costs one warning and does not end the run.
+
     Args:
-        model_dir: gets metrics.jsonl and tensorboard/{train,valid,test}.
+        model_dir: gets metrics.jsonl, tensorboard/{train,valid,test} and translations/.
         step: the step that the run starts at; what metrics.jsonl holds of later steps, which are
             about to be run again, is removed. TensorBoard's files are only ever added to.
         active: False for a writer that writes nothing, on workers that are not the chief.
 
     Raises:
-        UsageError: when metrics.jsonl cannot be read.
+        UsageError: when metrics.jsonl cannot be read, or not be written anew.
     """
 
     def __init__(self, model_dir: str, step: int, *, active: bool = True):
         self._active = active
+        self._model_dir = model_dir
         self._path = os.path.join(model_dir, "metrics.jsonl")
         self._boards = os.path.join(model_dir, "tensorboard")
         self._writers: dict[str, Any] = {}
+        self._warned = False
+        self._torn = False  # the file may end in half a line
         if active:
-            self._forget_after(step)
+            try:
+                # Test scores stand at the end of a run, which is still to come.
+                self._keep(lambda line: line["step"] <= step and line["split"] != "test")
+            except tf.errors.OpError as error:
+                raise UsageError(f"{self._path} cannot be written: {error_text(error)}") from error
 
-    def _forget_after(self, step: int) -> None:
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Removes lines from metrics.jsonl; half a line at its end too, as a killed run leaves."""
         if not tf.io.gfile.exists(self._path):
             return
         with tf.io.gfile.GFile(self._path) as file:
-            # A killed run can leave half a line, without its end, and only as the last one.
-            lines = [line for line in file.read().splitlines(keepends=True) if line.endswith("\n")]
-        # Test scores stand at the end of a run, which is still to come.
-        kept = []
-        for number, line in enumerate(lines, start=1):
-            values = self._parse(line, number)
-            if values["step"] <= step and values["split"] != "test":
-                kept.append(line)
+            text = file.read()
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        kept = "".join(
+            line for number, line in enumerate(lines, start=1) if wanted(self._parse(line, number))
+        )
+        if kept == text:
+            return
         temporary = f"{self._path}.incomplete"
         with tf.io.gfile.GFile(temporary, "w") as file:
-            file.write("".join(kept))
+            file.write(kept)
         tf.io.gfile.rename(temporary, self._path, overwrite=True)
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            if not self._warned:
+                warn(
+                    f"metrics cannot be written to {self._model_dir}: {error_text(error)}; "
+                    "training goes on, and this is said once"
+                )
+            self._warned = True
 
     def _parse(self, line: str, number: int) -> dict[str, Any]:
         try:
@@ -97,9 +126,14 @@ class MetricsWriter:
         if not self._active:
             return
         line = {"step": step, "time": round(time.time(), 3), "split": split, **metrics}
-        with tf.io.gfile.GFile(self._path, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        with self._writer(split).as_default(step=step):
+        with self._tolerant():
+            if self._torn:
+                self._keep(lambda line: True)
+            self._torn = True
+            with tf.io.gfile.GFile(self._path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+            self._torn = False
+        with self._tolerant(), self._writer(split).as_default(step=step):
             for name, value in metrics.items():
                 if isinstance(value, int | float):
                     group = "quality" if name in _QUALITY else "training"
@@ -109,12 +143,24 @@ class MetricsWriter:
         """Shows a text, in Markdown, under TensorBoard's Text tab."""
         if not self._active:
             return
-        with self._writer(split).as_default(step=step):
+        with self._tolerant(), self._writer(split).as_default(step=step):
             tf.summary.text(name, markdown)
 
+    def translations(self, split: str, step: int, lines: list[str]) -> None:
+        """Writes translations/SPLIT-STEP.txt."""
+        if not self._active:
+            return
+        folder = os.path.join(self._model_dir, "translations")
+        with self._tolerant():
+            tf.io.gfile.makedirs(folder)
+            with tf.io.gfile.GFile(os.path.join(folder, f"{split}-{step}.txt"), "w") as file:
+                file.write("".join(f"{line}\n" for line in lines))
+
     def flush(self) -> None:
+        """Writes what TensorBoard's writers still hold."""
         for writer in self._writers.values():
-            writer.flush()
+            with self._tolerant():
+                writer.flush()
 
 
 def translations_table(rows: list[tuple[str, str, str]]) -> str:

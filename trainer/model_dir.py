@@ -18,6 +18,7 @@ from data_pipeline.records import (
     load_tokenizer,
 )
 from trainer import checkpoint
+from trainer.checkpoint_files import Checkpoint, Facts
 from trainer.model.transformer import Transformer
 from trainer.task import Translation
 
@@ -28,6 +29,8 @@ _FREE = {
     "train.micro_batches",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_best",
+    "train.keep_every_hours",
     "train.evaluate_every",
     "train.early_stopping_patience",
 }
@@ -53,6 +56,22 @@ class RunFacts:
     def tokenizers(self) -> dict[str, TokenizerInfo]:
         """Side -> its tokenizer."""
         return {"source": self.source_tokenizer, "target": self.target_tokenizer}
+
+    def of_checkpoint(self) -> Facts:
+        """The facts that a checkpoint of this run depends on."""
+        facts: Facts = {"model": {}, "run": {}}
+        for group, fields in schema.to_dict(self.config).items():
+            for key, value in fields.items():
+                name = f"{group}.{key}"
+                if group == "model" and not key.endswith("dropout"):
+                    facts["model"][name] = value
+                elif group != "decode" and name not in _FREE:
+                    facts["run"][name] = value
+        for side, info in self.tokenizers().items():
+            vocabulary = f"{info.vocab_size} pieces, sha256 {info.sha256[:12]}"
+            facts["model"][f"{side} vocabulary"] = vocabulary
+        facts["run"] |= {"precision": self.precision, "data fingerprint": self.data_fingerprint}
+        return facts
 
     def task(self) -> Translation:
         """The task of the run; `UsageError` if the configuration does not fit the vocabularies."""
@@ -106,15 +125,18 @@ def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
         _compare(model_dir, read_facts(model_dir), facts)
     if tf.io.gfile.exists(os.path.join(model_dir, "dataset.json")):
         raise UsageError(f"--model_dir={model_dir} is a dataset directory; name another one")
-    try:
-        tf.io.gfile.makedirs(model_dir)
-    except tf.errors.OpError as error:
-        raise UsageError(f"--model_dir={model_dir} cannot be made: {error.message}") from error
+    contents = {}
     for info in {manifest.source_tokenizer, manifest.target_tokenizer}:
         with tf.io.gfile.GFile(manifest.path(info), "rb") as file:
-            _write(os.path.join(model_dir, info.file), file.read())
-    text = json.dumps(dataclasses.asdict(facts), indent=2) + "\n"
-    _write(os.path.join(model_dir, "config.json"), text.encode())
+            contents[info.file] = file.read()
+    # Last: without it the directory holds no run.
+    contents["config.json"] = (json.dumps(dataclasses.asdict(facts), indent=2) + "\n").encode()
+    try:
+        tf.io.gfile.makedirs(model_dir)
+        for name, content in contents.items():
+            _write(os.path.join(model_dir, name), content)
+    except tf.errors.OpError as error:
+        raise UsageError(f"--model_dir={model_dir} cannot be written: {error.message}") from error
 
 
 def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
@@ -207,10 +229,35 @@ def load(
         target = _load_tokenizer(model_dir, facts, facts.target_tokenizer)
     keras.config.set_dtype_policy(facts.precision)
     model = facts.task().build_model()
-    path = checkpoint.find(model_dir, which)
-    averaged = facts.config.optimizer.ema_decay > 0
-    step = checkpoint.restore_model(model, path, averaged=averaged)
-    return model, (source, target), facts, step
+    found = checkpoint.find(model_dir, which, facts.config.train.best_metric)
+    checkpoint.restore_model(model, found, facts.of_checkpoint())
+    return model, (source, target), facts, found.step
+
+
+def init_weights(model, source: str, facts: RunFacts) -> Checkpoint:
+    """Sets the weights of a new run's model to those of another run.
+
+    Args:
+        model: built; call it in the scope of the strategy.
+        source: a model directory, whose best checkpoint is taken, or the path of a checkpoint.
+        facts: of the new run.
+
+    Returns:
+        the checkpoint.
+
+    Raises:
+        UsageError: when there is no such checkpoint, or its model has another shape or vocabulary.
+    """
+    try:
+        if tf.io.gfile.exists(os.path.join(source, "config.json")):
+            metric = read_facts(source).config.train.best_metric
+            found = checkpoint.find(source, "best", metric)
+        else:
+            found = checkpoint.find("", source)
+        checkpoint.restore_model(model, found, facts.of_checkpoint())
+    except UsageError as error:
+        raise UsageError(f"--init_from={source}: {error}") from error
+    return found
 
 
 def _load_tokenizer(model_dir: str, facts: RunFacts, info: TokenizerInfo) -> Tokenizer:

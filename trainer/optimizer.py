@@ -128,6 +128,12 @@ class Optimizer(tf.Module):
             variable.assign(average.numpy())
             average.assign(value)
 
+    def reset_averages(self, variables) -> None:
+        """Lets the moving average, if there is one, begin with the weights as they are."""
+        if self.averages:
+            for variable, average in zip(variables, self.averages, strict=True):
+                average.assign(variable.numpy())
+
 
 def state_variable(value) -> tf.Variable:
     """A variable that belongs to the run, not to the model; make it in the strategy's scope."""

@@ -161,8 +161,8 @@ def _vocabulary(manifest: Manifest) -> str:
     return f"vocabularies {source:,} source, {target:,} target"
 
 
-def describe(run, restored: int | None) -> list[str]:
-    """The facts of a `trainer.loop.Run`, one a line."""
+def describe(run, state: str) -> list[str]:
+    """The facts of a `trainer.loop.Run`, one a line; `state` says what it starts from."""
     data, train, manifest = run.data, run.config.train, run.manifest
     parameters = sum(math.prod(v.shape) for v in run.model.trainable_variables)
     shapes = ", ".join(f"{rows} x {length}" for rows, length in data.shapes)
@@ -182,6 +182,6 @@ def describe(run, restored: int | None) -> list[str]:
         f"fill rate {data.fill_rate():.3f}",
         f"length       {train.steps:,} steps, {data.batches_per_epoch:,} an epoch",
         f"model_dir    {run.model_dir}",
-        f"state        {'new run' if restored is None else f'resumed at step {restored:,}'}",
+        f"state        {state}",
         *(f"example      {source}  |  {reference}" for source, reference in examples),
     ]

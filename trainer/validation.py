@@ -1,11 +1,9 @@
 """Evaluation of the validation split during training: loss, BLEU, samples, the best so far."""
 
 import math
-import os
 import time
 
 import numpy as np
-import tensorflow as tf
 
 from data_pipeline import records
 from data_pipeline.records import UsageError
@@ -34,17 +32,21 @@ class Validation:
             pairs, run.config, run.manifest.eos_id, run.strategy
         )
 
-    def evaluate(self, step: int) -> None:
-        """Evaluates, reports, and saves the weights if they are the best so far.
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Evaluates, reports, and takes note whether this is the best so far.
 
-        Where a moving average of the weights is kept, it is what is evaluated and saved.
+        Where a moving average of the weights is kept, it is what is evaluated.
+
+        Returns:
+            the metrics, the same on all workers.
         """
         optimizer, variables = self._run.optimizer, self._run.model.trainable_variables
         optimizer.swap_averages(variables)
-        self._evaluate(step)
+        result = self._evaluate(step)
         optimizer.swap_averages(variables)
+        return result
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int) -> dict[str, float]:
         run, began = self._run, time.monotonic()
         result = total_metrics(run.steps, self._batches)
         rows: list[tuple[str, str, str]] = []
@@ -64,8 +66,7 @@ class Validation:
         better = self._note(step, result)
         if run.worker.is_chief:
             self._report(step, result | {"signature": scores["signature"]}, rows, better)
-            if better:
-                run.checkpoints.save_best()
+        return result
 
     def _report(self, step: int, result, rows, better: bool) -> None:
         run = self._run
@@ -75,10 +76,7 @@ class Validation:
             rows[i] for i in np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows)), dtype=int)
         ]
         run.writer.text("valid", step, "translations", metrics.translations_table(shown))
-        folder = os.path.join(run.model_dir, "translations")
-        tf.io.gfile.makedirs(folder)
-        with tf.io.gfile.GFile(os.path.join(folder, f"valid-{step}.txt"), "w") as file:
-            file.write("".join(f"{translation}\n" for _, _, translation in rows))
+        run.writer.translations("valid", step, [translation for _, _, translation in rows])
         run.say(
             f"valid {step:>6,}  loss {result['loss']:.4f}  perplexity {result['perplexity']:.2f}  "
             f"accuracy {result['token_accuracy']:.3f}  BLEU {result['bleu']:.2f}  "
@@ -94,9 +92,10 @@ class Validation:
     def _note(self, step: int, result: dict[str, float]) -> bool:
         """Keeps the early-stopping state; whether this evaluation is the best so far."""
         state = self._run.checkpoints.state
-        name = self._run.config.train.early_stopping_metric
+        name = self._run.config.train.best_metric
         value, best = result[name], float(state.best.numpy())
-        better = math.isnan(best) or (value > best if name == "bleu" else value < best)
+        higher = metrics.higher_is_better(name)
+        better = math.isnan(best) or (value > best if higher else value < best)
         if better:
             state.best.assign(value)
             state.best_step.assign(step)

@@ -1,7 +1,9 @@
 """Tiny configurations, models and data, and the strategies that the tests run them under."""
 
 import copy
+import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -25,7 +27,11 @@ from data_pipeline.records import (
     shard_name,
     write_pairs,
 )
+from trainer.checkpoint import Checkpoints
+from trainer.checkpoint_files import Keep
+from trainer.loss_scale import LossScale
 from trainer.model.transformer import Transformer
+from trainer.optimizer import Optimizer
 from trainer.task import Translation
 
 VOCAB = 30
@@ -196,3 +202,47 @@ def rows_of() -> Callable[..., dict[str, np.ndarray]]:
 def seeded() -> None:
     """Keras' initial weights are the same in every run of the test."""
     keras.utils.set_random_seed(0)
+
+
+@dataclass
+class Run:
+    """What a checkpoint is made of."""
+
+    model: keras.Model
+    optimizer: Optimizer
+    loss_scale: LossScale
+    checkpoints: Checkpoints
+
+    def values(self) -> list[np.ndarray]:
+        """Of all variables except those of `checkpoints.state`."""
+        modules = (self.model, self.optimizer, self.loss_scale)
+        return [variable.numpy() for module in modules for variable in module.variables]
+
+    def save(self, metrics=None) -> None:
+        """Writes a checkpoint and waits for it."""
+        self.checkpoints.save(metrics)
+        self.checkpoints.wait()
+
+
+@pytest.fixture
+def make_run(tmp_path, make_model, tiny_config) -> Callable[..., Run]:
+    """Returns a `Run` with `tmp_path` for its directory; all values depend on `seed`."""
+
+    def make(seed: int, step: int = 0, keep=None, facts=None, directory=tmp_path, **fields):
+        model = make_model(seed=seed)
+        config = tiny_config(optimizer=fields).optimizer
+        optimizer = Optimizer(config, 10, model.trainable_variables)
+        rng = np.random.default_rng(seed)
+        for variable in [*itertools.chain(*optimizer.slots.values()), *optimizer.averages]:
+            variable.assign(rng.random(variable.shape))
+        optimizer.iterations.assign(step)
+        optimizer.updates.assign(100 + seed)
+        loss_scale = LossScale(dynamic=True)
+        loss_scale.scale.assign(seed * 12345.678)
+        loss_scale.good_steps.assign(1000 + seed)
+        checkpoints = Checkpoints(
+            str(directory), model, optimizer, loss_scale, keep or Keep(), facts
+        )
+        return Run(model, optimizer, loss_scale, checkpoints)
+
+    return make

@@ -1,55 +1,19 @@
 """Checkpoints: everything comes back, and the right ones stay."""
 
-import itertools
 import math
 import os
-from dataclasses import dataclass
+import threading
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from data_pipeline.records import UsageError
-from trainer import checkpoint
-from trainer.checkpoint import Checkpoints, find, restore_model
-from trainer.loss_scale import LossScale
-from trainer.optimizer import Optimizer
+from trainer.checkpoint import find, restore_model
+from trainer.checkpoint_files import Checkpoint, Keep
 
-
-@dataclass
-class Run:
-    """What a checkpoint is made of."""
-
-    model: keras.Model
-    optimizer: Optimizer
-    loss_scale: LossScale
-    checkpoints: Checkpoints
-
-    def values(self) -> list[np.ndarray]:
-        modules = (self.model, self.optimizer, self.loss_scale)
-        return [variable.numpy() for module in modules for variable in module.variables]
-
-
-@pytest.fixture
-def make_run(tmp_path, make_model, tiny_config):
-    """Returns a `Run` with `tmp_path` for its directory; all values depend on `seed`."""
-
-    def make(seed: int, step: int = 0, keep: int = 3, **optimizer_fields) -> Run:
-        model = make_model(seed=seed)
-        config = tiny_config(optimizer=optimizer_fields).optimizer
-        optimizer = Optimizer(config, 10, model.trainable_variables)
-        rng = np.random.default_rng(seed)
-        for variable in [*itertools.chain(*optimizer.slots.values()), *optimizer.averages]:
-            variable.assign(rng.random(variable.shape))
-        optimizer.iterations.assign(step)
-        optimizer.updates.assign(100 + seed)
-        loss_scale = LossScale(dynamic=True)
-        loss_scale.scale.assign(seed * 12345.678)
-        loss_scale.good_steps.assign(1000 + seed)
-        checkpoints = Checkpoints(str(tmp_path), model, optimizer, loss_scale, keep)
-        return Run(model, optimizer, loss_scale, checkpoints)
-
-    return make
+_FACTS = {"model": {"model.width": 16}, "run": {"train.seed": 1}}
 
 
 def fill_state(state) -> None:
@@ -77,7 +41,7 @@ def test_everything_comes_back(make_run, fields, per_weight):
     """Weights, slots, averages, counters and early stopping, bit for bit, in fresh objects."""
     run = make_run(seed=1, step=7, **fields)
     fill_state(run.checkpoints.state)
-    run.checkpoints.save()
+    run.save()
     fresh = make_run(seed=2, **fields)
     assert math.isnan(state_of(fresh.checkpoints.state)[0])
     for one, other in zip(run.values(), fresh.values(), strict=True):
@@ -98,7 +62,7 @@ def test_two_replicas_go_on_as_one(make_run, two_replicas):
     with two_replicas.scope():
         run = make_run(seed=1, step=3, ema_decay=0.9)
         fill_state(run.checkpoints.state)
-    run.checkpoints.save()
+    run.save()
     one = make_run(seed=2, ema_decay=0.9)
     assert one.checkpoints.restore() == 3
     assert state_of(one.checkpoints.state) == [12.5, 6, 2, 99.25]
@@ -119,61 +83,147 @@ def test_a_new_run_has_nothing_to_restore(make_run):
     assert make_run(seed=1).checkpoints.restore() is None
 
 
-def test_the_newest_stay_and_the_best_besides(make_run, tmp_path):
-    """After a restart too, the oldest make room."""
-    run = make_run(seed=1, keep=2)
-    for step in range(1, 5):
+def test_the_copy_is_of_the_moment_of_saving(make_run, two_replicas):
+    """What changes while the files are written is not in them; a second save copies again."""
+    with two_replicas.scope():
+        run = make_run(seed=1, step=3, ema_decay=0.9)
+    before = run.values()
+    changed = threading.Event()
+
+    def change() -> None:
+        for variable in run.model.trainable_variables:
+            variable.assign_add(np.ones(variable.shape))
+        for slot in run.optimizer.slots["momentum"]:
+            slot.assign_add(tf.ones(slot.shape))
+        run.optimizer.iterations.assign_add(1)
+
+    run.checkpoints._thread.submit(changed.wait)  # nothing is written before that
+    run.checkpoints.save()
+    change()
+    changed.set()
+    run.checkpoints.wait()
+    fresh = make_run(seed=2, ema_decay=0.9)
+    assert fresh.checkpoints.restore() == 3
+    for one, other in zip(before, fresh.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    after = run.values()
+    run.save()
+    assert fresh.checkpoints.restore() == 4
+    for one, other in zip(after, fresh.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_newest_and_the_best_stay(make_run, tmp_path):
+    """After a restart too, the others make room; with all their files."""
+    run = make_run(seed=1, keep=Keep(newest=2, best=1))
+    for step, bleu in ((1, 5.0), (2, 9.0), (3, 7.0), (4, 8.0)):
         run.optimizer.iterations.assign(step)
-        run.checkpoints.save()
-        if step in (1, 2):
-            run.checkpoints.save_best()
+        run.save({"bleu": bleu})
     folder = tmp_path / "checkpoints"
-    assert saved(folder) == ["ckpt-3.index", "ckpt-4.index"]
-    assert saved(folder / "best") == ["ckpt-2.index"]
-    run = make_run(seed=2, keep=2)
+    assert saved(folder) == ["ckpt-2.index", "ckpt-3.index", "ckpt-4.index"]
+    run = make_run(seed=2, keep=Keep(newest=2, best=1))
     assert run.checkpoints.restore() == 4
     run.optimizer.iterations.assign(5)
-    run.checkpoints.save()
-    assert saved(folder) == ["ckpt-4.index", "ckpt-5.index"]
-    run.checkpoints.save_best()
-    assert saved(folder / "best") == ["ckpt-5.index"]
+    run.save()
+    assert saved(folder) == ["ckpt-2.index", "ckpt-4.index", "ckpt-5.index"]
+    run.optimizer.iterations.assign(6)
+    run.save({"bleu": 9.5})
+    assert saved(folder) == ["ckpt-5.index", "ckpt-6.index"]
+    ends = ("data-00000-of-00001", "index", "json")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"ckpt-{step}.{end}" for step in (5, 6) for end in ends
+    ]
+
+
+def written(step: int, hours: float = 0.0, **metrics: float) -> Checkpoint:
+    return Checkpoint(f"ckpt-{step}", step, 3600.0 * hours, {}, metrics, False, {})
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        (Keep(newest=1, best=1, metric="bleu"), {3, 6}),
+        (Keep(newest=2, best=2, metric="bleu"), {2, 3, 5, 6}),
+        (Keep(newest=1, best=2, metric="loss"), {1, 4, 6}),
+        (Keep(newest=1, best=9, metric="chrf"), {6}),
+        (Keep(newest=99), {1, 2, 3, 4, 5, 6}),
+        (Keep(newest=1, every_hours=2.0, metric="chrf"), {1, 3, 5, 6}),
+        (Keep(newest=1, every_hours=100.0, metric="chrf"), {1, 6}),
+    ],
+)
+def test_keep(keep, expected):
+    """The higher BLEU or the lower loss is better, and of equals the earlier."""
+    checkpoints = [
+        written(1, 0.0, bleu=1.0, loss=0.5),
+        written(2, 1.0, bleu=8.0, loss=4.0),
+        written(3, 2.0, bleu=9.0, loss=3.0),
+        written(4, 3.5, bleu=8.0, loss=2.0),
+        written(5, 4.0, bleu=2.0, loss=9.0),
+        written(6, 5.0),
+    ]
+    assert keep.select(checkpoints) == expected
+    # What is kept stays kept when the others are gone.
+    left = [one for one in checkpoints if one.step in expected]
+    assert keep.select(left[::-1]) == expected
 
 
 def test_a_step_is_saved_once(make_run, tmp_path):
     run = make_run(seed=1, step=4)
-    run.checkpoints.save()
+    run.save()
     before = (tmp_path / "checkpoints" / "ckpt-4.index").stat().st_mtime_ns
-    run.checkpoints.save()
+    run.save()
     assert (tmp_path / "checkpoints" / "ckpt-4.index").stat().st_mtime_ns == before
 
 
-def test_an_unfinished_checkpoint_does_not_count(make_run, tmp_path):
-    """A run killed while it wrote step 9 goes on from step 4."""
-    make_run(seed=1, step=4).checkpoints.save()
-    for suffix in ("index", "data-00000-of-00001"):
-        (tmp_path / "checkpoints" / f"ckpt-9.{suffix}").write_bytes(b"half")
-    assert make_run(seed=2).checkpoints.restore() == 4
-    assert find(str(tmp_path), "latest").endswith("ckpt-4")
+def test_an_unfinished_checkpoint_does_not_count(make_run, tmp_path, capfd):
+    """A run killed while it wrote step 9 goes on from step 4, and tidies up when it saves."""
+    make_run(seed=1, step=4).save()
+    folder = tmp_path / "checkpoints"
+    for name in ("ckpt-9.index", "ckpt-9.data-00000-of-00001", "ckpt-9.json.incomplete"):
+        (folder / name).write_bytes(b"half")
+    (folder / "ckpt-9_temp").mkdir()
+    (folder / "ckpt-9_temp" / "part-00000-of-00001.index").write_bytes(b"half")
+    run = make_run(seed=2)
+    assert run.checkpoints.restore() == 4
+    assert "ckpt-9 has no manifest: it was not finished; not used" in capfd.readouterr().err
+    assert find(str(tmp_path), "latest").step == 4
+    run.optimizer.iterations.assign(6)
+    run.save()
+    assert not list(folder.glob("ckpt-9*"))
+
+
+def test_killed_during_the_first_checkpoint(make_run, tmp_path, capfd):
+    """The run starts anew, and says why."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "ckpt-9.index").write_bytes(b"half")
+    assert make_run(seed=2).checkpoints.restore() is None
+    assert "ckpt-9 has no manifest: it was not finished" in capfd.readouterr().err
 
 
 def test_find(make_run, tmp_path):
-    """The best is the latest as long as there is no best one."""
+    """The best is the latest as long as none was evaluated."""
     run = make_run(seed=1, step=4)
-    run.checkpoints.save()
+    run.save()
     folder = os.path.join(str(tmp_path), "checkpoints")
     four = os.path.join(folder, "ckpt-4")
-    assert find(str(tmp_path), "latest") == find(str(tmp_path), "best") == four
-    run.checkpoints.save_best()
-    run.optimizer.iterations.assign(8)
-    run.checkpoints.save()
-    assert find(str(tmp_path), "latest") == os.path.join(folder, "ckpt-8")
-    assert find(str(tmp_path), "best") == os.path.join(folder, "best", "ckpt-4")
-    assert find(str(tmp_path), four) == four
+    assert find(str(tmp_path), "latest").path == find(str(tmp_path), "best").path == four
+    for step, bleu, loss in ((6, 2.0, 1.0), (8, 1.0, 2.0)):
+        run.optimizer.iterations.assign(step)
+        run.save({"bleu": bleu, "loss": loss, "chrf": math.nan, "signature": "a|b"})
+    assert find(str(tmp_path), "latest").path == os.path.join(folder, "ckpt-8")
+    assert find(str(tmp_path), "best").path == os.path.join(folder, "ckpt-6")
+    assert find(str(tmp_path), "best", "loss").path == os.path.join(folder, "ckpt-6")
+    assert find(str(tmp_path), "best", "chrf").path == os.path.join(folder, "ckpt-8")
+    for name in (four, f"{four}.index", f"{four}.json"):
+        found = find(str(tmp_path), name)
+        assert (found.path, found.step, found.averages) == (four, 4, False)
+    assert find(str(tmp_path), "latest").metrics == {"bleu": 1.0, "loss": 2.0}
 
 
-@pytest.mark.parametrize("which", ["best", "latest", "/nowhere/ckpt-1"])
+@pytest.mark.parametrize("which", ["best", "latest", "/nowhere/ckpt-1", "/nowhere"])
 def test_find_nothing(tmp_path, which):
-    with pytest.raises(UsageError, match=f"no checkpoint '{which}' in .*best, latest or a path"):
+    with pytest.raises(UsageError, match=f"no checkpoint '{which}'.* best, latest or a path"):
         find(str(tmp_path), which)
 
 
@@ -183,64 +233,67 @@ def assert_weights(model, expected) -> None:
 
 
 def test_restore_model(make_run, make_model, tmp_path):
-    """The weights alone, and the step from the name."""
+    """The weights alone."""
     run = make_run(seed=1, step=12)
-    run.checkpoints.save()
+    run.save()
     fresh = make_model(seed=2)
-    assert restore_model(fresh, find(str(tmp_path), "latest"), averaged=False) == 12
+    restore_model(fresh, find(str(tmp_path), "latest"), {})
     assert_weights(fresh, [variable.numpy() for variable in run.model.variables])
 
 
-def test_restore_the_moving_average(make_run, make_model, tmp_path, two_replicas):
-    """Of a newest checkpoint the average; of the best one what was evaluated and saved there."""
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_restore_the_moving_average(make_run, make_model, tmp_path, two_replicas, replicas):
+    """Where there is one, whichever way the checkpoint is named; weights and averages differ."""
     with two_replicas.scope():
         run = make_run(seed=1, step=12, ema_decay=0.9)
-    weights = [variable.numpy() for variable in run.model.trainable_variables]
     averages = [average.numpy() for average in run.optimizer.averages]
-    for one, other in zip(weights, averages, strict=True):
-        assert not np.array_equal(one, other)
-    other = make_model(seed=2)
-
-    def check(which: str, averaged: bool, expected) -> None:
-        for variable in other.trainable_variables:
-            variable.assign(np.full(variable.shape, 9.0))
-        assert restore_model(other, find(str(tmp_path), which), averaged=averaged) == 12
-        assert_weights(other, expected)
-
-    run.checkpoints.save()
-    # Without a best one, "best" is the newest, and that has its averages apart.
-    check("best", True, averages)
-    run.optimizer.swap_averages(run.model.trainable_variables)
-    run.checkpoints.save_best()
-    run.optimizer.swap_averages(run.model.trainable_variables)
-    check("latest", True, averages)
-    check("latest", False, weights)
-    check("best", True, averages)
-    check("best", False, averages)
-    check(str(tmp_path / "checkpoints" / "ckpt-12"), True, averages)
-    check(str(tmp_path / "checkpoints" / "best" / "ckpt-12"), True, averages)
-
-
-def test_a_checkpoint_without_a_moving_average(make_run, make_model, tmp_path):
-    make_run(seed=1, step=1).checkpoints.save()
-    with pytest.raises(UsageError, match=r"ckpt-1 cannot be read into this model"):
-        restore_model(make_model(), find(str(tmp_path), "latest"), averaged=True)
+    for one, other in zip(run.model.trainable_variables, averages, strict=True):
+        assert not np.array_equal(one.numpy(), other)
+    run.save({"bleu": 3.0})
+    strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
+    for which in ("best", "latest", str(tmp_path / "checkpoints" / "ckpt-12")):
+        with strategy.scope():
+            other = make_model(seed=2)
+            restore_model(other, find(str(tmp_path), which), {})
+        assert_weights(other, averages)
 
 
 @pytest.mark.parametrize(
     "fields", [{"width": 32}, {"decoder_layers": 2}, {"tied_embeddings": "none"}, {"norm": "pre"}]
 )
 def test_a_checkpoint_of_another_model(make_run, make_model, tmp_path, fields):
-    make_run(seed=1, step=1).checkpoints.save()
+    """Even if nothing is said of what it is."""
+    make_run(seed=1, step=1).save()
     with pytest.raises(UsageError, match=r"ckpt-1 cannot be read into this model"):
-        restore_model(make_model(**fields), find(str(tmp_path), "latest"), averaged=False)
+        restore_model(make_model(**fields), find(str(tmp_path), "latest"), {})
 
 
-def test_a_damaged_checkpoint(make_run, make_model, tmp_path):
-    make_run(seed=1, step=1).checkpoints.save()
-    path = find(str(tmp_path), "latest")
-    data = tmp_path / "checkpoints" / "ckpt-1.data-00000-of-00001"
-    data.write_bytes(data.read_bytes()[:-5000])
-    with pytest.raises(UsageError, match="cannot be read into this model"):
-        restore_model(make_model(), path, averaged=False)
-    assert checkpoint.find(str(tmp_path), "best") == path
+def test_facts_of_another_run(make_run, make_model, tmp_path):
+    """Spelled out; a model is not concerned with what is the run's, such as the seed."""
+    make_run(seed=1, step=1, facts=_FACTS).save()
+    other = {"model": {"model.width": 32}, "run": {"train.seed": 2, "train.new": 0}}
+    for facts, message in (
+        (other, r"ckpt-1 is of another model: model.width 16 -> 32; train.seed 1 -> 2$"),
+        ({**other, "model": {}}, r"ckpt-1 is of another run: train.seed 1 -> 2$"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make_run(seed=1, facts=facts).checkpoints.restore()
+    found = find(str(tmp_path), "latest")
+    with pytest.raises(UsageError, match=r"another model: model.width 16 -> 32$"):
+        restore_model(make_model(), found, other)
+    restore_model(make_model(), found, {**other, "model": _FACTS["model"]})
+    assert make_run(seed=1, facts=_FACTS).checkpoints.restore() == 1
+
+
+def test_every_weight_is_in_a_checkpoint(make_run, tmp_path):
+    """TensorFlow follows attributes and passes over Keras' lists without a word."""
+    run = make_run(seed=1, step=1)
+    run.save()
+    found = find(str(tmp_path), "latest")
+    names = [name for name, _ in tf.train.list_variables(found.path)]
+    assert sum(name.startswith("model/") for name in names) == len(run.model.weights)
+    # And TensorFlow's own means read it.
+    model = make_run(seed=2).model
+    tf.train.Checkpoint(model=model).restore(found.path).expect_partial()
+    assert isinstance(model, keras.Model)
+    assert_weights(model, [variable.numpy() for variable in run.model.trainable_variables])

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from configs.schema import OptimizerConfig
 from trainer.checkpoint import Checkpoints
+from trainer.checkpoint_files import Keep
 from trainer.loss_scale import LossScale
 from trainer.optimizer import Optimizer
 
@@ -105,12 +106,14 @@ def test_goes_into_checkpoints(strategy, one_device, two_replicas, tmp_path):
     def checkpoints(where, loss_scale):
         with where.scope():
             optimizer = Optimizer(OptimizerConfig(), 10, [])
-            return Checkpoints(str(tmp_path), tf.Module(), optimizer, loss_scale, 1)
+            return Checkpoints(str(tmp_path), tf.Module(), optimizer, loss_scale, Keep())
 
     # No power of two: a scale that was made anew by halving would not do.
     scale = float(np.float32(12345.678))
     loss_scale, _ = make(strategy, scale=scale, good_steps=1998)
-    checkpoints(strategy, loss_scale).save()
+    first = checkpoints(strategy, loss_scale)
+    first.save()
+    first.wait()
     for other in (one_device, two_replicas):
         restored, update = make(other)
         assert state(other, restored) == (2**15, 0)

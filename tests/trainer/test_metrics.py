@@ -4,7 +4,9 @@ import json
 import math
 
 import pytest
+import tensorflow as tf
 
+from data_pipeline.records import UsageError
 from trainer import metrics
 from trainer.metrics import MetricsWriter, averages, clock, translations_table
 
@@ -98,3 +100,63 @@ def test_translations_table():
         "| a \\| b | c | d |",
     ]
     assert metrics.translations_table([]).count("\n") == 1
+
+
+def fail(*arguments, **options):
+    raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+
+def test_a_full_disk_costs_one_warning(tmp_path, monkeypatch, capsys):
+    """Of everything that is written; later lines are there when there is room again."""
+    writer = MetricsWriter(str(tmp_path), 0)
+    writer.write("train", 1, {"loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.gfile, "GFile", fail)
+        patch.setattr(tf.summary, "scalar", fail)
+        patch.setattr(tf.summary, "text", fail)
+        patch.setattr(tf.summary, "create_file_writer", fail)
+        writer.write("train", 2, {"loss": 2.0})
+        writer.write("valid", 2, {"loss": 2.0})
+        writer.text("valid", 2, "translations", "| a |")
+        writer.translations("valid", 2, ["a"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"warning: metrics cannot be written to {tmp_path}: No space left on device; training "
+        "goes on, and this is said once"
+    )
+    writer.write("train", 3, {"loss": 3.0})
+    writer.translations("valid", 3, ["a", "b"])
+    assert [line["loss"] for line in lines(tmp_path)] == [1.0, 3.0]
+    assert (tmp_path / "translations" / "valid-3.txt").read_text() == "a\nb\n"
+
+
+def test_half_a_line_of_a_full_disk_is_removed(tmp_path, monkeypatch):
+    writer = MetricsWriter(str(tmp_path), 0)
+    writer.write("train", 1, {"loss": 1.0})
+    gfile = tf.io.gfile.GFile
+
+    class HalfFile(gfile):
+        def write(self, text):
+            super().write(text[:9])
+            self.flush()
+            fail()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.gfile, "GFile", HalfFile)
+        writer.write("train", 2, {"loss": 2.0})
+    assert not (tmp_path / "metrics.jsonl").read_text().endswith("\n")
+    writer.write("train", 3, {"loss": 3.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [1.0, 3.0]
+
+
+def test_a_full_disk_at_the_start(tmp_path, monkeypatch):
+    MetricsWriter(str(tmp_path), 0).write("train", 5, {"loss": 1.0})
+    monkeypatch.setattr(tf.io.gfile, "rename", fail)
+    with pytest.raises(UsageError, match=r"metrics.jsonl cannot be written: No space left"):
+        MetricsWriter(str(tmp_path), 3)
+    MetricsWriter(str(tmp_path), 5)  # there is nothing to remove, so nothing is written
+
+
+@pytest.mark.parametrize(("name", "higher"), [("bleu", True), ("chrf", True), ("loss", False)])
+def test_direction(name, higher):
+    assert metrics.higher_is_better(name) is higher

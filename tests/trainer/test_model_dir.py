@@ -6,11 +6,13 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from data_pipeline import tokenizer as tokenizers
 from data_pipeline.records import UsageError, load_tokenizer
 from trainer import model_dir
 from trainer.checkpoint import Checkpoints
+from trainer.checkpoint_files import Keep
 from trainer.loss_scale import LossScale
 from trainer.optimizer import Optimizer
 
@@ -48,6 +50,7 @@ def changed(facts, group: str, **fields):
         ("train", {"steps": 999}),
         ("train", {"steps_per_loop": 3, "checkpoint_every": 7, "evaluate_every": 9}),
         ("train", {"keep_checkpoints": 2, "early_stopping_patience": 4}),
+        ("train", {"keep_best": 2, "keep_every_hours": 0.5}),
         ("decode", {"beam_size": 8, "length_penalty": 1.0}),
     ],
 )
@@ -166,7 +169,10 @@ def train(directory: str, facts, manifest):
     optimizer.iterations.assign(5)
     for average in optimizer.averages:
         average.assign_add(np.ones(average.shape))
-    Checkpoints(directory, model, optimizer, LossScale(False), 1).save()
+    facts_of = facts.of_checkpoint()
+    checkpoints = Checkpoints(directory, model, optimizer, LossScale(False), Keep(), facts_of)
+    checkpoints.save({"bleu": 1.0})
+    checkpoints.wait()
     return model, optimizer
 
 
@@ -217,3 +223,59 @@ def test_load_with_another_tokenizer(trained):
         file.write(model)
     with pytest.raises(UsageError, match=r"tokenizer.model is not the one this model was trained"):
         model_dir.load(directory, "best")
+
+
+def test_a_full_disk_at_the_start(tmp_path, facts, manifest, monkeypatch):
+    def fail(path, content):
+        raise tf.errors.ResourceExhaustedError(None, None, f"{path}; No space left on device")
+
+    monkeypatch.setattr(model_dir, "_write", fail)
+    with pytest.raises(UsageError, match=r"cannot be written: .*tokenizer.model; No space left"):
+        model_dir.start(str(tmp_path), facts, manifest)
+
+
+def weights(model) -> list[np.ndarray]:
+    return [variable.numpy() for variable in model.trainable_variables]
+
+
+@pytest.mark.parametrize("which", ["directory", "checkpoint"])
+def test_init_weights(tmp_path, facts, manifest, which):
+    """The moving average, where there is one; what is not the model's shape may differ."""
+    _, optimizer = train(str(tmp_path), changed(facts, "optimizer", ema_decay=0.9), manifest)
+    facts = changed(facts, "model", dropout=0.3, attention_dropout=0.1)
+    facts = changed(facts, "train", seed=9)
+    facts = dataclasses.replace(facts, data_fingerprint="cd" * 32)
+    model = facts.task().build_model()
+    source = tmp_path if which == "directory" else tmp_path / "checkpoints" / "ckpt-5"
+    found = model_dir.init_weights(model, str(source), facts)
+    assert found.path == str(tmp_path / "checkpoints" / "ckpt-5") and found.averages
+    for one, other in zip(weights(model), optimizer.averages, strict=True):
+        np.testing.assert_array_equal(one, other.numpy())
+
+
+def test_init_weights_of_another_model(trained, facts):
+    """One line with the difference; the weights stay as they were."""
+    directory, _ = trained
+    tokenizer = dataclasses.replace(facts.source_tokenizer, sha256="ab" * 32)
+    vocabulary = f"'280 pieces, sha256 {facts.source_tokenizer.sha256[:12]}'"
+    for new, message in (
+        (changed(facts, "model", width=32, norm="pre"), "16 -> 32; model.norm 'post' -> 'pre'"),
+        (
+            dataclasses.replace(facts, source_tokenizer=tokenizer),
+            f"source vocabulary {vocabulary} -> '280 pieces, sha256 abababababab'",
+        ),
+    ):
+        model = new.task().build_model()
+        before = weights(model)
+        with pytest.raises(UsageError, match="another model: ") as error:
+            model_dir.init_weights(model, directory, new)
+        assert str(error.value).startswith(f"--init_from={directory}: ")
+        assert str(error.value).endswith(message)
+        for one, other in zip(weights(model), before, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "nowhere/ckpt-3"])
+def test_init_weights_of_nothing(tmp_path, facts, source):
+    with pytest.raises(UsageError, match=f"--init_from={source}: no checkpoint '{source}'"):
+        model_dir.init_weights(facts.task().build_model(), source, facts)
