@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(PY) -m trainer.main --strategy=mirrored
 
 test: $(INSTALLED)
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

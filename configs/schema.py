@@ -96,6 +96,14 @@ class TrainConfig:
     rdrop_alpha: float = 0.0
     """Weight of R-Drop (Liang et al. 2021): two passes with other dropout masks must agree. Half
     as fast, and better on small corpora; 5 is the paper's for translation, 0 is off."""
+    bad_steps: str = "abort"
+    """What to do about a step whose loss or gradient is not finite, or above `loss_limit`. It never
+    changes the weights, and its batch is saved in the model directory. "abort": end the run;
+    "skip": go on with the next one; "rollback": go back to the last checkpoint, and on from there
+    with the batches after the bad ones."""
+    loss_limit: float = 0.0
+    """Loss per target token above which a step is bad, such as twice that of guessing, which is the
+    logarithm of the vocabulary's size; 0 for none."""
     seed: int = 1
     """Decides the initial weights, the order of the data and the dropout masks."""
     steps_per_loop: int = 50
@@ -152,6 +160,7 @@ _CHOICES = {
     "data.batching": ("packed", "bucketed"),
     "optimizer.name": ("adam", "adamw", "adafactor"),
     "optimizer.schedule": ("inverse_sqrt", "cosine", "linear", "constant"),
+    "train.bad_steps": ("abort", "skip", "rollback"),
     "train.best_metric": ("bleu", "chrf", "token_accuracy", "loss", "nll", "perplexity"),
 }
 _MAY_BE_ZERO = {
@@ -159,6 +168,7 @@ _MAY_BE_ZERO = {
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
     "train.rdrop_alpha",
+    "train.loss_limit",
     "train.early_stopping_patience",
     "train.keep_every_hours",
     "decode.length_penalty",

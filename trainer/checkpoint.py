@@ -26,6 +26,9 @@ class RunState(tf.Module):
         best: float64, the best value so far of `train.best_metric`, NaN before the first.
         best_step: int64, where it was.
         evaluations_since_best: int64.
+        evaluated_step: int64, of the last evaluation.
+        data_offset: int64, the batches that were left out: step s, counted from 0, takes the batch
+            s + data_offset.
         seconds: float64, training time of all starts together.
     """
 
@@ -34,6 +37,8 @@ class RunState(tf.Module):
         self.best = tf.Variable(float("nan"), dtype=tf.float64)
         self.best_step = tf.Variable(0, dtype=tf.int64)
         self.evaluations_since_best = tf.Variable(0, dtype=tf.int64)
+        self.evaluated_step = tf.Variable(0, dtype=tf.int64)
+        self.data_offset = tf.Variable(0, dtype=tf.int64)
         self.seconds = tf.Variable(0.0, dtype=tf.float64)
 
 
@@ -121,7 +126,7 @@ class Checkpoints:
         self._copy: _Copy | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Future | None = None
-        self._saved: int | None = None
+        self._saved: tuple[int, bool] | None = None  # the step, and whether with metrics
 
     @property
     def newest(self) -> str | None:
@@ -164,7 +169,7 @@ class Checkpoints:
         _read(tf.train.Checkpoint(**self._parts), path)
         if self.step != step:
             raise UsageError(f"checkpoint {path} holds step {self.step}; delete its files")
-        self._saved = step
+        self._saved = step, bool(files.read_manifest(self._directory, step).metrics)
         return step
 
     def _choose(self) -> int:
@@ -191,7 +196,7 @@ class Checkpoints:
         return checkpoint.step
 
     def save(self, metrics: dict[str, Any] | None = None) -> None:
-        """Begins to write a checkpoint, unless this step has one already.
+        """Begins to write a checkpoint, unless this step has one that holds as much.
 
         Returns when the values are copied; the one before is finished by then. A write that fails
         costs a warning, and `failure` tells of it.
@@ -201,7 +206,7 @@ class Checkpoints:
         """
         self.wait()
         step = self.step
-        if step == self._saved:
+        if self._saved in ((step, True), (step, bool(metrics))):
             return
         if self._copy is None:
             self._copy = _Copy(self._parts)
@@ -223,6 +228,8 @@ class Checkpoints:
         path = files.prefix(self._directory, step)
         try:
             tf.io.gfile.makedirs(self._directory)
+            # Of a start before that was stopped when this step was not evaluated yet.
+            files.remove(self._directory, step)
             copy.write(path)
             described = files.describe_files(self._directory, step)
             averages = bool(self._optimizer.averages)
@@ -234,7 +241,7 @@ class Checkpoints:
             warn(f"{self.failure}; training goes on, and the next one is tried when it is due")
             self._tidy(files.remove, step)
         else:
-            self.failure, self._saved = None, step
+            self.failure, self._saved = None, (step, bool(metrics))
             self._tidy(files.clean, self._keep)
 
     def _tidy(self, work, argument) -> None:

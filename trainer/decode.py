@@ -3,8 +3,9 @@
 Axis letters: B batch, S source length, T longest translation, K beams, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -200,12 +201,15 @@ class Decoder:
         signature = [tf.TensorSpec([None, None], tf.int32)]
         self._search = tf.function(search, input_signature=signature, jit_compile=jit_compile)
 
-    def translate(self, sentences: list[list[int]]) -> list[list[int]]:
+    def translate(
+        self, sentences: list[list[int]], between: Callable[[], Any] | None = None
+    ) -> list[list[int]]:
         """The best translation of each sentence, in order.
 
         Args:
             sentences: token ids without special tokens; an empty list stays empty. What is
                 longer than 1,023 tokens is cut there.
+            between: called after every batch; what it raises ends the work.
 
         Returns:
             token ids without special tokens.
@@ -215,6 +219,8 @@ class Decoder:
             for number, ids in zip(numbers, self._search(batch).numpy(), strict=False):
                 end = np.flatnonzero((ids == self.special.eos) | (ids == self.special.pad))
                 translations[number] = ids[: end[0] if len(end) else None].tolist()
+            if between:
+                between()
         return translations
 
     def _batches(self, sentences: list[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:

@@ -4,21 +4,30 @@ import os
 import sys
 
 from data_pipeline.records import Manifest
-from trainer import cluster, scoring
 from trainer import model_dir as model_directory
+from trainer import scoring
 from trainer.decode import Decoder
+from trainer.stop import STOPPED_ON_REQUEST, StopAskedError
 
 _SAMPLES = 10
 
 
-def report(run) -> None:
+def report(run) -> int:
     """Scores the best checkpoint of a `trainer.loop.Run` on the test split and prints samples.
 
     The chief does it; the other workers wait, since TensorFlow takes one that leaves for dead.
+
+    Returns:
+        the exit code: 0, or 42 when a worker was asked to stop meanwhile.
     """
-    if run.worker.is_chief:
-        _report(run)
-    cluster.barrier(run.strategy)
+    try:
+        if run.worker.is_chief:
+            _report(run)
+        run.poll_for_chief()
+    except StopAskedError:
+        run.say(f"{run.stop_reason}: the model is saved, its test not done; start again for that")
+        return STOPPED_ON_REQUEST
+    return 0
 
 
 def _report(run) -> None:
@@ -27,7 +36,7 @@ def _report(run) -> None:
         model, tokenizers, facts, step = model_directory.load(run.model_dir, "best")
         print(f"testing the best checkpoint, of step {step:,} ...", flush=True)
         decoder = Decoder(model, facts.config.decode, facts.config.decode.beam_size)
-        scores, rows = scoring.score_split(manifest, "test", tokenizers, decoder)
+        scores, rows = scoring.score_split(manifest, "test", tokenizers, decoder, between=run.poll)
         run.writer.write("test", step, scores)
         for source, reference, translation in rows[:: max(1, len(rows) // _SAMPLES)][:_SAMPLES]:
             print(f"\n  source       {source}\n  reference    {reference}")

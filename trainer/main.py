@@ -18,9 +18,10 @@ from ml_collections import config_flags
 from configs import schema
 from data_pipeline.errors import UsageError, no_arguments, run_app
 from data_pipeline.records import Manifest, load_manifest
-from trainer import cluster, finish, flops, loop
+from trainer import cluster, finish, flops, loop, maintenance
 from trainer.cluster import CLUSTERS
 from trainer.startup import PHASES
+from trainer.stop import StopRequest
 from trainer.strategy import STRATEGIES, check_paths, make_strategy, use_xla
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -76,6 +77,12 @@ _SKIP_CORRUPT = flags.DEFINE_boolean(
     False,
     "Train on where a block of the training data is damaged, with its rows left empty.",
 )
+_GRACE = flags.DEFINE_float(
+    "grace_seconds",
+    loop.GRACE_SECONDS,
+    "Time that the platform leaves between a signal and the end; more than saving takes.",
+    lower_bound=1.0,
+)
 _VIRTUAL = flags.DEFINE_integer(
     "num_virtual_devices", 0, "Split the CPU into so many replicas, to try things out.", 0
 )
@@ -128,7 +135,14 @@ def open_dataset(directory: str) -> Manifest:
 
 
 def main(argv: list[str]) -> int:
-    """Flags to configuration to run."""
+    """Flags to configuration to run, with signals and Google Cloud's notices taken care of."""
+    with StopRequest() as stop:
+        if host := maintenance.metadata_host():
+            maintenance.watch(host, stop.request)
+        return _main(argv, stop)
+
+
+def _main(argv: list[str], stop: StopRequest) -> int:
     no_arguments(argv)
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every checkpoint it shards
     config = FLAGS.config
@@ -154,6 +168,7 @@ def main(argv: list[str]) -> int:
         tpu_zone=_TPU_ZONE.value,
         tpu_project=_TPU_PROJECT.value,
     )
+    stop.listen()
     compiles = use_xla(_JIT.value, strategy, _PRECISION.value)
     PHASES.end("TensorFlow")
     data_dir = _DATA_DIR.value or os.path.join("data", name)
@@ -181,10 +196,10 @@ def main(argv: list[str]) -> int:
         hardware,
         skip_corrupt_data=_SKIP_CORRUPT.value,
         init_from=_INIT_FROM.value,
+        stop=stop,
+        grace_seconds=_GRACE.value,
     )
-    code = run.train()
-    if code == 0:
-        finish.report(run)
+    code = run.train() or finish.report(run)
     if run.worker.count > 1:
         cluster.leave(strategy)
         # All is saved, and TensorFlow's own end, with workers that leave one by one, can hang.

@@ -22,8 +22,10 @@ from trainer.checkpoint_files import Checkpoint, Facts
 from trainer.model.transformer import Transformer
 from trainer.task import Translation
 
-# May change between two starts of one run: they do not change what a step computes.
+# May change between two starts of one run: they do not change what a good step computes.
 _FREE = {
+    "train.bad_steps",
+    "train.loss_limit",
     "train.steps",
     "train.steps_per_loop",
     "train.micro_batches",

@@ -10,22 +10,42 @@ import tensorflow as tf
 
 from data_pipeline import records
 from data_pipeline.records import Manifest, UsageError
-from trainer import flops, metrics
+from trainer import bad_steps, flops, metrics
+from trainer.bad_steps import BadStepsError, BatchSaver
 from trainer.loss_scale import SMALLEST
+from trainer.messages import warn
 from trainer.startup import PHASES
 
+_OF_LAST_STEP = {"parameter_norm", "update_norm", "loss_scale"}
 _EXAMPLES = 5  # sentence pairs shown at the start
 
 
 @dataclass(frozen=True)
 class Loop:
-    """One call of `Steps.train`: the step it ended at, and its (perhaps unfinished) result."""
+    """Calls of `Steps.train` that are reported on together.
+
+    Attributes:
+        step: the step that the last one ended at.
+        steps: of all of them.
+        calls: their results, perhaps unfinished.
+        dispatched: when the first one began, by time.monotonic().
+        compiles: whether it had to be compiled.
+    """
 
     step: int
     steps: int
-    results: dict[str, tf.Tensor]
+    calls: list[dict[str, tf.Tensor]]
     dispatched: float
     compiles: bool
+
+    def fetch(self) -> dict[str, np.ndarray]:
+        """The results of all calls together; waits for them."""
+        parts = [{key: value.numpy() for key, value in call.items()} for call in self.calls]
+        results = dict(parts[-1])
+        for key in results.keys() - _OF_LAST_STEP:
+            values = [part[key] for part in parts]
+            results[key] = np.concatenate(values) if values[0].ndim else np.sum(values)
+        return results
 
 
 class Reporter:
@@ -45,12 +65,14 @@ class Reporter:
         self._pending: Future | None = None
         self._last_end = 0.0
         self._peak: float | None = None  # FLOP/s of all devices
+        self._saver = BatchSaver(run)
+        self._bad_in_a_row = 0
 
     def submit(self, loop: Loop) -> None:
         """Reports on a loop, once the one before is reported.
 
         Raises:
-            UsageError: when the loss of the loop before was not finite.
+            BadStepsError, UsageError: for the loop before, as `wait` does.
         """
         self.wait()
         self._pending = self._thread.submit(self._report, loop)
@@ -59,16 +81,18 @@ class Reporter:
         """Until all is reported.
 
         Raises:
-            UsageError: when the loss was not finite.
+            BadStepsError: when a step was bad, unless `train.bad_steps` is "skip" and it is one of
+                few.
+            UsageError: when not even the smallest loss scale helps.
         """
         if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def _report(self, loop: Loop) -> None:
-        results = {key: value.numpy() for key, value in loop.results.items()}
-        step_seconds = results.pop("step_seconds")
-        results = {key: float(value) for key, value in results.items()}
+        arrays = loop.fetch()
+        step_seconds, bad = arrays.pop("step_seconds"), arrays.pop("bad")
+        results = {key: float(value) for key, value in arrays.items()}
         end = time.monotonic()
         seconds = end - max(loop.dispatched, self._last_end)
         self._last_end = end
@@ -77,25 +101,20 @@ class Reporter:
             self._run.say(f"first step   {PHASES}")
             # Now, while nothing else keeps the devices busy, and not before the first step.
             self._peak = self._run.hardware.peak()
-        if results["skipped"] == loop.steps and self._run.steps.scaled:
-            self._report_overflow(loop, results["loss_scale"])
+        self._check(loop, bad)
+        if results["skipped"] == loop.steps:
+            if self._run.steps.scaled:
+                self._report_overflow(loop, results["loss_scale"])
             return
         result = metrics.averages(results)
-        # The gradient too: its NaN is there before the loss shows it.
         norm = results["gradient_norm"]
-        if not math.isfinite(result["loss"] + norm):
-            raise UsageError(
-                f"the loss is {result['loss']} and the gradient's norm {norm} in steps "
-                f"{loop.step - loop.steps + 1} to {loop.step}, and nothing of them was saved; "
-                "lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm"
-            )
         run = self._run
         result |= {
             # Of the steps that were not skipped.
             "grad_norm": norm / max(1.0, loop.steps - results["skipped"]),
             "parameter_norm": results["parameter_norm"],
             "learning_rate": float(run.optimizer.schedule(loop.step - 1)),
-            "epoch": loop.step / run.data.batches_per_epoch,
+            "epoch": (loop.step + run.data_offset) / run.data.batches_per_epoch,
             "train_seconds": run.elapsed(),
             "peak_memory_bytes": flops.peak_memory_bytes(),
         }
@@ -103,6 +122,7 @@ class Reporter:
             result["update_norm"] = results["update_norm"]
         if run.steps.scaled:
             result["loss_scale"] = results["loss_scale"]
+        if run.steps.scaled or run.config.train.bad_steps == "skip":
             result["skipped_steps"] = int(results["skipped"])
         if results["empty_rows"]:  # of damaged blocks: no other row is without a sentence
             result["corrupt_rows"] = int(results["empty_rows"])
@@ -122,6 +142,19 @@ class Reporter:
             f"loss {result['loss']:.4f}  accuracy {result['token_accuracy']:.3f}  "
             f"lr {result['learning_rate']:.2e}  {speed}  {left} left{skipped}"
         )
+
+    def _check(self, loop: Loop, numbers: np.ndarray) -> None:
+        """Tells of bad steps; raises `BadStepsError` where the run may not simply go on."""
+        found = bad_steps.find(numbers, loop.step)
+        if self._run.worker.is_chief:
+            for bad in found:
+                warn(f"{bad} is bad, and changes nothing; its batch: {self._saver.save(bad)}")
+        if found and self._run.config.train.bad_steps != "skip":
+            raise BadStepsError(found)
+        for is_bad in numbers[:, 2]:
+            self._bad_in_a_row = self._bad_in_a_row + 1 if is_bad else 0
+            if self._bad_in_a_row == bad_steps.MOST_IN_A_ROW:
+                raise BadStepsError(found)
 
     def _report_overflow(self, loop: Loop, loss_scale: float) -> None:
         if loss_scale <= SMALLEST:

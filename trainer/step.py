@@ -6,7 +6,7 @@
                 sums, gradients += forward and backward of the SUM of the token losses
         sums, gradients = summed over replicas and workers
         norm = of gradients / tokens                tokens of the global batch
-        factor = clipping / tokens / loss scale     0 where the norm is not finite: skip the step
+        factor = clipping / tokens / loss scale     0 where loss or norm are bad: skip the step
         update with gradients * factor              the same on every replica
 
 One division, one clipping, one decision, all on what every replica knows: so one replica and
@@ -58,13 +58,16 @@ class Steps:
 
         Returns:
             float32 scalars: the sums of `Translation.sums` over all steps and replicas, and of
-            "gradient_norm" (before clipping) and "skipped" over the steps; a step that a loss scale
-            has skipped has no norm, and no sums where its loss is not finite; "parameter_norm",
-            "update_norm" and "loss_scale" after the last step. Besides, float64 "step_seconds"
-            [steps] and, in all steps together, "input_seconds".
+            "gradient_norm" (before clipping) and "skipped" over the steps; a step that was skipped
+            has no norm, and no sums where its loss is bad; "parameter_norm", "update_norm" and
+            "loss_scale" after the last step. "bad", float32 [steps, 3]: of each step the loss per
+            token, the gradient's norm, and 1 where the step was skipped for its bad loss (and not
+            because a loss scale was too high). Besides, float64 "step_seconds" [steps] and, in all
+            steps together, "input_seconds".
         """
         sums = {key: tf.zeros([]) for key in (*self.task.SUMS, "gradient_norm", "skipped")}
         starts = tf.TensorArray(tf.float64, size=steps)
+        bad = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
         input_seconds = tf.zeros([], tf.float64)
         for number in tf.range(steps):
             # An iteration begins when all of the one before is done, its update too.
@@ -73,11 +76,13 @@ class Steps:
             batch = next(iterator)
             input_seconds += tf.maximum(self._time_after(batch) - start, 0.0)
             new = self._global_step(batch)
+            bad = bad.write(number, new["bad"])
             sums = {key: sums[key] + new[key] for key in sums}
         times = tf.concat([starts.stack(), [self._time_after(sums["loss"])]], axis=0)  # [steps + 1]
         return {
             **sums,
             **self._norms(),
+            "bad": bad.stack(),
             "step_seconds": times[1:] - times[:-1],
             "input_seconds": input_seconds,
         }
@@ -114,19 +119,28 @@ class Steps:
         # A batch without a token happens where damaged data is skipped.
         unscale = 1.0 / (scale * tf.maximum(sums["tokens"], 1.0))
         norm = tf.linalg.global_norm(gradients) * unscale
+        loss = sums["loss"] / tf.maximum(sums["tokens"], 1.0)
         finite = tf.math.is_finite(norm)  # as soon as one number on one replica is not, it is not
+        sane = tf.math.is_finite(loss)
+        # With a loss scale overflows are expected: the scale falls, and the step is skipped.
+        bad = tf.constant(False) if self.scaled else ~(finite & sane)
+        if self.config.train.loss_limit:
+            too_high = loss > self.config.train.loss_limit
+            sane, bad = sane & ~too_high, bad | too_high
         factor = unscale
         if self.config.optimizer.clip_norm:
             factor *= tf.minimum(1.0, self.config.optimizer.clip_norm / norm)
-        factor = tf.where(finite, factor, 0.0)
+        applies = finite & sane
+        factor = tf.where(applies, factor, 0.0)
         self.optimizer.apply(self.model.trainable_variables, gradients, factor)
         self.loss_scale.update(finite)
-        if self.scaled:
-            # Overflows are expected and skipped; without a loss scale they must be seen.
-            norm = tf.where(finite, norm, 0.0)
-            counts = tf.math.is_finite(sums["loss"])
-            sums = {key: tf.where(counts, value, 0.0) for key, value in sums.items()}
-        return {**sums, "gradient_norm": norm, "skipped": 1.0 - tf.cast(finite, tf.float32)}
+        sums = {key: tf.where(sane, value, 0.0) for key, value in sums.items()}
+        return {
+            **sums,
+            "gradient_norm": tf.where(applies, norm, 0.0),
+            "skipped": 1.0 - tf.cast(applies, tf.float32),
+            "bad": tf.stack([loss, norm, tf.cast(bad, tf.float32)]),
+        }
 
     @property
     def scaled(self) -> bool:

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +27,6 @@ class Validation:
     def __init__(self, run):
         self._run = run
         decode = run.config.decode
-        self._tokenizers = records.load_tokenizers(run.manifest)
         self._decoder = Decoder(run.model, decode, decode.validation_beam_size)
         pairs = records.read_pairs(run.manifest, "valid")
         self._batches = trainer_input.evaluation_batches(
@@ -39,26 +40,38 @@ class Validation:
 
         Returns:
             the metrics, the same on all workers.
+
+        Raises:
+            StopAskedError: when any worker was asked to stop meanwhile; nothing is noted then.
         """
         optimizer, variables = self._run.optimizer, self._run.model.trainable_variables
         optimizer.swap_averages(variables)
-        result = self._evaluate(step)
-        optimizer.swap_averages(variables)
-        return result
+        try:
+            return self._evaluate(step)
+        finally:
+            optimizer.swap_averages(variables)
+
+    def is_due(self, step: int) -> bool:
+        """Whether this step is one to evaluate at, and that is not done."""
+        train = self._run.config.train
+        at_end = step == train.steps or step % train.evaluate_every == 0
+        return at_end and 0 < step != int(self._run.checkpoints.state.evaluated_step.numpy())
 
     def _evaluate(self, step: int) -> dict[str, float]:
         run, began = self._run, time.monotonic()
-        result = total_metrics(run.steps, self._batches)
+        result = total_metrics(run.steps, self._batches, run.poll)
         rows: list[tuple[str, str, str]] = []
         scores = {"bleu": math.nan, "chrf": math.nan}
         if run.worker.is_chief:
             scores, rows = scoring.score_split(
                 run.manifest,
                 "valid",
-                self._tokenizers,
+                run.tokenizers,
                 self._decoder,
                 run.config.decode.validation_sentences,
+                run.poll,
             )
+        run.poll_for_chief()
         # All workers decide alike on the best checkpoint and on early stopping.
         bleu, chrf = cluster.from_chief(run.strategy, [scores["bleu"], scores["chrf"]])
         result |= {"bleu": float(bleu), "chrf": float(chrf)}
@@ -92,6 +105,7 @@ class Validation:
     def _note(self, step: int, result: dict[str, float]) -> bool:
         """Keeps the early-stopping state; whether this evaluation is the best so far."""
         state = self._run.checkpoints.state
+        state.evaluated_step.assign(step)
         name = self._run.config.train.best_metric
         value, best = result[name], float(state.best.numpy())
         higher = metrics.higher_is_better(name)
@@ -105,12 +119,19 @@ class Validation:
         return better
 
 
-def total_metrics(steps: Steps, batches) -> dict[str, float]:
-    """Metrics per token over all batches of an evaluation dataset."""
+def total_metrics(
+    steps: Steps, batches, between: Callable[[], Any] | None = None
+) -> dict[str, float]:
+    """Metrics per token over all batches of an evaluation dataset.
+
+    `between` is called after every batch; what it raises ends the work.
+    """
     totals: dict[str, float] = {}
     for batch in batches:
         for key, value in steps.evaluate(batch).items():
             totals[key] = totals.get(key, 0.0) + float(value)
+        if between:
+            between()
     if not totals or not totals["tokens"]:
         raise UsageError("the split holds no target tokens; is its text empty?")
     return metrics.averages(totals)
