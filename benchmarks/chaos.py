@@ -41,7 +41,7 @@ _WORK_DIR = flags.DEFINE_string(
     "work_dir", None, "Gets dataset and both model directories, and keeps them."
 )
 
-_STEPS_A_FAULT = 12
+_STEPS_A_FAULT = 20
 _SMALL = (
     "--config.model.width=32",
     "--config.model.feed_forward=64",

@@ -300,6 +300,10 @@ def clean(directory: str, keep: Keep) -> None:
     dropped = [one.step for one in checkpoints if one.step not in kept]
     for step in dropped + unfinished(directory):
         remove(directory, step)
+    # On an object store a rename is a copy and a deletion, and a run can be killed between them.
+    for name in _names(directory):
+        if name.endswith(".json.incomplete"):
+            tf.io.gfile.remove(os.path.join(directory, name))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -347,9 +347,9 @@ class Run:
 
     def _save(self, result: dict[str, float] | None) -> None:
         self.checkpoints.state.seconds.assign(self.elapsed())
+        self.writer.flush()  # before: who goes on from the checkpoint wants all metrics up to it
         if self.worker.is_chief:
             self.checkpoints.save(result)
-        self.writer.flush()
 
     def _finish_saving(self) -> None:
         """Waits for the last checkpoint; all workers learn when it could not be written."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,6 +53,10 @@ class MetricsWriter:
 
     What cannot be written, to a full disk perhaps, costs one warning and does not end the run.
 
+    An object store cannot add to an object: every line would send the whole file again. There,
+    metrics.jsonl and TensorBoard's files are written on this machine and go to the model directory
+    when `flush` is called, each of TensorBoard's files once, closed.
+
     Args:
         model_dir: gets metrics.jsonl, tensorboard/{train,valid,test} and translations/.
         step: the step that the run starts at; what metrics.jsonl holds of later steps, which are
@@ -66,16 +71,24 @@ class MetricsWriter:
         self._active = active
         self._model_dir = model_dir
         self._path = os.path.join(model_dir, "metrics.jsonl")
-        self._boards = os.path.join(model_dir, "tensorboard")
+        self._spool: tempfile.TemporaryDirectory | None = None
         self._writers: dict[str, Any] = {}
         self._warned = False
         self._torn = False  # the file may end in half a line
+        self._unsent = False
         if active:
+            remote = self._path
+            if "://" in model_dir:
+                self._spool = tempfile.TemporaryDirectory(prefix="metrics-")
+                self._path = os.path.join(self._spool.name, "metrics.jsonl")
             try:
+                if self._spool and tf.io.gfile.exists(remote):
+                    tf.io.gfile.copy(remote, self._path)
                 # Test scores stand at the end of a run, which is still to come.
                 self._keep(lambda line: line["step"] <= step and line["split"] != "test")
             except tf.errors.OpError as error:
-                raise UsageError(f"{self._path} cannot be written: {error_text(error)}") from error
+                raise UsageError(f"{remote} cannot be written: {error_text(error)}") from error
+        self._boards = os.path.join(self._spool.name if self._spool else model_dir, "tensorboard")
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Removes lines from metrics.jsonl; half a line at its end too, as a killed run leaves."""
@@ -132,7 +145,7 @@ class MetricsWriter:
             self._torn = True
             with tf.io.gfile.GFile(self._path, "a") as file:
                 file.write(json.dumps(line) + "\n")
-            self._torn = False
+            self._torn, self._unsent = False, True
         with self._tolerant(), self._writer(split).as_default(step=step):
             for name, value in metrics.items():
                 if isinstance(value, int | float):
@@ -157,10 +170,29 @@ class MetricsWriter:
                 file.write("".join(f"{line}\n" for line in lines))
 
     def flush(self) -> None:
-        """Writes what TensorBoard's writers still hold."""
+        """Writes what is still held back, so that a run that is killed now has all of it."""
         for writer in self._writers.values():
             with self._tolerant():
-                writer.flush()
+                writer.close() if self._spool else writer.flush()
+        if self._spool:
+            self._writers.clear()
+            with self._tolerant():
+                self._send()
+
+    def _send(self) -> None:
+        """Moves TensorBoard's files to the model directory, and copies metrics.jsonl there."""
+        for folder, _, names in os.walk(self._boards):
+            remote = os.path.join(
+                self._model_dir, "tensorboard", os.path.relpath(folder, self._boards)
+            )
+            for name in names:
+                path = os.path.join(folder, name)
+                tf.io.gfile.copy(path, os.path.join(remote, name), overwrite=True)
+                os.remove(path)
+        if self._unsent:
+            remote = os.path.join(self._model_dir, "metrics.jsonl")
+            tf.io.gfile.copy(self._path, remote, overwrite=True)
+            self._unsent = False
 
 
 def translations_table(rows: list[tuple[str, str, str]]) -> str:
