@@ -21,14 +21,20 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+# Nor are these; see `set_heartbeat` and `leave`.
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.distribute import multi_worker_util
+
 # Not public API; tests/trainer/test_cluster.py guards it. See `_from_slurm`.
 from tensorflow.python.distribute.cluster_resolver.slurm_cluster_resolver import (
     expand_hostlist,
     expand_tasks_per_node,
 )
-from tensorflow.python.eager import context  # nor is this; see `leave`
+from tensorflow.python.eager import context
 
 from data_pipeline.errors import UsageError
+from trainer.heartbeat import PROGRESS
+from trainer.messages import error_text
 
 CLUSTERS = ("auto", "tf_config", "slurm", "kubernetes")
 
@@ -251,6 +257,22 @@ def check_port(address: str) -> None:
             ) from error
 
 
+def set_heartbeat(cluster: Cluster, seconds: float) -> None:
+    """Sets after how long without a heartbeat TensorFlow takes a worker for dead.
+
+    For before the strategy is made, which would choose 10 s, and otherwise the same.
+    """
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=multi_worker_util.coordination_leader(tf.train.ClusterSpec(cluster.jobs)),
+        heartbeat_timeout_in_ms=round(1000 * seconds),
+        coordinated_jobs=[
+            coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(tasks))
+            for job, tasks in cluster.jobs.items()
+        ],
+    )
+
+
 def worker_of(strategy: tf.distribute.Strategy) -> Worker:
     """This process among those of the strategy; worker 0 of 1 unless it is multi_worker.
 
@@ -288,7 +310,8 @@ def sum_over_workers(strategy: tf.distribute.Strategy, values: ArrayLike) -> np.
     array = np.array(values, np.float64)
     if worker_of(strategy).count == 1:
         return array
-    return _sum_function(strategy)(tf.constant(array)).numpy()
+    with PROGRESS:
+        return _sum_function(strategy)(tf.constant(array)).numpy()
 
 
 def from_chief(strategy: tf.distribute.Strategy, values: ArrayLike) -> np.ndarray:
@@ -328,14 +351,14 @@ def leave(strategy: tf.distribute.Strategy) -> None:
     if worker.count == 1:
         return
     service = context.context()
-    barrier(strategy)
     try:
+        barrier(strategy)
         service.set_config_key_value(f"passed/{worker.index}", "yes")
         for index in range(worker.count):
             service.get_config_key_value(f"passed/{index}", _LEAVE_MILLISECONDS)
     except tf.errors.OpError as error:
         # The chief is gone, so all had passed; or another died now, when all is saved.
-        print(f"leaving alone: {error.message.splitlines()[0]}", flush=True)
+        print(f"leaving alone: {error_text(error)[:200]}", flush=True)
     if worker.is_chief:
         time.sleep(1)  # until the answers are out
 

@@ -11,6 +11,7 @@ run is continued. Exit codes: 0 done; 2 bad input; 42 stopped by a signal, saved
 import os
 import sys
 
+import keras
 import tensorflow as tf
 from absl import flags, logging
 from ml_collections import config_flags
@@ -18,8 +19,10 @@ from ml_collections import config_flags
 from configs import schema
 from data_pipeline.errors import UsageError, no_arguments, run_app
 from data_pipeline.records import Manifest, load_manifest
-from trainer import cluster, finish, flops, loop, maintenance
+from trainer import cluster, finish, flops, loop, maintenance, rendezvous
 from trainer.cluster import CLUSTERS
+from trainer.heartbeat import Watch
+from trainer.rendezvous import MissingWorkersError
 from trainer.startup import PHASES
 from trainer.stop import StopRequest
 from trainer.strategy import STRATEGIES, check_paths, make_strategy, use_xla
@@ -57,6 +60,25 @@ _TIMEOUT = flags.DEFINE_float(
     "A worker that waits so long for another one gives up; longer than the longest pause between "
     "steps, which is an evaluation. Default: it waits.",
     lower_bound=1.0,
+)
+_START_TIMEOUT = flags.DEFINE_float(
+    "start_timeout_seconds",
+    600.0,
+    "How long the first workers wait for the last one, before TensorFlow starts.",
+    lower_bound=1.0,
+)
+_WORKER_TIMEOUT = flags.DEFINE_float(
+    "worker_timeout_seconds",
+    30.0,
+    "A worker that shows no sign of life for so long is taken for dead, and all end with code 1.",
+    lower_bound=2.0,
+)
+_STALL_TIMEOUT = flags.DEFINE_float(
+    "stall_timeout_seconds",
+    1800.0,
+    "When no worker makes progress for so long, all end with code 1; longer than the longest "
+    "compilation, preparation or loading of data.",
+    lower_bound=2.0,
 )
 _TPU = flags.DEFINE_string(
     "tpu", "local", "For --strategy=tpu: local, or a slice's name or grpc:// address."
@@ -139,10 +161,49 @@ def main(argv: list[str]) -> int:
     with StopRequest() as stop:
         if host := maintenance.metadata_host():
             maintenance.watch(host, stop.request)
-        return _main(argv, stop)
+        watch = Watch(_WORKER_TIMEOUT.value, _STALL_TIMEOUT.value, lambda: stop.reason)
+        try:
+            return _main(argv, stop, watch)
+        except tf.errors.OpError:
+            watch.explain()
+            raise
+        except UsageError as error:
+            watch.fail(str(error))
+            raise
+        except MissingWorkersError as error:
+            sys.exit(f"error: {error}")  # code 1: it may help to start all again
 
 
-def _main(argv: list[str], stop: StopRequest) -> int:
+def _meet(found: cluster.Cluster, config: schema.Config, watch: Watch) -> None:
+    """Meets the other workers and watches over them from then on."""
+    if found.worker.count == 1:
+        return
+    groups = schema.to_dict(config).items()
+    facts = {
+        **rendezvous.code_facts(),
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
+        "--precision": _PRECISION.value,
+        "--jit_compile": _JIT.value,
+        "--init_from": _INIT_FROM.value,
+        "the dataset": _fingerprint(),
+        **{f"--config.{group}.{key}": v for group, values in groups for key, v in values.items()},
+    }
+    index, seconds = found.worker.index, _START_TIMEOUT.value
+    watch.start(found.addresses, index, rendezvous.meet(found.addresses, index, facts, seconds))
+
+
+def _fingerprint() -> str | None:
+    """Of the dataset, or why there is none to be read; None where this program makes it."""
+    if _DATA_DIR.value is None:
+        return None
+    try:
+        return load_manifest(_DATA_DIR.value).fingerprint
+    except UsageError as error:
+        return str(error)
+
+
+def _main(argv: list[str], stop: StopRequest, watch: Watch) -> int:
     no_arguments(argv)
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every checkpoint it shards
     config = FLAGS.config
@@ -164,6 +225,8 @@ def _main(argv: list[str], stop: StopRequest) -> int:
         _VIRTUAL.value,
         cluster=_CLUSTER.value,
         timeout_seconds=_TIMEOUT.value,
+        heartbeat_seconds=2 * _WORKER_TIMEOUT.value,
+        meet=lambda found: _meet(found, config, watch),
         tpu=_TPU.value,
         tpu_zone=_TPU_ZONE.value,
         tpu_project=_TPU_PROJECT.value,
@@ -199,8 +262,10 @@ def _main(argv: list[str], stop: StopRequest) -> int:
         stop=stop,
         grace_seconds=_GRACE.value,
     )
+    watch.saving = run.checkpoints.wait
     code = run.train() or finish.report(run)
     if run.worker.count > 1:
+        watch.leave()
         cluster.leave(strategy)
         # All is saved, and TensorFlow's own end, with workers that leave one by one, can hang.
         sys.stdout.flush()

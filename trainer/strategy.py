@@ -1,11 +1,12 @@
 """Where the training runs: one device, the GPUs of one machine or of several, or a TPU."""
 
 import os
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from data_pipeline.errors import UsageError
-from trainer.cluster import check_port, find_cluster
+from trainer.cluster import Cluster, check_port, find_cluster, set_heartbeat
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 
@@ -18,6 +19,8 @@ def make_strategy(
     *,
     cluster: str = "auto",
     timeout_seconds: float | None = None,
+    heartbeat_seconds: float | None = None,
+    meet: Callable[[Cluster], object] | None = None,
     tpu: str = "local",
     tpu_zone: str | None = None,
     tpu_project: str | None = None,
@@ -37,6 +40,10 @@ def make_strategy(
         timeout_seconds: for multi_worker, after how many seconds a collective operation that
             waits for another worker fails; None for TensorFlow's default, which is to wait. It
             must be longer than the chief's longest pause between steps.
+        heartbeat_seconds: for multi_worker, after how many seconds without a heartbeat TensorFlow
+            takes another worker for dead; None for its default, which is 10.
+        meet: for multi_worker, called with the cluster when nothing of TensorFlow runs yet, to
+            meet the other workers first.
         tpu: "local" for the TPU of this machine; else the name or the grpc:// address of a slice.
         tpu_zone: the Google Cloud zone of a slice given by name; None for that of this machine.
         tpu_project: its project, likewise.
@@ -51,7 +58,7 @@ def make_strategy(
             f"--strategy={name} runs on real devices: leave it out"
         )
     if name == "multi_worker":
-        return _multi_worker(cluster, timeout_seconds)
+        return _multi_worker(cluster, timeout_seconds, heartbeat_seconds, meet)
     if os.environ.get("TF_CONFIG") and find_cluster("tf_config").worker.count > 1:
         raise UsageError(
             f"--strategy={name}, but TF_CONFIG names several workers, which would each train by "
@@ -99,10 +106,19 @@ def _virtual_cpus(count: int) -> Made:
     return tf.distribute.MirroredStrategy(devices), f"{count} replicas on virtual CPU devices"
 
 
-def _multi_worker(source: str, timeout_seconds: float | None) -> Made:
+def _multi_worker(
+    source: str,
+    timeout_seconds: float | None,
+    heartbeat_seconds: float | None,
+    meet: Callable[[Cluster], object] | None,
+) -> Made:
     cluster = find_cluster(source)
     worker, addresses = cluster.worker, cluster.addresses
     check_port(addresses[worker.index])
+    if meet:
+        meet(cluster)
+    if heartbeat_seconds:
+        set_heartbeat(cluster, heartbeat_seconds)
     # Visible, not logical devices: listing those would start the runtime too early.
     gpus = len(tf.config.get_visible_devices("GPU"))
     options = tf.distribute.experimental.CommunicationOptions(
