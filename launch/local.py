@@ -158,7 +158,9 @@ def main(argv: list[str]) -> int:
     def commands() -> list[Command]:
         return make_commands(worker_argv, pick_ports(count, _PORT.value), shares)
 
-    return supervise(commands, _MAX_RESTARTS.value, _GRACE_SECONDS.value)
+    return supervise(
+        commands, _MAX_RESTARTS.value, _GRACE_SECONDS.value, other_ports=not _PORT.value
+    )
 
 
 if __name__ == "__main__":

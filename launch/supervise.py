@@ -1,6 +1,7 @@
 """Runs a set of workers to its end: all of them or none, restarted when that can help."""
 
 import math
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -17,6 +18,13 @@ _STOP_SECONDS = 10.0  # for the others, when one has died: they may hang in a co
 _STEADY_SECONDS = 600.0
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
+
+# What the trainer says: trainer/heartbeat.py when it ends because of another worker, and
+# trainer/lines.py when its port is in use.
+_ACCUSATION = re.compile(
+    r"error: worker (\d+) \([^ ]*\) ((?:has not answered|has died|keeps the others).*?);"
+)
+_PORT_IN_USE = re.compile(r"error: port \d+ of this machine is in use")
 
 
 class _Signals:
@@ -59,6 +67,7 @@ class _Attempt:
         self._grace = grace_seconds
         self._deadline = math.inf  # finite as soon as the workers are stopping
         self._asked = False
+        self.port_in_use = False  # a worker has ended for that
 
     def run(self, commands: list[Command]) -> int:
         """Starts the workers and watches them; returns the exit code. None of them is left."""
@@ -89,10 +98,12 @@ class _Attempt:
                 self._pass_on(running)
             ended = [worker for worker in running if worker.poll() is not None]
             running = [worker for worker in running if worker not in ended]
-            for worker in ended:
-                self._note_end(worker, running)
+            # Code 1 may be for the sake of another worker; what else there is says more.
+            for worker in sorted(ended, key=lambda worker: worker.code == FAILED):
+                self._note_end(worker, workers, running)
             if time.monotonic() > self._deadline:
                 self._kill_overdue(running)
+        self.port_in_use = any(_PORT_IN_USE.match(worker.error) for worker in workers)
         return outcome([worker.code for worker in workers], self._asked)
 
     def _pass_on(self, running: list[Worker]) -> None:
@@ -101,7 +112,7 @@ class _Attempt:
         say(f"{name}: the workers save and stop; once more kills them")
         self._stop(running, self._grace)
 
-    def _note_end(self, worker: Worker, running: list[Worker]) -> None:
+    def _note_end(self, worker: Worker, workers: list[Worker], running: list[Worker]) -> None:
         code = worker.code
         if not code or worker.overdue:  # done, or told of already
             return
@@ -111,17 +122,38 @@ class _Attempt:
                 say(f"{worker.name} stopped by itself, and the others with it")
             self._deadline = min(self._deadline, time.monotonic() + self._grace)
         elif math.isinf(self._deadline):
-            others = "; the others are stopped" if running else ""
-            say(f"{worker.name} {describe(code)}{others}")
+            worker.read_to_end()
+            failure = self._first_failure(worker, workers)
+            left = any(not other.overdue for other in running)
+            say(f"{failure}{'; the others are stopped' if left else ''}")
             self._stop(running, _STOP_SECONDS)
         elif self._asked and code != -signal.SIGTERM:
             say(f"{worker.name} {describe(code)}")
+
+    def _first_failure(self, worker: Worker, workers: list[Worker]) -> str:
+        """How the run failed, where `worker` has ended first: it may name another one."""
+        accusation = _ACCUSATION.match(worker.error)
+        code = worker.code or 0
+        if code != FAILED or not accusation or int(accusation[1]) >= len(workers):
+            return f"{worker.name} {describe(code)}"
+        accused = workers[int(accusation[1])]
+        accused_code = accused.poll()
+        if accused_code and accused_code != FAILED:
+            return f"{accused.name} {describe(accused_code)}"
+        said = f"{accused.name} {accusation[2]}, says {worker.name}"
+        if accused_code is not None:
+            return said
+        # It may be stopped or stuck, and deaf to SIGTERM.
+        accused.overdue = True
+        accused.kill()
+        return f"{said}; it is killed"
 
     def _stop(self, running: list[Worker], seconds: float) -> None:
         """SIGTERM to all, once: to a trainer that is saving, a second one means "at once"."""
         if math.isinf(self._deadline):
             for worker in running:
-                worker.terminate()
+                if not worker.overdue:
+                    worker.terminate()
             self._deadline = time.monotonic() + seconds
 
     def _kill_overdue(self, running: list[Worker]) -> None:
@@ -155,7 +187,10 @@ def pause_before(restart: int) -> float:
 
 
 def supervise(
-    make_commands: Callable[[], list[Command]], max_restarts: int, grace_seconds: float
+    make_commands: Callable[[], list[Command]],
+    max_restarts: int,
+    grace_seconds: float,
+    other_ports: bool = False,
 ) -> int:
     """Runs the workers until they are done, or restarts cannot help.
 
@@ -168,6 +203,8 @@ def supervise(
         make_commands: returns one command a worker, at every start anew.
         max_restarts: how often they are started again; a run of more than 10 minutes resets it.
         grace_seconds: for all to end after the signal, or after the first that ended with 42.
+        other_ports: `make_commands` picks free ports each time, so that a port that somebody else
+            took before the worker did is a reason to start again.
 
     Returns:
         the exit code: 0 when all ended with 0; 2 when one did; 42 stopped on request, by a signal
@@ -178,7 +215,11 @@ def supervise(
     with _Signals() as signals:
         while True:
             began = time.monotonic()
-            code = _Attempt(signals, grace_seconds).run(make_commands())
+            attempt = _Attempt(signals, grace_seconds)
+            code = attempt.run(make_commands())
+            if code == BAD_USAGE and other_ports and attempt.port_in_use:
+                say("somebody else has taken a port; the next start picks others")
+                code = FAILED
             if time.monotonic() - began > _STEADY_SECONDS:
                 restarts = 0
             restarts += 1

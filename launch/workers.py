@@ -57,11 +57,17 @@ class Worker:
         command: what it runs.
         name: as messages call it.
         tag: what its lines begin with.
+
+    Attributes:
+        overdue: it was killed, and that was said.
+        error: the last line that it began with "error: ", without the tag. All of them are there
+            once `read_to_end` has returned.
     """
 
     def __init__(self, command: Command, name: str, tag: str):
         self.name = name
         self.overdue = False
+        self.error = ""
         self._tag = tag.encode()
         self._readers: list[threading.Thread] = []
         self._process = subprocess.Popen(
@@ -78,7 +84,7 @@ class Worker:
         """Begins to pass its lines on; for after the last fork, which wants a single thread."""
         pipes = ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
         for pipe, stream in pipes:
-            reader = threading.Thread(target=_relay, args=(pipe, stream, self._tag), daemon=True)
+            reader = threading.Thread(target=self._relay, args=(pipe, stream), daemon=True)
             reader.start()
             self._readers.append(reader)
 
@@ -106,8 +112,20 @@ class Worker:
         """Waits a moment for a killed process and for its last lines."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_LAST_LINES_SECONDS)
+        self.read_to_end()
+
+    def read_to_end(self) -> None:
+        """Waits a moment for the last lines of a process that has ended."""
         for reader in self._readers:
             reader.join(_LAST_LINES_SECONDS)
+
+    def _relay(self, pipe: IO[bytes], stream: TextIO) -> None:
+        with pipe:
+            for line in pipe:
+                line = line.removesuffix(b"\n")
+                _write(stream, self._tag + line + b"\n")
+                if line.startswith(b"error: "):
+                    self.error = line.decode(errors="replace")
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -128,12 +146,6 @@ def _child_setup(cores: frozenset[int] | None):
             os.sched_setaffinity(0, cores)
 
     return setup
-
-
-def _relay(pipe: IO[bytes], stream: TextIO, tag: bytes) -> None:
-    with pipe:
-        for line in pipe:
-            _write(stream, tag + line.removesuffix(b"\n") + b"\n")
 
 
 def _write(stream: TextIO, line: bytes) -> None:

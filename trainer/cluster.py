@@ -5,7 +5,6 @@ each of its GPUs (or one on its CPU). `find_cluster` reads from the environment 
 one process, under any strategy, everything below is the identity and runs no TensorFlow operation.
 """
 
-import errno
 import functools
 import hashlib
 import json
@@ -34,7 +33,7 @@ from tensorflow.python.eager import context
 
 from data_pipeline.errors import UsageError
 from trainer.heartbeat import PROGRESS
-from trainer.messages import error_text
+from trainer.lines import port_error
 
 CLUSTERS = ("auto", "tf_config", "slurm", "kubernetes")
 
@@ -250,11 +249,7 @@ def check_port(address: str) -> None:
         try:
             listener.bind(("", port))
         except OSError as error:
-            reason = "is in use" if error.errno == errno.EADDRINUSE else f"fails ({error.strerror})"
-            raise UsageError(
-                f"port {port} of this machine {reason}, and this worker ({address}) needs it: end "
-                "what holds it, or give the worker another port"
-            ) from error
+            raise port_error(address, error) from error
 
 
 def set_heartbeat(cluster: Cluster, seconds: float) -> None:
@@ -358,7 +353,7 @@ def leave(strategy: tf.distribute.Strategy) -> None:
             service.get_config_key_value(f"passed/{index}", _LEAVE_MILLISECONDS)
     except tf.errors.OpError as error:
         # The chief is gone, so all had passed; or another died now, when all is saved.
-        print(f"leaving alone: {error_text(error)[:200]}", flush=True)
+        print(f"leaving alone: another worker has ended ({type(error).__name__})", flush=True)
     if worker.is_chief:
         time.sleep(1)  # until the answers are out
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from multiprocessing.connection import wait
 from typing import Any
 
+from data_pipeline.errors import UsageError
+
 MOST_BYTES = 1 << 20  # of a line; a cluster of a thousand workers fits ten times
 
 Message = dict[str, Any]
@@ -98,6 +100,16 @@ def listen(port: int) -> socket.socket:
         if error.errno != errno.EADDRNOTAVAIL:  # IPv6 is compiled in, but switched off
             raise
     return socket.create_server(("", port))
+
+
+def port_error(address: str, error: OSError) -> UsageError:
+    """What to tell where this process cannot listen on the port of `address`."""
+    port = address.rpartition(":")[2]
+    reason = "is in use" if error.errno == errno.EADDRINUSE else f"fails ({error.strerror})"
+    return UsageError(
+        f"port {port} of this machine {reason}, and this worker ({address}) needs it: end what "
+        "holds it, or give the worker another port"
+    )
 
 
 def dial(address: str, seconds: float) -> Lines:

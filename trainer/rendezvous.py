@@ -26,7 +26,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UsageError
-from trainer.lines import BrokenLineError, Lines, Message, accept, dial, listen, wait_for
+from trainer.lines import (
+    BrokenLineError,
+    Lines,
+    Message,
+    accept,
+    dial,
+    listen,
+    port_error,
+    wait_for,
+)
 from trainer.messages import say
 
 Connections = dict[int, Lines]
@@ -109,7 +118,7 @@ class _Meeting:
         try:
             self._listener = listen(int(address.rpartition(":")[2]))
         except OSError as error:
-            raise UsageError(f"this worker cannot listen on {address}: {error.strerror}") from error
+            raise port_error(address, error) from error
         self._listener.setblocking(False)
 
     def _name(self, index: int) -> str:
