@@ -123,6 +123,7 @@ class Watch:
         self._addresses: Sequence[str] = ()
         self._index = 0
         self._lock = threading.Lock()
+        self._left = False
         self._hurry = threading.Event()
         self._ending = threading.Event()
         self.saving: Callable[[], object] = lambda: None
@@ -136,6 +137,7 @@ class Watch:
 
     def leave(self) -> None:
         """Says that this worker has done its work: its end is none to worry about."""
+        self._left = True
         self._send({"left": True})
 
     def fail(self, reason: str) -> None:
@@ -214,7 +216,7 @@ class Watch:
                 return _Verdict(f"{name} has died, or its connection is lost; {_AGAIN}")
             if now - other.heard > self._silence:
                 return _Verdict(f"{name} has not answered for {self._silence:g} s; {_AGAIN}")
-        return self._judge_progress() if self._index == 0 else None
+        return self._judge_progress() if self._index == 0 and not self._left else None
 
     def _judge_progress(self) -> _Verdict | None:
         """Whether all stand still, and who keeps the others waiting."""
@@ -224,13 +226,13 @@ class Watch:
             return None
         fewest = min(state.count for state in states.values())
         late = [i for i, state in states.items() if state.count == fewest and not state.inside]
-        who = "no worker"
+        who = "no worker has made progress"
         if 0 < len(late) < len(states):
             names = ", ".join(name_of(i, self._addresses) for i in sorted(late))
-            who = f"{names} keeps the others waiting and"
+            who = f"{names} keeps the others waiting and has made no progress"
         places = sorted({states[i].place for i in late} - {""})
         where = f" (at {', '.join(places)})" if places else ""
-        return _Verdict(f"{who} has made no progress for {self._stall:g} s{where}; {_AGAIN}")
+        return _Verdict(f"{who} for {self._stall:g} s{where}; {_AGAIN}")
 
     def _finish(self, verdict: _Verdict) -> None:
         self._ending.set()

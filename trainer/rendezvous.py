@@ -10,7 +10,8 @@ and `trainer.heartbeat` goes on with them: nothing but the ports of the cluster 
 Lines of JSON, by `trainer.lines`:
 
     worker to chief:     {"worker": 1, "addresses": [...], "facts": {...}, "token": "..."}
-    chief to workers:    {"dial": 1, "tokens": [...]}, {"go": true} or {"refused": "why"}
+    chief to workers:    {"waits": "for whom"}, {"dial": 1, "tokens": [...]}, then {"go": true}, or
+                         {"refused": "why"}, {"in_vain": "for whom"}
     worker to chief:     {"dialled": 1, "trouble": null or "why"}
     anyone to anyone:    {"who": true}, answered by {"worker": 1, "token": "..."}
 """
@@ -133,13 +134,16 @@ class _Meeting:
     def _wait_for(self, missing: str) -> None:
         now = time.monotonic()
         if now > self._began + self._seconds:
-            raise MissingWorkersError(
-                f"waited {self._seconds:g} s in vain for {missing}: look at its log, start it, and "
-                "check that all workers have the same list of addresses"
-            )
+            self._give_up(missing)
         if now > self._told + _TELL_SECONDS:
             self._told = now
             say(f"waiting for {missing}")
+
+    def _give_up(self, missing: str) -> None:
+        raise MissingWorkersError(
+            f"waited {self._seconds:g} s in vain for {missing}: look at its log, start it, and "
+            "check that all workers have the same list of addresses"
+        )
 
     def _knocks(self, friends: Iterable[Lines]) -> list[tuple[Lines, Message]]:
         """Waits a moment for anything; returns who came to this port and what it said first."""
@@ -194,7 +198,7 @@ class _Chief(_Meeting):
             self._gather()
             trouble = self._all_dial()
             if trouble is None:
-                continue  # one has gone meanwhile, and will come again
+                continue  # one has gone meanwhile, or was started again
             if trouble:
                 self._refuse(trouble)
             self.close()  # before anyone goes on to TensorFlow, which dials this port
@@ -202,12 +206,22 @@ class _Chief(_Meeting):
                 guest.send({"go": True})
             return self._guests
 
+    def _give_up(self, missing: str) -> None:
+        for guest in self._guests.values():
+            guest.send({"in_vain": missing})
+        super()._give_up(missing)
+
     def _missing(self) -> list[int]:
         return [i for i in range(1, len(self._addresses)) if i not in self._guests]
 
     def _gather(self) -> None:
+        told: tuple[set[Lines], str] = set(), ""
         while missing := self._missing():
-            self._wait_for(", ".join(map(self._name, missing)))
+            names = ", ".join(map(self._name, missing))
+            if told != (told := (set(self._guests.values()), names)):
+                for guest in told[0]:
+                    guest.send({"waits": names})
+            self._wait_for(names)
             self._receive()
             if self._refused:
                 self._refuse(self._refused)
@@ -272,19 +286,19 @@ class _Chief(_Meeting):
             self._receive()
 
     def _all_dial(self) -> str | None:
-        """Lets all try all addresses. What is wrong; "" if nothing is; None if one has gone."""
+        """Lets all try all addresses. What is wrong; "" if nothing is; None if one was replaced."""
         self._round += 1
         tokens = [self._tokens[index] for index in range(len(self._addresses))]
         for guest in self._guests.values():
             guest.send({"dial": self._round, "tokens": tokens})
-        own = self._start_dialling(tokens)
+        own, guests = self._start_dialling(tokens), dict(self._guests)
         reports: dict[int, str] = {}
         while len(reports) < len(self._guests) or not own:
             for index, messages in self._receive().items():
                 for message in messages:
                     if message.get("dialled") == self._round:
                         reports[index] = str(message.get("trouble") or "")
-            if self._missing():
+            if self._guests != guests:
                 return None
             waiting = [i for i in self._guests if i not in reports]
             self._wait_for(", ".join(map(self._name, waiting)) or "connections to the others")
@@ -320,13 +334,16 @@ class _Guest(_Meeting):
 
     def _stay(self, chief: Lines) -> bool:
         """Waits for the word to go on; False if the chief has gone, or is none yet."""
-        number, result = 0, list[str | None]()
+        number, result, missing = 0, list[str | None](), self._name(0)
         while True:
-            self._wait_for(f"{self._name(0)}, or for those that it waits for")
+            self._wait_for(missing)
             self._knocks([chief])
             for message in read(chief):
                 if "refused" in message:
                     raise UsageError(str(message["refused"]))
+                if "in_vain" in message:
+                    self._give_up(str(message["in_vain"]))
+                missing = str(message.get("waits", missing))
                 if "go" in message:
                     return True
                 if isinstance(tokens := message.get("tokens"), list):
@@ -364,9 +381,9 @@ def _try_address(address: str, token: str) -> str | None:
         else:
             if answers and answers[0].get("token") == token:
                 return None
-            if answers:
-                return f"another process, worker {answers[0].get('worker')}, answers there"
-            trouble = "something else answers there"
+            # It may have been started again, and not have come to the chief yet.
+            other = f"another process, worker {answers[0].get('worker')}," if answers else ""
+            trouble = f"{other or 'something else'} answers there"
         time.sleep(min(_POLL_SECONDS, max(0.0, until - time.monotonic())))
     return trouble
 
