@@ -21,7 +21,6 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 # Nor are these; see `set_heartbeat` and `leave`.
-from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.distribute import multi_worker_util
 
 # Not public API; tests/trainer/test_cluster.py guards it. See `_from_slurm`.
@@ -257,14 +256,14 @@ def set_heartbeat(cluster: Cluster, seconds: float) -> None:
 
     For before the strategy is made, which would choose 10 s, and otherwise the same.
     """
+    jobs = tf.compat.v1.ConfigProto().experimental.coordination_config.coordinated_job_list
+    for job, tasks in cluster.jobs.items():
+        jobs.add(name=job, num_tasks=len(tasks))
     context.context().configure_coordination_service(
         service_type="standalone",
         service_leader=multi_worker_util.coordination_leader(tf.train.ClusterSpec(cluster.jobs)),
         heartbeat_timeout_in_ms=round(1000 * seconds),
-        coordinated_jobs=[
-            coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(tasks))
-            for job, tasks in cluster.jobs.items()
-        ],
+        coordinated_jobs=list(jobs),
     )
 
 

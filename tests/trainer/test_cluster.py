@@ -205,8 +205,10 @@ import json
 import os
 from trainer import cluster
 from trainer.strategy import make_strategy
+from tensorflow.python.eager import context
 
-strategy, description = make_strategy("multi_worker")
+strategy, description = make_strategy("multi_worker", heartbeat_seconds=61.5)
+coordination = context.context().config.experimental.coordination_config
 me = cluster.worker_of(strategy)
 sums = [cluster.sum_over_workers(strategy, [me.index + 1, i, 2**53 - 3 if me.is_chief else 2])
         for i in range(3)]
@@ -216,6 +218,8 @@ same = [cluster.same_everywhere(strategy, text) for text in ("a", f"a{me.index}"
 cluster.barrier(strategy)
 print(json.dumps({
     "worker": [me.index, me.count], "description": description, "traces": traces,
+    "heartbeat": coordination.heartbeat_timeout_in_ms, "service": coordination.service_type,
+    "leader": coordination.service_leader, "tasks": len(coordination.coordinated_job_list),
     "sums": [s.tolist() for s in sums], "chief": [c.tolist() for c in chief], "same": same,
 }), flush=True)
 cluster.leave(strategy)
@@ -256,6 +260,10 @@ def test_two_processes_agree():
             "worker": [index, 2],
             "description": f"worker {index} of 2 ({addresses}), 2 replicas in all, on CPUs",
             "traces": 1,
+            "heartbeat": 61_500,
+            "service": "standalone",
+            "leader": "/job:chief/replica:0/task:0",
+            "tasks": 2,
             "sums": [[3, 2 * i, 2**53 - 1] for i in range(3)],
             "chief": [[7.25, 0], [7.25, 1]],
             "same": [True, False, True],

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import tensorflow as tf
 
+import trainer.strategy
 from data_pipeline.errors import UsageError
 from trainer.strategy import check_paths, jit_default, make_strategy, use_xla
 
@@ -91,6 +92,23 @@ def test_multi_worker_on_gpus(monkeypatch):
     assert description == (
         f"worker 0 of 2 (localhost:{port}, far0:2222), 4 replicas in all, one a GPU"
     )
+
+
+def test_multi_worker_meets_the_others_first(monkeypatch):
+    """With the port checked, and before TensorFlow's own."""
+    port, events = free_port(), []
+    set_tf_config(monkeypatch, port)
+    made = fake_multi_worker(monkeypatch, 2)
+    monkeypatch.setattr(trainer.strategy, "set_heartbeat", lambda *a: events.append(a))
+
+    def meet(cluster):
+        assert not made
+        events.append(cluster)
+
+    make_strategy("multi_worker", heartbeat_seconds=60.0, meet=meet)
+    cluster, (same, seconds) = events
+    assert cluster is same and seconds == 60.0 and len(made) == 1
+    assert cluster.addresses == [f"localhost:{port}", "far0:2222"]
 
 
 def test_multi_worker_with_many_workers(monkeypatch):
