@@ -7,7 +7,8 @@ Everything after -- goes to each worker, which is `python -m trainer.main --stra
 and finds the others through the environment variable TF_CONFIG. Lines carry the worker's number.
 
 Ctrl-C or SIGTERM lets the workers save and stop together; a second one kills them. When a worker
-dies, the others are stopped and all start again from the last checkpoint. GPUs are not divided: on
+dies, or the others have not heard of it for --worker_timeout_seconds (a flag of the trainer), it is
+named, the rest is stopped, and all start again from the last checkpoint. GPUs are not divided: on
 one machine --strategy=mirrored, without this program, uses all of them.
 
 Exit codes: 0 done; 1 a worker died, and no restarts are left, or did not stop in time; 2 bad usage;

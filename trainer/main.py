@@ -5,7 +5,8 @@
         --data_dir=DATA --model_dir=MODEL --config.train.steps=50000
 
 The first prepares the built-in corpus and trains the demonstration. A model directory that holds a
-run is continued. Exit codes: 0 done; 2 bad input; 42 stopped by a signal, saved, start me again.
+run is continued. Exit codes: 0 done; 1 another worker is lost, or a bug; 2 bad input; 42 stopped by
+a signal, saved, start me again.
 """
 
 import os

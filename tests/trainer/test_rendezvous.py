@@ -25,18 +25,28 @@ def free_addresses(count: int) -> list[str]:
     return [f"localhost:{port}" for port in ports]
 
 
+def answers(address: str) -> bool:
+    try:
+        socket.create_connection(("localhost", int(address.split(":")[1]))).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 class Worker(threading.Thread):
     """One that calls `meet`; keeps what comes of it."""
 
     def __init__(self, addresses, index: int, facts=FACTS, seconds: float = 20.0):
         super().__init__(daemon=True)
         self._arguments = addresses, index, facts, seconds
-        self.connections, self.error = None, None
+        self.connections, self.error, self.chief_answers = None, None, None
         self.start()
 
     def run(self):
         try:
             self.connections = meet(*self._arguments)
+            if self._arguments[1]:  # TensorFlow would dial the chief now
+                self.chief_answers = answers(self._arguments[0][0])
         except (UsageError, MissingWorkersError) as error:
             self.error = error
 
@@ -81,6 +91,7 @@ def test_all_meet_and_leave_their_ports_free():
     wait_for(*workers)
     chief = workers[-1].connections
     assert sorted(chief) == [1, 2] and [w.connections.keys() for w in workers[:2]] == [{0}] * 2
+    assert [worker.chief_answers for worker in workers] == [False, False, None]
     for address in addresses:
         socket.create_server(("", int(address.split(":")[1]))).close()
     for number, worker in enumerate(workers[:2]):
