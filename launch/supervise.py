@@ -196,8 +196,8 @@ def supervise(
 
     A worker that ends with anything but 0 or 42 takes the others with it: SIGTERM, and SIGKILL
     10 s later. Where it says that it ended because of another one, that one is named, and killed at
-    once if it still runs. They start again together, after a pause. So do workers that end with 42 with
-    nobody having asked the launcher. SIGINT and SIGTERM are passed on as SIGTERM; a second one
+    once if it still runs. They start again together, after a pause. So do workers that end with 42
+    with nobody having asked the launcher. SIGINT and SIGTERM are passed on as SIGTERM; a second one
     kills. For the main thread only, which is where Python handles signals.
 
     Args:
