@@ -86,6 +86,7 @@ class _Other:
     left: bool = False  # it has said that it needs nobody any more
     gone: float | None = None  # since when its connection is closed
     failed: str | None = None  # why, if it has said so
+    stopped: bool = False  # it was asked to stop before there was anything to save
     state: _State = field(default_factory=_State)
 
 
@@ -144,6 +145,10 @@ class Watch:
         """Says why this worker ends: its input or usage is wrong, in one line."""
         self._send({"failed": reason})
 
+    def stop(self) -> None:
+        """Says that this worker ends now because it was asked to, with nothing to be saved."""
+        self._send({"stopped": True})
+
     def explain(self) -> None:
         """For a program that has failed and may have failed because another worker is lost.
 
@@ -196,6 +201,7 @@ class Watch:
                 if "end" in message:
                     return _Verdict(str(message["end"]), int(message["code"]))
                 other.left = other.left or "left" in message
+                other.stopped = other.stopped or "stopped" in message
                 if "failed" in message:
                     other.failed = str(message["failed"])
                 if "state" in message:
@@ -210,6 +216,11 @@ class Watch:
             name = name_of(index, self._addresses)
             if other.left:
                 continue
+            if other.gone is not None and other.stopped:
+                return _Verdict(
+                    f"{name} was asked to stop; nothing to save yet, start again to go on",
+                    STOPPED_ON_REQUEST,
+                )
             if other.gone is not None and now - other.gone >= grace:
                 if other.failed:
                     return _Verdict(f"{name} has ended: {other.failed}", BAD_USAGE)
@@ -242,7 +253,9 @@ class Watch:
         saving.start()
         saving.join(_SAVING_SECONDS)
         reason, code, text = self._stop_reason(), verdict.code, f"error: {verdict.text}"
-        if reason:
+        if code == STOPPED_ON_REQUEST:
+            text = verdict.text
+        elif reason:
             # It was asked to stop, and so was, by all appearance, the one that has gone before.
             text, code = f"{reason}, and {verdict.text}", STOPPED_ON_REQUEST
         print(text, file=sys.stderr, flush=True)

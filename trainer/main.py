@@ -163,6 +163,7 @@ def main(argv: list[str]) -> int:
         if host := maintenance.metadata_host():
             maintenance.watch(host, stop.request)
         watch = Watch(_WORKER_TIMEOUT.value, _STALL_TIMEOUT.value, lambda: stop.reason)
+        stop.leaving = watch.stop
         try:
             return _main(argv, stop, watch)
         except tf.errors.OpError:

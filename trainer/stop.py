@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from trainer.messages import say
@@ -31,10 +32,12 @@ class StopRequest:
 
     Attributes:
         reason: why to stop, for people; None as long as nobody asks.
+        leaving: called before the process ends with nothing to save.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.leaving: Callable[[], object] = lambda: None
         self._holding = self._signalled = False
         self._last = -math.inf
         self._previous: dict[int, Any] = {}
@@ -79,6 +82,7 @@ class StopRequest:
         with self._lock:
             if not self._holding:
                 say(f"{name}: nothing to save yet; start again to go on")
+                self.leaving()
                 os._exit(STOPPED_ON_REQUEST)
             if self._signalled and again:
                 say(f"{name} again: ending at once")

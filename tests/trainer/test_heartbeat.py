@@ -105,6 +105,18 @@ def test_why_a_worker_ends_is_passed_on(capfd):
     assert capfd.readouterr().err.count(line) >= 2
 
 
+def test_a_worker_that_was_asked_to_stop_before_it_had_begun(capfd):
+    """There is nothing to save: the others stop likewise, at once."""
+    workers, ends = three()
+    workers[2].watch.stop()
+    time.sleep(0.2)
+    ends[1]._socket.shutdown(socket.SHUT_RDWR)
+    assert workers[0].wait() == workers[1].wait() == 42
+    error = capfd.readouterr().err
+    assert error.count("worker 2 (host-c:3) was asked to stop; nothing to save yet") >= 2
+    assert "error" not in error
+
+
 def test_a_worker_that_keeps_the_others_waiting(capfd):
     """All beat; two wait for the third, which has not come to where they meet."""
     workers, _ = three(silence=3.0, stall=1.5)
