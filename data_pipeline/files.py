@@ -11,6 +11,14 @@ _BLOCK_BYTES = 1 << 20
 _TEMPORARY = "_incomplete-"
 
 
+def passing_errors() -> tuple[type[Exception], ...]:
+    """Errors of storage that may be gone at the next start: TensorFlow's, for a gs:// that does not
+    answer, after it has tried ten times."""
+    from tensorflow import errors
+
+    return errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError
+
+
 class _RawFile(io.RawIOBase):
     """A file of `tf.io.gfile` as Python's io classes want it."""
 

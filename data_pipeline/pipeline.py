@@ -48,8 +48,11 @@ def prepare(settings: Settings, beam_args: Sequence[str] = ()) -> Manifest:
 
     Raises:
         UsageError: bad input or settings, or the directory holds another dataset. Nothing is left
-            behind then.
+            behind then. The storage fails, a full disk perhaps: what is done stays for the next
+            start, and makes no dataset.
     """
+    import tensorflow as tf
+
     started = time.monotonic()
     display = Display()
     runner = _make_runner(beam_args)  # tells of a misspelled option even if nothing is to do
@@ -64,11 +67,17 @@ def prepare(settings: Settings, beam_args: Sequence[str] = ()) -> Manifest:
         display.say(f"{settings.output_dir}: already finished with these settings, nothing to do")
         return finished
 
-    with contextlib.ExitStack() as undo:
-        work_dir = _make_work_dir(settings, inputs, display, undo)
-        manifest = Job(settings, runner, work_dir, display).run(sources, inputs)
-        undo.pop_all()
-    _publish(manifest, work_dir, settings.keep_rejected)
+    try:
+        with contextlib.ExitStack() as undo:
+            work_dir = _make_work_dir(settings, inputs, display, undo)
+            manifest = Job(settings, runner, work_dir, display).run(sources, inputs)
+            undo.pop_all()
+        _publish(manifest, work_dir, settings.keep_rejected)
+    except (tf.errors.OpError, OSError) as error:
+        raise UsageError(
+            f"--output_dir={settings.output_dir}: {getattr(error, 'message', error)}; mend that "
+            "and start the same command again, which goes on with what is done"
+        ) from error
     for split in manifest.splits.values():
         for warning in split.warnings:
             display.warn(warning)

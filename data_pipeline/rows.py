@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipeline import files
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import REMAKE, Manifest, RowsInfo
 from data_pipeline.packing import Rows
@@ -149,6 +150,7 @@ def read_block(manifest: Manifest, info: RowsInfo, index: int) -> dict[str, np.n
 
     Raises:
         UsageError: the file is missing, ends early, or is damaged there.
+        tf.errors.OpError: of a kind that passes, such as `tf.errors.UnavailableError`.
     """
     import tensorflow as tf
 
@@ -175,6 +177,8 @@ def read_block(manifest: Manifest, info: RowsInfo, index: int) -> dict[str, np.n
         raise UsageError(
             f"{block}: these are no packed rows ({error.message}); {REMAKE}"
         ) from error
+    except files.passing_errors():
+        raise
     except tf.errors.OpError as error:
         raise UsageError(
             f"{block}: cannot be read ({error.message}); check the storage and start again"

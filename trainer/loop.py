@@ -219,7 +219,7 @@ class Run:
         except tf.errors.OpError as error:
             if self._stop.reason and self.worker.count > 1:
                 # The others were asked too, and one of them was not so far as to have to save.
-                messages.warn(f"another worker has left: {messages.error_text(error)}")
+                messages.warn(f"another worker has left ({type(error).__name__})")
                 self.say(f"{self.stop_reason}: start again to go on from the last checkpoint")
                 return STOPPED_ON_REQUEST
             # Whichever thread or replica failed: if it is for damaged data, this tells where.

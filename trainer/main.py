@@ -19,10 +19,12 @@ from ml_collections import config_flags
 
 from configs import schema
 from data_pipeline.errors import UsageError, no_arguments, run_app
+from data_pipeline.files import passing_errors
 from data_pipeline.records import Manifest, load_manifest
 from trainer import cluster, finish, flops, loop, maintenance, rendezvous
 from trainer.cluster import CLUSTERS
 from trainer.heartbeat import Watch
+from trainer.messages import error_text
 from trainer.rendezvous import MissingWorkersError
 from trainer.startup import PHASES
 from trainer.stop import StopRequest
@@ -166,8 +168,10 @@ def main(argv: list[str]) -> int:
         stop.leaving = watch.stop
         try:
             return _main(argv, stop, watch)
-        except tf.errors.OpError:
+        except tf.errors.OpError as error:
             watch.explain()
+            if isinstance(error, passing_errors()):  # code 1: start again
+                sys.exit(f"error: {error_text(error)}; start again, to go on from the checkpoint")
             raise
         except UsageError as error:
             watch.fail(str(error))
