@@ -13,6 +13,7 @@ PHASES = ("start", "compile", "step", "evaluation", "write", "rename")
 _STEP = re.compile(r"step +([0-9,]+)/")
 _VALID = re.compile(r"valid +([0-9,]+) ")
 _TAG = re.compile(r"^\[worker +\d+\] ")
+_MISSES = 3  # checkpoints whose renaming is not seen, before it is let be
 _DEADLINE = 120.0  # for a struck training to end, and for a moment to come
 
 
@@ -186,9 +187,13 @@ class Victim:
                 return "write"
             # It exists for a tenth of a millisecond: no time to list a directory.
             manifest = os.path.join(self._checkpoints, f"{new}.json")
-            while self.code is None and not os.path.exists(manifest):
+            while not os.path.exists(manifest):
                 if os.path.exists(f"{manifest}.incomplete"):
                     return "rename"
+                if self.code is not None:
+                    break
+            if skipped < -_MISSES:
+                break
         return "step"
 
     def _unfinished(self) -> str:
@@ -198,7 +203,8 @@ class Victim:
         except FileNotFoundError:
             return ""
         done = {name.removesuffix(".json") for name in names if name.endswith(".json")}
-        return max({re.split(r"[._]", name)[0] for name in names} - done, default="")
+        parts = {re.split(r"[._]", name)[0] for name in names} - done
+        return max(parts, key=lambda name: int(name.rpartition("-")[2]), default="")
 
     def _send(self, number: int, dice: random.Random) -> str:
         targets = [("the trainer", self._process.pid)]
