@@ -7,9 +7,11 @@
 
 Runs the training once undisturbed and once under SIGKILLs and SIGTERMs, each at a random moment of
 one of its phases: at the start, while it compiles, in a step, in an evaluation, while a checkpoint
-is being written, while one is being renamed into place. After each it is started again with the
-same command. At the end all tensors of both must be the same bit by bit, and nothing may be left
-half written. With several workers a signal goes to one of them or to the launcher.
+is being written, while one is being renamed into place. Which phase was hit is told from what the
+training prints and from its files, looked at while the process is held still (Linux). After each
+fault it is started again with the same command. At the end all tensors of both must be the same bit
+by bit, all losses equal, and nothing may be left half written. With several workers a signal goes
+to one of them or to the launcher.
 
 Without flags of your own after --, a tiny model is trained on the built-in corpus, with dropout and
 a moving average of the weights. Your own training must be bit-identical when it runs twice
@@ -24,12 +26,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import defaultdict
 
 from absl import flags
 
 from benchmarks import same_run
-from benchmarks.victim import PHASES, Times, Victim
+from benchmarks.victim import PHASES, Hit, Times, Victim, expected_codes
 from data_pipeline.errors import UsageError, run_app
 
 _KILLS = flags.DEFINE_integer("kills", 0, "SIGKILLs.", lower_bound=0)
@@ -43,6 +44,7 @@ _WORK_DIR = flags.DEFINE_string(
 
 _STEPS_A_FAULT = 20
 _SMALL = (
+    "--config.model.dropout=0.1",
     "--config.model.width=32",
     "--config.model.feed_forward=64",
     "--config.model.heads=2",
@@ -86,7 +88,9 @@ def command(workers: int, arguments: list[str]) -> list[str]:
     return [*launcher, "--", *arguments]
 
 
-def disturb(make, model_dir: str, faults: list[str], times: Times, dice: random.Random) -> int:
+def disturb(
+    make, model_dir: str, faults: list[str], times: Times, dice: random.Random
+) -> tuple[int, int]:
     """Trains to the end, with a fault in each of the first starts.
 
     Args:
@@ -97,46 +101,64 @@ def disturb(make, model_dir: str, faults: list[str], times: Times, dice: random.
         dice: decides phases and moments.
 
     Returns:
-        the number of starts that ended as they should not.
+        the number of faults, fewer than wanted where the training was done before; and the number
+        of starts that ended as they should not.
     """
-    table: dict[str, list[int]] = defaultdict(list)  # phase -> steps lost, one a fault
-    wrong = number = 0
+    hits: list[tuple[Hit, int, float]] = []  # with steps lost, seconds
+    wrong = 0
     # Each phase as often as any other, in random order.
     phases = [PHASES[index % len(PHASES)] for index in range(len(faults))]
     dice.shuffle(phases)
-    while number < len(faults):
+    for number, (fault, phase) in enumerate(zip(faults, phases, strict=True), start=1):
         began = time.monotonic()
         victim = make()
-        hit = victim.strike(faults[number], phases[number], times, dice)
+        hit = victim.strike(fault, phase, times, dice)
         if hit is None:
-            print(f"the training ended with code {victim.code} before fault {number + 1}")
-            print("".join(victim.lines[-20:]))
-            return wrong + 1
-        saved = same_run.newest(model_dir)
-        lost = max(0, hit.step - saved)
-        table[hit.phase].append(lost)
-        expected = victim.expected_codes(faults[number], hit.phase)
-        verdict = ""
-        if victim.code not in expected:
+            code = victim.finish()
+            print(f"the training ended with code {code} before fault {number}", flush=True)
+            if code == 0:
+                break
+            return _report(hits, victim, wrong + 1)
+        saved, seconds = same_run.newest(model_dir), time.monotonic() - began
+        hits.append((hit, max(0, hit.step - saved), seconds))
+        verdict = _verdict(fault, hit, victim.code)
+        if verdict:
             wrong += 1
-            verdict = f"  WRONG: ended with {victim.code}, not {sorted(expected)}"
             print("".join(victim.lines[-20:]))
-        number += 1
         print(
-            f"{number:>4}/{len(faults)}  {faults[number - 1]} to {hit.target} in {hit.phase:<12} "
+            f"{number:>4}/{len(faults)}  {fault} to {hit.target} in {hit.phase:<10}  "
             f"step {hit.step:>5}  code {victim.code:>4}  newest checkpoint {saved:>5}  "
-            f"{time.monotonic() - began:.1f} s{verdict}",
+            f"{hit.left} files left  {seconds:.1f} s{verdict}",
             flush=True,
         )
-    print(f"\n{'phase':<14} faults  steps lost: mean, most")
-    for phase, lost_steps in sorted(table.items()):
-        mean = sum(lost_steps) / len(lost_steps)
-        print(f"{phase:<14} {len(lost_steps):>6}  {mean:.1f}, {max(lost_steps)}")
     victim = make()
-    if victim.finish() != 0:
-        print("".join(victim.lines[-20:]))
-        wrong += 1
-    return wrong
+    wrong += victim.finish() != 0
+    return _report(hits, victim, wrong)
+
+
+def _verdict(fault: str, hit: Hit, code: int | None) -> str:
+    """What is wrong with the end of a struck training; "" for nothing."""
+    if not hit.ended:
+        return "  WRONG: it did not end, and was killed"
+    expected = expected_codes(fault, hit)
+    return "" if code in expected else f"  WRONG: ended with {code}, not {sorted(expected)}"
+
+
+def _report(hits: list[tuple[Hit, int, float]], last: Victim, wrong: int) -> tuple[int, int]:
+    if last.code != 0:
+        print("".join(last.lines[-20:]))
+        print(f"the last start ended with code {last.code}, not 0")
+    print(f"\n{'phase':<12} faults  left files  steps lost: mean, most  mean seconds")
+    for phase in PHASES:
+        rows = [row for row in hits if row[0].phase == phase]
+        if rows:
+            lost = [row[1] for row in rows]
+            print(
+                f"{phase:<12} {len(rows):>6}  {sum(row[0].left > 0 for row in rows):>10}  "
+                f"{sum(lost) / len(rows):>16.1f}, {max(lost):>4}  "
+                f"{sum(row[2] for row in rows) / len(rows):>12.1f}"
+            )
+    return len(hits), wrong
 
 
 def main(argv: list[str]) -> int:
@@ -168,7 +190,9 @@ def main(argv: list[str]) -> int:
         print(f"error: the undisturbed run ended with code {victim.code}", file=sys.stderr)
         return 1
     print(f"{time.monotonic() - began:.0f} s, {victim.times}; now with {len(faults)} faults")
-    wrong = disturb(lambda: start("disturbed"), model_dirs["disturbed"], faults, victim.times, dice)
+    done, wrong = disturb(
+        lambda: start("disturbed"), model_dirs["disturbed"], faults, victim.times, dice
+    )
     found = same_run.differences(model_dirs["undisturbed"], model_dirs["disturbed"])
     for difference in found:
         print(f"DIFFERENT: {difference}")
@@ -176,9 +200,14 @@ def main(argv: list[str]) -> int:
         print(f"not the same: {len(found)} differences, {wrong} wrong ends; see {work_dir}")
         return 1
     print(
-        f"identical after {len(faults)} faults: step {same_run.newest(model_dirs['disturbed'])}, "
-        "every tensor bit by bit, every evaluation"
+        f"identical after {done} faults: step {same_run.newest(model_dirs['disturbed'])}, "
+        "every tensor bit by bit, every evaluation, every training loss"
     )
+    if done < len(faults):
+        raise UsageError(
+            f"the training was done after {done} of {len(faults)} faults; give it more steps, as "
+            f"in --config.train.steps={2 * same_run.newest(model_dirs['disturbed'])} after --"
+        )
     if _WORK_DIR.value is None:
         shutil.rmtree(work_dir)
     return 0

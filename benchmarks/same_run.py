@@ -20,12 +20,13 @@ def differences(whole: str, other: str) -> list[str]:
     """What differs between an undisturbed run and another one that went as far; for people.
 
     Compared are all tensors of the newest checkpoint, bit by bit, except the elapsed time; the
-    evaluations in metrics.jsonl, and those in the manifests of checkpoints that both have. Told of
-    is also what is damaged, or left half written, in `other`.
+    evaluations in metrics.jsonl, and those in the manifests of checkpoints that both have; and the
+    training losses, where lines of both are of the same steps. Told of is also what is damaged,
+    lost, or left half written, in `other`.
     """
     found = _leftovers(other)
     if not found:
-        found = [*_tensors(whole, other), *_evaluations(whole, other), *_log(other)]
+        found = [*_tensors(whole, other), *_evaluations(whole, other), *_log(whole, other)]
     return found
 
 
@@ -106,7 +107,26 @@ def _evaluations(whole: str, other: str) -> list[str]:
     ]
 
 
-def _log(model_dir: str) -> list[str]:
-    steps = [line["step"] for line in read_log(model_dir, "train")]
-    doubled = [after for before, after in itertools.pairwise(steps) if after <= before]
-    return [f"metrics.jsonl has step {step} twice or in the wrong place" for step in doubled]
+def _log(whole: str, other: str) -> list[str]:
+    """What differs in the training lines. A start adds lines of its own, and so does a stop."""
+    steps = [line["step"] for line in read_log(other, "train")]
+    found = [
+        f"metrics.jsonl has training step {after} twice or in the wrong place"
+        for before, after in itertools.pairwise(steps)
+        if after <= before
+    ]
+    ours, theirs = _intervals(whole), _intervals(other)
+    lost = sorted({end for _, end in ours} - set(steps))
+    found += [f"metrics.jsonl has lost the line of training step {step}" for step in lost]
+    return found + [
+        f"the loss of steps {first + 1} to {last} is {theirs[first, last]}, not {loss}"
+        for (first, last), loss in ours.items()
+        if theirs.get((first, last), loss) != loss
+    ]
+
+
+def _intervals(model_dir: str) -> dict[tuple[int, int], float]:
+    """(step before, last step) -> mean loss of the steps between, of each training line."""
+    lines = read_log(model_dir, "train")
+    before = [0, *(line["step"] for line in lines)]
+    return {(first, line["step"]): line["loss"] for first, line in zip(before, lines, strict=False)}

@@ -1,6 +1,7 @@
 """A training that is struck at a chosen moment, watched by what it prints and writes."""
 
 import dataclasses
+import json
 import os
 import random
 import re
@@ -9,12 +10,16 @@ import subprocess
 import threading
 import time
 
+from benchmarks.checkpoint_watch import CheckpointWatch
+from benchmarks.freeze import held, in_the_gaps
+
 PHASES = ("start", "compile", "step", "evaluation", "write", "rename")
 _STEP = re.compile(r"step +([0-9,]+)/")
 _VALID = re.compile(r"valid +([0-9,]+) ")
 _TAG = re.compile(r"^\[worker +\d+\] ")
-_MISSES = 3  # checkpoints whose renaming is not seen, before it is let be
-_DEADLINE = 120.0  # for a struck training to end, and for a moment to come
+_DEADLINE = 120.0  # seconds for a struck training to end, and at least for a moment to come
+_TRIES = 6  # checkpoints, for a moment that lasts a tenth of a millisecond
+_NAP = 1e-5  # seconds between two looks at the files, as far as the system sleeps so short
 
 
 @dataclasses.dataclass
@@ -24,6 +29,7 @@ class Times:
     start: float = 0.0
     compile: float = 0.0
     evaluation: float = 0.0
+    whole: float = 0.0
 
     def __str__(self) -> str:
         return (
@@ -34,11 +40,21 @@ class Times:
 
 @dataclasses.dataclass
 class Hit:
-    """Where a signal hit: the phase, the last step seen, and which process."""
+    """Where a signal hit, and what came of it.
+
+    Attributes:
+        phase: one of `PHASES`, as the output and the files showed it when the signal was sent.
+        step: the last one seen.
+        target: the process that was hit.
+        ended: whether the training ended within the deadline.
+        left: files of unfinished checkpoints that it left behind.
+    """
 
     phase: str
     step: int
     target: str
+    ended: bool
+    left: int
 
 
 class Victim:
@@ -54,12 +70,13 @@ class Victim:
     """
 
     def __init__(self, argv: list[str], model_dir: str):
-        self._checkpoints = os.path.join(model_dir, "checkpoints")
+        self._model_dir = model_dir
+        self._watch = CheckpointWatch(os.path.join(model_dir, "checkpoints"))
         self.lines: list[str] = []
         self.times = Times()
         self._news = threading.Condition()
         self._step, self._evaluated = 0, 0
-        self._compiles = self._launches = False
+        self._compiles = False
         self._began = time.monotonic()
         self._launches = "launch.local" in argv
         self._process = subprocess.Popen(
@@ -82,6 +99,7 @@ class Victim:
         """Waits for its end; returns the exit code."""
         code = self._process.wait()
         self._reader.join()
+        self.times.whole = time.monotonic() - self._began
         return code
 
     def _read(self) -> None:
@@ -117,115 +135,145 @@ class Victim:
         Returns:
             where it hit; None if the training had ended before.
         """
-        if phase == "start":
-            time.sleep(dice.uniform(0.0, times.start))
-        elif phase == "compile":
-            self._wait(lambda: self._compiles)
-            time.sleep(dice.uniform(0.0, times.compile))
-        elif phase == "step":
-            steps = self._first_step() + dice.randrange(1, 12)
-            self._wait(lambda: self._step >= steps)
-            time.sleep(dice.uniform(0.0, 0.05))
-        elif phase == "evaluation":
-            self._wait(self._before_evaluation)
-            time.sleep(dice.uniform(0.0, times.evaluation))
+        patience = max(_DEADLINE, times.whole)
+        if phase in ("write", "rename"):
+            self._wait(lambda: self._step, patience)
+            hit = self._strike_checkpoint(name, phase, patience, dice)
         else:
-            self._first_step()
-            phase = self._watch_files(phase, dice)
-        with self._news:
-            step = self._step
-        if self.code is not None:
+            self._approach(phase, times, patience, dice)
+            hit = self._send(name, "", dice)
+        if hit is None:
             return None
-        target = self._send(signal.Signals[name], dice)
         try:
             self._process.wait(_DEADLINE)
         except subprocess.TimeoutExpired:
-            print(f"the training did not end within {_DEADLINE:.0f} s of {name}", flush=True)
+            hit.ended = False
             self._process.kill()
         self._reader.join()
-        return Hit(phase, step, target)
+        hit.left = len(self._watch.unfinished())
+        return hit
 
-    def expected_codes(self, name: str, phase: str) -> set[int]:
-        """How a training may end that was struck."""
-        if name == "SIGKILL":
-            # The launcher, unless it was hit itself, reports that a worker died.
-            return {-signal.SIGKILL, 1} if self._launches else {-signal.SIGKILL}
-        # While Python still imports TensorFlow, nobody listens and there is nothing to save.
-        unheard = {-signal.SIGTERM} | ({1} if self._launches else set())
-        return {42} | (unheard if phase == "start" else set())
+    def _approach(self, phase: str, times: Times, patience: float, dice: random.Random) -> None:
+        """Returns at a random moment of a phase that the output tells of."""
+        if phase == "start":
+            time.sleep(dice.uniform(0.0, times.start))
+        elif phase == "compile":
+            self._wait(lambda: self._compiles, patience)
+            time.sleep(dice.uniform(0.0, times.compile))
+        elif phase == "step":
+            self._wait(lambda: self._step, patience)
+            steps = self._step + dice.randrange(1, 12)
+            self._wait(lambda: self._step >= steps, patience)
+            time.sleep(dice.uniform(0.0, 0.05))
+        else:
+            self._wait(self._evaluates, patience)
+            time.sleep(dice.uniform(0.0, times.evaluation))
 
-    def _wait(self, condition) -> None:
-        with self._news:
-            self._news.wait_for(lambda: condition() or self.code is not None, _DEADLINE)
+    def _strike_checkpoint(
+        self, name: str, phase: str, patience: float, dice: random.Random
+    ) -> Hit | None:
+        """Strikes while a checkpoint is written, or about to be renamed into place.
 
-    def _first_step(self) -> int:
-        self._wait(lambda: self._step)
-        return self._step
-
-    def _before_evaluation(self) -> bool:
-        """Whether the line before an evaluation stands there: known from the one before it."""
-        every = _every("evaluate_every", self._process.args)
-        return bool(self._step) and self._step % every == 0 and self._evaluated < self._step
-
-    def _watch_files(self, phase: str, dice: random.Random) -> str:
-        """Waits until a checkpoint is being written, or about to be renamed into place.
-
-        Returns:
-            the phase that was met; "step" if no checkpoint came in time.
+        The process that writes is held while its files are looked at: what they show is then true
+        of the moment at which the signal comes.
         """
+        writer = self._writer()
+        deadline = time.monotonic() + patience
         skipped = dice.randrange(3)  # checkpoints to let pass
-        deadline, seen = time.monotonic() + _DEADLINE, ""
-        while self.code is None and time.monotonic() < deadline:
-            new = self._unfinished()
-            if not new or new == seen:
-                continue
-            seen, skipped = new, skipped - 1
-            if skipped >= 0:
-                continue
-            if phase == "write":
-                time.sleep(dice.uniform(0.0, 0.02))
-                return "write"
-            # It exists for a tenth of a millisecond: no time to list a directory.
-            manifest = os.path.join(self._checkpoints, f"{new}.json")
-            while not os.path.exists(manifest):
-                if os.path.exists(f"{manifest}.incomplete"):
-                    return "rename"
-                if self.code is not None:
-                    break
-            if skipped < -_MISSES:
+        for number in range(skipped + _TRIES):
+            step = self._await_writing(deadline)
+            if not step:
                 break
-        return "step"
+            if number >= skipped:
+                if phase == "rename":
+                    self._creep(writer, step)
+                else:
+                    time.sleep(dice.uniform(0.0, 0.02 / (1 + number - skipped)))
+                with held(writer):
+                    if self._watch.phase(step) == phase:  # still
+                        return self._send(name, phase, dice)
+            while self.code is None and self._watch.phase(step):
+                time.sleep(0.001)
+        return self._send(name, "", dice)
 
-    def _unfinished(self) -> str:
-        """The newest checkpoint of which there are files, but no manifest; "" for none."""
-        try:
-            names = os.listdir(self._checkpoints)
-        except FileNotFoundError:
-            return ""
-        done = {name.removesuffix(".json") for name in names if name.endswith(".json")}
-        parts = {re.split(r"[._]", name)[0] for name in names} - done
-        return max(parts, key=lambda name: int(name.rpartition("-")[2]), default="")
+    def _await_writing(self, deadline: float) -> int:
+        """The step of the next checkpoint, as soon as there is a file of it; 0 if none comes."""
+        while self.code is None and time.monotonic() < deadline:
+            if step := self._watch.writing():
+                return step
+        return 0
 
-    def _send(self, number: int, dice: random.Random) -> str:
-        targets = [("the trainer", self._process.pid)]
+    def _creep(self, writer: int, step: int) -> None:
+        """Waits until the manifest has its temporary name, and stops the writer there.
+
+        It has that name for a tenth of a millisecond, too short to be seen by looking now and then.
+        """
+        while self.code is None and not os.path.exists(self._watch.path(step, ".index")):
+            time.sleep(1e-4)
+        with in_the_gaps(writer):
+            while self.code is None and (phase := self._watch.phase(step)):
+                if phase == "rename":
+                    os.kill(writer, signal.SIGSTOP)
+                    return
+                time.sleep(_NAP)
+
+    def _wait(self, condition, seconds: float) -> None:
+        with self._news:
+            self._news.wait_for(lambda: condition() or self.code is not None, seconds)
+
+    def _evaluates(self) -> bool:
+        """Whether the line before an evaluation stands there, and that of the evaluation not."""
+        if not self._step:
+            return False
+        with open(os.path.join(self._model_dir, "config.json"), encoding="utf-8") as file:
+            every = json.load(file)["config"]["train"]["evaluate_every"]
+        return self._step % every == 0 and self._evaluated < self._step
+
+    def _seen(self) -> str:
+        """The phase that the output shows."""
+        with self._news:
+            if not self._step:
+                return "compile" if self._compiles else "start"
+            return "evaluation" if self._evaluates() else "step"
+
+    def _writer(self) -> int:
+        """The process that writes checkpoints: the chief, whom the launcher starts first."""
+        workers = _children(self._process.pid) if self._launches else []
+        return min(workers, default=self._process.pid)
+
+    def _send(self, name: str, phase: str, dice: random.Random) -> Hit | None:
+        """Sends the signal; None if there is nobody any more. `phase`: "" for the one seen."""
+        hit = Hit(phase or self._seen(), self._step, "the trainer", ended=True, left=0)
+        targets = [(hit.target, self._process.pid)]
         if self._launches:
             targets = [("the launcher", self._process.pid)]
             workers = _children(self._process.pid)
             targets += [(f"worker {index}", pid) for index, pid in enumerate(workers)]
-        target, pid = dice.choice(targets)
+        hit.target, pid = dice.choice(targets)
+        if self.code is not None:
+            return None
         try:
-            os.kill(pid, number)
-        except ProcessLookupError:  # a worker that ended at this moment
-            os.kill(self._process.pid, number)
-        return target
+            os.kill(pid, signal.Signals[name])
+        except ProcessLookupError:  # a worker that ended at this moment, and the others with it
+            self.finish()
+            return None
+        return hit
+
+
+def expected_codes(name: str, hit: Hit) -> set[int]:
+    """How a training may end that was struck."""
+    number, launches = signal.Signals[name], hit.target != "the trainer"
+    # That one of its workers died is what the launcher answers with 1.
+    struck = 1 if launches and hit.target != "the launcher" else -number
+    if name == "SIGKILL":
+        return {struck}
+    # While Python still imports TensorFlow, nobody listens and there is nothing to save.
+    return {42, struck} if hit.phase == "start" else {42}
 
 
 def _children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        return sorted(int(child) for child in file.read().split())
-
-
-def _every(name: str, argv) -> int:
-    """A number of the configuration, as the command says it."""
-    values = [str(item).partition("=")[2] for item in argv if f".{name}=" in str(item)]
-    return int(values[-1]) if values else 1000
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return sorted(int(child) for child in file.read().split())
+    except (FileNotFoundError, ProcessLookupError):
+        return []
