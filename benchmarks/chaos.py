@@ -121,14 +121,14 @@ def disturb(
             return _report(hits, victim, wrong + 1)
         saved, seconds = same_run.newest(model_dir), time.monotonic() - began
         hits.append((hit, max(0, hit.step - saved), seconds))
-        verdict = _verdict(fault, hit, victim.code)
-        if verdict:
+        wrong_end = verdict(fault, hit, victim.code)
+        if wrong_end:
             wrong += 1
             print("".join(victim.lines[-20:]))
         print(
             f"{number:>4}/{len(faults)}  {fault} to {hit.target} in {hit.phase:<10}  "
             f"step {hit.step:>5}  code {victim.code:>4}  newest checkpoint {saved:>5}  "
-            f"{hit.left} files left  {seconds:.1f} s{verdict}",
+            f"{hit.left} files left  {seconds:.1f} s{wrong_end}",
             flush=True,
         )
     victim = make()
@@ -136,7 +136,7 @@ def disturb(
     return _report(hits, victim, wrong)
 
 
-def _verdict(fault: str, hit: Hit, code: int | None) -> str:
+def verdict(fault: str, hit: Hit, code: int | None) -> str:
     """What is wrong with the end of a struck training; "" for nothing."""
     if not hit.ended:
         return "  WRONG: it did not end, and was killed"

@@ -76,7 +76,7 @@ class Victim:
         self.times = Times()
         self._news = threading.Condition()
         self._step, self._evaluated = 0, 0
-        self._compiles = False
+        self._compiles = self._silent = False
         self._began = time.monotonic()
         self._launches = "launch.local" in argv
         self._process = subprocess.Popen(
@@ -122,6 +122,9 @@ class Victim:
                     self._evaluated = int(match[1].replace(",", ""))
                     self.times.evaluation = max(self.times.evaluation, now - evaluates_since)
                 self._news.notify_all()
+        with self._news:
+            self._silent = True  # it has ended, or is about to
+            self._news.notify_all()
 
     def strike(self, name: str, phase: str, times: Times, dice: random.Random) -> Hit | None:
         """Waits for a random moment of a phase, sends the signal, waits for the end.
@@ -219,7 +222,7 @@ class Victim:
 
     def _wait(self, condition, seconds: float) -> None:
         with self._news:
-            self._news.wait_for(lambda: condition() or self.code is not None, seconds)
+            self._news.wait_for(lambda: condition() or self._silent, seconds)
 
     def _evaluates(self) -> bool:
         """Whether the line before an evaluation stands there, and that of the evaluation not."""
@@ -250,7 +253,8 @@ class Victim:
             workers = _children(self._process.pid)
             targets += [(f"worker {index}", pid) for index, pid in enumerate(workers)]
         hit.target, pid = dice.choice(targets)
-        if self.code is not None:
+        if self._silent:
+            self.finish()
             return None
         try:
             os.kill(pid, signal.Signals[name])
