@@ -1,5 +1,6 @@
 """Small file helpers for local and remote (`gs://`) paths alike."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -112,6 +113,40 @@ def exists(path: str) -> bool:
     from tensorflow.io import gfile
 
     return gfile.exists(path)
+
+
+def remove(path: str) -> None:
+    """Deletes a file, if there is one.
+
+    On an object store, what was deleted while the answer was lost seems to be there for 5 s more.
+    """
+    from tensorflow import errors
+    from tensorflow.io import gfile
+
+    with contextlib.suppress(errors.NotFoundError):
+        gfile.remove(path)
+
+
+def remove_tree(directory: str) -> None:
+    """Deletes a directory with all that is in it, if there is one.
+
+    `gfile.rmtree` does not do on an object store: where a single request fails it says that there
+    is no such directory, or says nothing and leaves files behind.
+    """
+    from tensorflow import errors
+    from tensorflow.io import gfile
+
+    with contextlib.suppress(errors.NotFoundError):
+        if "://" not in directory:
+            gfile.rmtree(directory)
+            return
+        for name in gfile.listdir(directory):
+            path = os.path.join(directory, name)
+            if name.endswith("/"):
+                remove_tree(path.rstrip("/"))
+            else:
+                remove(path)
+        remove(f"{directory}/")  # the object that stands for a directory
 
 
 def read_lines(path: str) -> Iterator[str]:

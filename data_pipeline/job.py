@@ -77,8 +77,7 @@ class Job:
 
     def _remove(self, name: str) -> None:
         """Removes what the next step has used up; an interrupted job may have done it before."""
-        if gfile.exists(self._path(name)):
-            gfile.rmtree(self._path(name))
+        files.remove_tree(self._path(name))
 
     def _path(self, *names: str) -> str:
         return os.path.join(self._work_dir, *names)

@@ -178,7 +178,7 @@ def _make_work_dir(
         if tf.io.gfile.exists(plan_path) and files.read_json(plan_path) == plan:
             display.say(f"{work_dir}: goes on with what an interrupted job has left")
         else:
-            _remove_tree(work_dir)
+            files.remove_tree(work_dir)
             for name in ("", "raw", "blocks", "text", "records", "rows", "rejected", "results"):
                 tf.io.gfile.makedirs(os.path.join(work_dir, name))
             files.write_json(plan_path, plan)
@@ -187,17 +187,10 @@ def _make_work_dir(
 
     def clean_up(kind: type[BaseException] | None, *_: Any) -> None:
         if kind is not None and issubclass(kind, UsageError):
-            _remove_tree(work_dir if existed else settings.output_dir)
+            files.remove_tree(work_dir if existed else settings.output_dir)
 
     undo.push(clean_up)
     return work_dir
-
-
-def _remove_tree(directory: str) -> None:
-    from tensorflow.io import gfile
-
-    if gfile.exists(directory):
-        gfile.rmtree(directory)
 
 
 def _publish(manifest: Manifest, work_dir: str, keep_rejected: bool) -> None:
@@ -224,12 +217,11 @@ def _publish(manifest: Manifest, work_dir: str, keep_rejected: bool) -> None:
         names.append(_REJECTED_FILE)
     # From here on the work directory cannot be gone on with.
     gfile.remove(os.path.join(work_dir, _PLAN_FILE))
-    if gfile.exists(os.path.join(directory, MANIFEST_FILE)):
-        gfile.remove(os.path.join(directory, MANIFEST_FILE))
+    files.remove(os.path.join(directory, MANIFEST_FILE))
     for name in gfile.listdir(directory):
         if _OWN_FILES.fullmatch(name):
             gfile.remove(os.path.join(directory, name))
     for name in names:
         gfile.rename(os.path.join(work_dir, name), os.path.join(directory, name), overwrite=True)
     manifest.save()
-    gfile.rmtree(work_dir)
+    files.remove_tree(work_dir)

@@ -18,6 +18,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from data_pipeline import files as storage
 from data_pipeline.errors import UsageError
 from trainer.messages import error_text, warn
 from trainer.metrics import higher_is_better
@@ -259,17 +260,15 @@ def check_remains(directory: str) -> None:
 
 def remove(directory: str, step: int) -> None:
     """Deletes the files of a checkpoint, the manifest first; those set aside stay."""
-    manifest = f"{prefix(directory, step)}.json"
-    if tf.io.gfile.exists(manifest):
-        tf.io.gfile.remove(manifest)
+    storage.remove(f"{prefix(directory, step)}.json")
     for name in _names(directory):
         match = _PART.fullmatch(name)
         if match and int(match[1]) == step:
             path = os.path.join(directory, name)
             if tf.io.gfile.isdir(path):
-                tf.io.gfile.rmtree(path)
+                storage.remove_tree(path)
             else:
-                tf.io.gfile.remove(path)
+                storage.remove(path)
 
 
 def set_aside(directory: str, step: int) -> None:
@@ -303,7 +302,7 @@ def clean(directory: str, keep: Keep) -> None:
     # On an object store a rename is a copy and a deletion, and a run can be killed between them.
     for name in _names(directory):
         if name.endswith(".json.incomplete"):
-            tf.io.gfile.remove(os.path.join(directory, name))
+            storage.remove(os.path.join(directory, name))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -28,8 +28,9 @@ from dataclasses import dataclass, field
 
 import trustme
 
-FAULTS = ("503", "429", "reset", "lost", "truncate", "slow")
-"""Answers "try again"; "too many requests"; no answer; the work done, and no answer; an answer of
+FAULTS = ("503", "429", "reset", "cut", "lost", "truncate", "slow")
+"""Answers "try again"; "too many requests"; no answer; half of an upload
+taken, and no answer; the work done, and no answer; an answer of
 which only the first half comes; an answer in small pieces."""
 
 _HOSTS = ("www.googleapis.com", "storage.googleapis.com")
@@ -227,6 +228,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault in ("503", "429"):
             self._answer(int(fault), {"error": {"code": int(fault)}})
         elif fault == "reset":
+            self.close_connection = True
+        elif fault == "cut":
+            if self.path.startswith("/upload/session/"):
+                self._work(content[: len(content) // 2])
             self.close_connection = True
         else:
             code, answer, headers = self._work(content)
