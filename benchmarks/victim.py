@@ -152,6 +152,7 @@ class Victim:
         except subprocess.TimeoutExpired:
             hit.ended = False
             self._process.kill()
+            self._process.wait()
         self._reader.join()
         hit.left = len(self._watch.unfinished())
         return hit
