@@ -30,7 +30,7 @@ import trustme
 
 FAULTS = ("503", "429", "reset", "cut", "lost", "truncate", "slow")
 """Answers "try again"; "too many requests"; no answer; half of an upload taken, and no answer; the
-work done, and no answer; an answer of which only the first half comes; an answer in small pieces."""
+work done, and no answer; an answer of which only one half comes; an answer in small pieces."""
 
 _HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 _PIECES, _PIECE_SECONDS = 8, 0.02  # of a slow answer
