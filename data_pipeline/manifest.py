@@ -310,9 +310,10 @@ def load_manifest(directory: str) -> Manifest:
     from tensorflow.io import gfile
 
     path = os.path.join(directory, MANIFEST_FILE)
-    if not gfile.isdir(directory):
-        raise UsageError(f"{directory}: no such dataset directory; {_HOW_TO_MAKE}")
+    # `exists` fails where a bucket does not answer, `isdir` would say no: so it is asked first.
     if not gfile.exists(path):
+        if not gfile.isdir(directory):
+            raise UsageError(f"{directory}: no such dataset directory; {_HOW_TO_MAKE}")
         raise UsageError(
             f"{directory}: not a finished dataset, it has no {MANIFEST_FILE}; {_HOW_TO_MAKE}"
         )

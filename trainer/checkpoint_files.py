@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from data_pipeline import files as storage
 from data_pipeline.errors import UsageError
+from data_pipeline.storage import list_names
 from trainer.messages import error_text, warn
 from trainer.metrics import higher_is_better
 
@@ -107,9 +108,7 @@ def prefix(directory: str, step: int) -> str:
 def _names(directory: str) -> list[str]:
     """Names in the directory; none if it does not exist. Raises `UsageError`."""
     try:
-        return [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
-    except tf.errors.NotFoundError:
-        return []
+        return list_names(directory)
     except tf.errors.OpError as error:
         raise _unreadable(directory, error) from error
 
