@@ -29,8 +29,8 @@ import time
 
 from absl import flags
 
-from benchmarks import same_run
-from benchmarks.victim import PHASES, Hit, Times, Victim, expected_codes
+from benchmarks import same_run, soak
+from benchmarks.victim import Victim
 from data_pipeline.errors import UsageError, run_app
 
 _KILLS = flags.DEFINE_integer("kills", 0, "SIGKILLs.", lower_bound=0)
@@ -43,122 +43,6 @@ _WORK_DIR = flags.DEFINE_string(
 )
 
 _STEPS_A_FAULT = 20
-_SMALL = (
-    "--config.model.dropout=0.1",
-    "--config.model.width=32",
-    "--config.model.feed_forward=64",
-    "--config.model.heads=2",
-    "--config.model.encoder_layers=1",
-    "--config.model.decoder_layers=1",
-    "--config.optimizer.ema_decay=0.9",
-    "--config.data.row_length=64",
-    "--config.train.batch_tokens=2048",
-    "--config.train.steps_per_loop=2",
-    "--config.train.checkpoint_every=4",
-    "--config.train.evaluate_every=24",
-    "--config.train.keep_best=2",
-    "--config.decode.validation_sentences=40",
-    "--jit_compile=off",
-)
-
-
-def prepare(directory: str) -> None:
-    """Makes a small dataset of the built-in corpus, unless it is there."""
-    from data_pipeline import pipeline
-
-    if not os.path.exists(os.path.join(directory, "dataset.json")):
-        settings = pipeline.Settings(
-            train=("builtin:train?size=2000",),
-            valid=("builtin:valid?size=40",),
-            test=("builtin:test?size=20",),
-            source_lang="en",
-            target_lang="de",
-            output_dir=directory,
-            vocab_size=1000,
-            row_length=64,
-        )
-        pipeline.prepare(settings)
-
-
-def command(workers: int, arguments: list[str]) -> list[str]:
-    """What trains: the trainer, or several under the launcher, which is not to restart them."""
-    if workers == 1:
-        return [sys.executable, "-m", "trainer.main", *arguments]
-    launcher = [sys.executable, "-m", "launch.local", f"--workers={workers}", "--max_restarts=0"]
-    return [*launcher, "--", *arguments]
-
-
-def disturb(
-    make, model_dir: str, faults: list[str], times: Times, dice: random.Random
-) -> tuple[int, int]:
-    """Trains to the end, with a fault in each of the first starts.
-
-    Args:
-        make: starts the training, returns a `Victim`.
-        model_dir: of the run.
-        faults: "SIGKILL" or "SIGTERM", one a start.
-        times: how long the phases take.
-        dice: decides phases and moments.
-
-    Returns:
-        the number of faults, fewer than wanted where the training was done before; and the number
-        of starts that ended as they should not.
-    """
-    hits: list[tuple[Hit, int, float]] = []  # with steps lost, seconds
-    wrong = 0
-    # Each phase as often as any other, in random order.
-    phases = [PHASES[index % len(PHASES)] for index in range(len(faults))]
-    dice.shuffle(phases)
-    for number, (fault, phase) in enumerate(zip(faults, phases, strict=True), start=1):
-        began = time.monotonic()
-        victim = make()
-        hit = victim.strike(fault, phase, times, dice)
-        if hit is None:
-            code = victim.finish()
-            print(f"the training ended with code {code} before fault {number}", flush=True)
-            if code == 0:
-                break
-            return _report(hits, victim, wrong + 1)
-        saved, seconds = same_run.newest(model_dir), time.monotonic() - began
-        hits.append((hit, max(0, hit.step - saved), seconds))
-        wrong_end = verdict(fault, hit, victim.code)
-        if wrong_end:
-            wrong += 1
-            print("".join(victim.lines[-20:]))
-        print(
-            f"{number:>4}/{len(faults)}  {fault} to {hit.target} in {hit.phase:<10}  "
-            f"step {hit.step:>5}  code {victim.code:>4}  newest checkpoint {saved:>5}  "
-            f"{hit.left} files left  {seconds:.1f} s{wrong_end}",
-            flush=True,
-        )
-    victim = make()
-    wrong += victim.finish() != 0
-    return _report(hits, victim, wrong)
-
-
-def verdict(fault: str, hit: Hit, code: int | None) -> str:
-    """What is wrong with the end of a struck training; "" for nothing."""
-    if not hit.ended:
-        return "  WRONG: it did not end, and was killed"
-    expected = expected_codes(fault, hit)
-    return "" if code in expected else f"  WRONG: ended with {code}, not {sorted(expected)}"
-
-
-def _report(hits: list[tuple[Hit, int, float]], last: Victim, wrong: int) -> tuple[int, int]:
-    if last.code != 0:
-        print("".join(last.lines[-20:]))
-        print(f"the last start ended with code {last.code}, not 0")
-    print(f"\n{'phase':<12} faults  left files  steps lost: mean, most  mean seconds")
-    for phase in PHASES:
-        rows = [row for row in hits if row[0].phase == phase]
-        if rows:
-            lost = [row[1] for row in rows]
-            print(
-                f"{phase:<12} {len(rows):>6}  {sum(row[0].left > 0 for row in rows):>10}  "
-                f"{sum(lost) / len(rows):>16.1f}, {max(lost):>4}  "
-                f"{sum(row[2] for row in rows) / len(rows):>12.1f}"
-            )
-    return len(hits), wrong
 
 
 def main(argv: list[str]) -> int:
@@ -171,16 +55,16 @@ def main(argv: list[str]) -> int:
     work_dir = _WORK_DIR.value or tempfile.mkdtemp(prefix="chaos-")
     data_dir = _DATA_DIR.value or os.path.join(work_dir, "data")
     if _DATA_DIR.value is None:
-        prepare(data_dir)
+        soak.prepare(data_dir)
     steps = 24 * (1 + _STEPS_A_FAULT * len(faults) // 24)
-    arguments = argv[1:] or [*_SMALL, f"--config.train.steps={steps}"]
+    arguments = argv[1:] or [*soak.SMALL, f"--config.train.steps={steps}"]
     model_dirs = {name: os.path.join(work_dir, name) for name in ("undisturbed", "disturbed")}
     for path in model_dirs.values():
         shutil.rmtree(path, ignore_errors=True)
 
     def start(name: str) -> Victim:
         paths = [f"--data_dir={data_dir}", f"--model_dir={model_dirs[name]}"]
-        return Victim(command(_WORKERS.value, [*paths, *arguments]), model_dirs[name])
+        return Victim(soak.command(_WORKERS.value, [*paths, *arguments]), model_dirs[name])
 
     print(f"undisturbed run, into {model_dirs['undisturbed']} ...", flush=True)
     began = time.monotonic()
@@ -190,7 +74,7 @@ def main(argv: list[str]) -> int:
         print(f"error: the undisturbed run ended with code {victim.code}", file=sys.stderr)
         return 1
     print(f"{time.monotonic() - began:.0f} s, {victim.times}; now with {len(faults)} faults")
-    done, wrong = disturb(
+    done, wrong = soak.disturb(
         lambda: start("disturbed"), model_dirs["disturbed"], faults, victim.times, dice
     )
     found = same_run.differences(model_dirs["undisturbed"], model_dirs["disturbed"])

@@ -10,14 +10,12 @@ Exit codes: 0 they do; 1 they do not; 2 bad usage.
 """
 
 import os
-import re
 import subprocess
-import sys
 import tempfile
 
 from absl import flags
 
-from benchmarks import chaos, same_run
+from benchmarks import same_run, soak
 from data_pipeline.errors import UsageError, no_arguments, run_app
 
 _LEGS = flags.DEFINE_list("legs", ["1", "4", "2w", "1"], "What to train on, one after the other.")
@@ -38,16 +36,6 @@ _FLAGS = (
 )
 
 
-def leg_command(leg: str) -> list[str]:
-    """The command that trains on a leg such as "4" or "2w"."""
-    match = re.fullmatch(r"([1-9][0-9]*)(w?)", leg)
-    if not match:
-        raise UsageError(f"--legs: {leg!r} is neither replicas, such as 4, nor workers, such as 2w")
-    if match[2]:
-        return [sys.executable, "-m", "launch.local", f"--workers={match[1]}", "--"]
-    return [sys.executable, "-m", "trainer.main", f"--num_virtual_devices={match[1]}"]
-
-
 def losses(model_dir: str) -> dict[int, float]:
     """Step -> training loss."""
     return {line["step"]: line["loss"] for line in same_run.read_log(model_dir, "train")}
@@ -56,10 +44,10 @@ def losses(model_dir: str) -> dict[int, float]:
 def main(argv: list[str]) -> int:
     """All legs, the undisturbed run, and the comparison."""
     no_arguments(argv)
-    commands = [leg_command(leg) for leg in _LEGS.value]
+    commands = [soak.leg_command(leg) for leg in _LEGS.value]
     with tempfile.TemporaryDirectory(prefix="topologies-") as folder:
         data_dir = os.path.join(folder, "data")
-        chaos.prepare(data_dir)
+        soak.prepare(data_dir)
 
         def train(command: list[str], name: str, steps: int) -> dict[int, float]:
             print(f"{name}: to step {steps} with {' '.join(command[1:])}", flush=True)
@@ -77,7 +65,7 @@ def main(argv: list[str]) -> int:
                 raise UsageError(f"the training ended with code {done.returncode}")
             return losses(model_dir)
 
-        whole = train(leg_command("1"), "undisturbed", _STEPS.value * len(commands))
+        whole = train(soak.leg_command("1"), "undisturbed", _STEPS.value * len(commands))
         for number, command in enumerate(commands, start=1):
             found = train(command, "continued", _STEPS.value * number)
     if whole.keys() != found.keys():

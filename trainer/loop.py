@@ -244,13 +244,14 @@ class Run:
         stops = self.validation.is_due(began) and self._end_loop(began, False)
         self._compiled, self._most_steps = False, 1
         self._call: dict[str, tf.Tensor] | None = None
-        while not stops and self.checkpoints.step < train.steps and not self._stops_early:
+        # Counted here: to read it from the device would wait for the call under way.
+        step = began
+        while not stops and step < train.steps and not self._stops_early:
             try:
-                stops = self._loop(self.checkpoints.step)
+                step, stops = self._loop(step)
             except BadStepsError as error:
-                self._answer(error)
+                step = self._answer(error)
         self._finish_saving()
-        step = self.checkpoints.step
         if stops:
             self.say(f"{self.stop_reason}: saved at step {step:,}; start again to go on")
             return STOPPED_ON_REQUEST
@@ -264,8 +265,12 @@ class Run:
         self.writer.flush()
         return 0
 
-    def _loop(self, step: int) -> bool:
-        """Trains up to the next report, and what is due after it; whether to stop."""
+    def _loop(self, step: int) -> tuple[int, bool]:
+        """Trains up to the next report, and what is due after it.
+
+        Returns:
+            the step it has come to, and whether to stop.
+        """
         train, alone = self.config.train, not self._compiled
         every = (train.steps_per_loop, train.evaluate_every, train.checkpoint_every)
         # The first step of a start is alone: its time is compilation, not training.
@@ -282,7 +287,7 @@ class Run:
         saves = stops or self.validation.is_due(step) or step % train.checkpoint_every == 0
         if alone or saves:
             self._reporter.wait()  # to measure the peak alone; to save nothing but good numbers
-        return self._end_loop(step, stops) if saves else False
+        return step, self._end_loop(step, stops) if saves else False
 
     def _ask(self, call: dict[str, tf.Tensor]) -> bool:
         """Whether to stop; if not, all workers agree how many steps the next call may take.
@@ -310,8 +315,12 @@ class Run:
         self._save(result)
         return stops
 
-    def _answer(self, error: BadStepsError) -> None:
-        """Rolls back to the last checkpoint, or ends the run, as `train.bad_steps` wants it."""
+    def _answer(self, error: BadStepsError) -> int:
+        """Rolls back to the last checkpoint, or ends the run, as `train.bad_steps` wants it.
+
+        Returns:
+            the step of that checkpoint.
+        """
         policy, bad = self.config.train.bad_steps, error.steps[-1]
         mend = (
             "lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm, in a new "
@@ -344,6 +353,7 @@ class Run:
         self.writer.flush()
         self.writer = metrics.MetricsWriter(self.model_dir, step, active=self.worker.is_chief)
         self._iterators.append(self.data.distribute(self.strategy, after_bad))
+        return step
 
     def _save(self, result: dict[str, float] | None) -> None:
         self.checkpoints.state.seconds.assign(self.elapsed())

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from benchmarks import chaos, same_run
-from benchmarks.chaos import command
+from benchmarks import same_run
 from benchmarks.checkpoint_watch import CheckpointWatch
-from benchmarks.topologies import leg_command
+from benchmarks.soak import command, leg_command, verdict
 from benchmarks.victim import Hit, Times, Victim, expected_codes
 from data_pipeline.errors import UsageError
 from trainer import checkpoint_files as files
@@ -230,7 +229,7 @@ def test_a_training_that_does_not_end_is_wrong(tmp_path, monkeypatch):
     victim = _fake(tmp_path, "deaf")
     hit = victim.strike("SIGTERM", "step", _TIMES, random.Random(1))
     assert not hit.ended and victim.code == -9
-    assert "did not end" in chaos.verdict("SIGKILL", hit, victim.code)
+    assert "did not end" in verdict("SIGKILL", hit, victim.code)
 
 
 def test_a_training_that_was_done_before(tmp_path):

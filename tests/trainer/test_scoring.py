@@ -57,7 +57,7 @@ def test_source_and_target_have_their_own_vocabulary(manifest_of_two):
     seen = []
 
     class Fake:
-        def translate(self, sentences):
+        def translate(self, sentences, between=None):
             seen.extend(sentences)
             return target.encode(["alte Katze"])
 
@@ -72,7 +72,7 @@ def test_a_line_feed_in_a_translation_makes_no_second_line(manifest):
     line_feed = next(i for i in range(tokenizer.vocab_size) if tokenizer.decode([[i]]) == ["\n"])
 
     class SpellsLineFeeds:
-        def translate(self, sentences):
+        def translate(self, sentences, between=None):
             return [[*red, line_feed, line_feed, *dog] for _ in sentences]
 
     assert translate_lines(["a", "b"], (tokenizer, tokenizer), SpellsLineFeeds()) == [
