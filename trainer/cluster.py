@@ -5,12 +5,14 @@ each of its GPUs (or one on its CPU). `find_cluster` reads from the environment 
 one process, under any strategy, everything below is the identity and runs no TensorFlow operation.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -332,6 +334,21 @@ def same_everywhere(strategy: tf.distribute.Strategy, text: str) -> bool:
 def barrier(strategy: tf.distribute.Strategy) -> None:
     """Returns when all workers have called it."""
     sum_over_workers(strategy, [0.0])
+
+
+def hear_signals(tell: Callable[[str], object]) -> None:
+    """Calls `tell` when a worker gets a SIGTERM that TensorFlow takes.
+
+    While it makes the strategy of several workers, TensorFlow puts its own handler in place of
+    ours. What that one hears it tells all workers, under this key of the coordination service.
+    """
+
+    def wait() -> None:
+        with contextlib.suppress(tf.errors.OpError):  # the service has ended, and the run with it
+            context.context().get_config_key_value("TF_DEFAULT_PREEMPTION_NOTICE_KEY")
+            tell("SIGTERM")
+
+    threading.Thread(target=wait, daemon=True, name="preemption").start()
 
 
 def leave(strategy: tf.distribute.Strategy) -> None:

@@ -238,6 +238,8 @@ def _main(argv: list[str], stop: StopRequest, watch: Watch) -> int:
         tpu_project=_TPU_PROJECT.value,
     )
     stop.listen()
+    if cluster.worker_of(strategy).count > 1:
+        cluster.hear_signals(stop.request)
     compiles = use_xla(_JIT.value, strategy, _PRECISION.value)
     PHASES.end("TensorFlow")
     data_dir = _DATA_DIR.value or os.path.join("data", name)

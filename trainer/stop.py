@@ -62,6 +62,7 @@ class StopRequest:
         """Takes the signals, again where somebody else has taken them.
 
         TensorFlow does: with several workers its runtime puts its own handler of SIGTERM in place.
+        What came in between, `trainer.cluster.hear_signals` learns.
         """
         for number in _SIGNALS:
             signal.signal(number, lambda number, frame: None)

@@ -268,3 +268,29 @@ def test_two_processes_agree():
             "chief": [[7.25, 0], [7.25, 1]],
             "same": [True, False, True],
         }
+
+
+_SIGNALLED = """
+import json, os, signal, threading
+from trainer import cluster
+from trainer.stop import StopRequest
+from trainer.strategy import make_strategy
+
+with StopRequest() as stop:
+    stop.hold()
+    strategy, _ = make_strategy("multi_worker")
+    if cluster.worker_of(strategy).index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)  # TensorFlow's handler takes it
+    told = threading.Event()
+    cluster.hear_signals(lambda reason: (stop.request(reason), told.set()))
+    assert told.wait(60)
+    print(json.dumps(stop.reason), flush=True)
+    cluster.leave(strategy)
+    os._exit(0)
+"""
+
+
+def test_a_signal_that_tensorflow_takes_is_heard():
+    """On all workers; it came before our handler was put back."""
+    addresses = [f"localhost:{port}" for port in free_ports(2)]
+    assert run_workers(_SIGNALLED, {"worker": addresses}) == ["SIGTERM", "SIGTERM"]
