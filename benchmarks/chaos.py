@@ -42,7 +42,7 @@ _WORK_DIR = flags.DEFINE_string(
     "work_dir", None, "Gets dataset and both model directories, and keeps them."
 )
 
-_STEPS_A_FAULT = 20
+_STEPS_A_FAULT = 30
 
 
 def main(argv: list[str]) -> int:

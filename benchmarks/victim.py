@@ -141,9 +141,11 @@ class Victim:
         patience = max(_DEADLINE, times.whole)
         if phase in ("write", "rename"):
             self._wait(lambda: self._step, patience)
-            hit = self._strike_checkpoint(name, phase, patience, dice)
         else:
             self._approach(phase, times, patience, dice)
+        if phase in ("write", "rename") and self._step:
+            hit = self._strike_checkpoint(name, phase, patience, dice)
+        else:
             hit = self._send(name, "", dice)
         if hit is None:
             return None
@@ -184,8 +186,10 @@ class Victim:
         writer = self._writer()
         deadline = time.monotonic() + patience
         skipped = dice.randrange(3)  # checkpoints to let pass
+        # Those that come and go unseen count too, or the training would be over before a hit.
+        last = self._step + (skipped + _TRIES) * self._setting("checkpoint_every")
         for number in range(skipped + _TRIES):
-            step = self._await_writing(deadline)
+            step = self._await_writing(deadline, last)
             if not step:
                 break
             if number >= skipped:
@@ -200,9 +204,9 @@ class Victim:
                 time.sleep(0.001)
         return self._send(name, "", dice)
 
-    def _await_writing(self, deadline: float) -> int:
+    def _await_writing(self, deadline: float, last: int) -> int:
         """The step of the next checkpoint, as soon as there is a file of it; 0 if none comes."""
-        while self.code is None and time.monotonic() < deadline:
+        while self.code is None and self._step <= last and time.monotonic() < deadline:
             if step := self._watch.writing():
                 return step
         return 0
@@ -229,9 +233,12 @@ class Victim:
         """Whether the line before an evaluation stands there, and that of the evaluation not."""
         if not self._step:
             return False
+        return self._step % self._setting("evaluate_every") == 0 and self._evaluated < self._step
+
+    def _setting(self, name: str) -> int:
+        """One of `config.train`."""
         with open(os.path.join(self._model_dir, "config.json"), encoding="utf-8") as file:
-            every = json.load(file)["config"]["train"]["evaluate_every"]
-        return self._step % every == 0 and self._evaluated < self._step
+            return json.load(file)["config"]["train"][name]
 
     def _seen(self) -> str:
         """The phase that the output shows."""

@@ -161,7 +161,7 @@ folder, how = sys.argv[1], sys.argv[2:]
 if "deaf" in how:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with open(f"{folder}/config.json", "w") as file:
-    json.dump({"config": {"train": {"evaluate_every": 6}}}, file)
+    json.dump({"config": {"train": {"evaluate_every": 6, "checkpoint_every": 4}}}, file)
 print("tracing and compiling the train step ...", flush=True)
 for step in range(1, 1000):
     print(f"step {step:>7}/1,000  epoch", flush=True)
@@ -213,6 +213,13 @@ def test_phase_and_files_agree_where_the_rename_was_aimed_at(tmp_path):
 
 def test_a_rename_that_never_comes_is_not_waited_for(tmp_path):
     hit = _fake(tmp_path).strike("SIGKILL", "rename", _TIMES, random.Random(1))
+    assert hit.ended and hit.phase in ("step", "evaluation")
+    assert hit.step < 100
+
+
+def test_checkpoints_that_come_and_go_unseen_are_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.victim.CheckpointWatch.writing", lambda watch: 0)
+    hit = _fake(tmp_path).strike("SIGKILL", "write", _TIMES, random.Random(1))
     assert hit.ended and hit.phase in ("step", "evaluation")
     assert hit.step < 100
 
