@@ -13,9 +13,9 @@ fault it is started again with the same command. At the end all tensors of both 
 by bit, all losses equal, and nothing may be left half written. With several workers a signal goes
 to one of them or to the launcher.
 
-Without flags of your own after --, a tiny model is trained on the built-in corpus, with dropout and
-a moving average of the weights. Your own training must be bit-identical when it runs twice
-undisturbed: on a GPU that takes TF_DETERMINISTIC_OPS=1 in the environment.
+Without --data_dir, a tiny model is trained on the built-in corpus, with dropout and a moving
+average of the weights; flags after -- change that. Your own training must be bit-identical when it
+runs twice undisturbed: on a GPU that takes TF_DETERMINISTIC_OPS=1 in the environment.
 
 Exit codes: 0 the same; 1 not the same, or a run ended as it should not; 2 bad usage.
 """
@@ -57,7 +57,8 @@ def main(argv: list[str]) -> int:
     if _DATA_DIR.value is None:
         soak.prepare(data_dir)
     steps = 24 * (1 + _STEPS_A_FAULT * len(faults) // 24)
-    arguments = argv[1:] or [*soak.SMALL, f"--config.train.steps={steps}"]
+    small = [] if _DATA_DIR.value else [*soak.SMALL, f"--config.train.steps={steps}"]
+    arguments = [*small, *argv[1:]]
     model_dirs = {name: os.path.join(work_dir, name) for name in ("undisturbed", "disturbed")}
     for path in model_dirs.values():
         shutil.rmtree(path, ignore_errors=True)

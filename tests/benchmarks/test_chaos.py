@@ -268,7 +268,7 @@ def test_the_command(tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.chaos", "--kills=1", "--terms=1", "--seed=3"),
-            f"--work_dir={tmp_path}",
+            *(f"--work_dir={tmp_path}", "--", "--config.train.steps=48"),
         ],
         cwd=_ROOT,
         capture_output=True,
