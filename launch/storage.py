@@ -1,0 +1,239 @@
+"""Copies a directory to a bucket of Google Cloud Storage, or back.
+
+    python -m launch.storage push data/mine gs://bucket/data/mine
+    python -m launch.storage pull gs://bucket/models/mine models/mine
+
+Files whose size and CRC32C are the same on both sides are left alone, so a copy that was cut short
+goes on when the same command is started again. dataset.json and config.json come last: a directory
+without them is no dataset and no model. Nothing is deleted, except one of these two that is about
+to be replaced. STORAGE_EMULATOR_HOST names another service than Google's.
+
+Exit codes: 0 done; 2 bad usage, or what the storage refused, in one line.
+"""
+
+import base64
+import concurrent.futures
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+
+import google_crc32c
+from absl import flags
+from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from data_pipeline.errors import UsageError, run_app
+from launch import buckets
+
+MARKERS = ("dataset.json", "config.json")
+"""Files that say that a directory is complete."""
+
+_USAGE = "python -m launch.storage push DIR gs://BUCKET/FOLDER, or pull gs://BUCKET/FOLDER DIR"
+_TEMPORARY = "_incomplete-"  # as data_pipeline.files names what is being written
+_BLOCK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 60.0  # for one request
+_REPORT_SECONDS = 5.0
+
+_PARALLEL = flags.DEFINE_integer("parallel", 8, "Files that are copied at a time.", 1, 64)
+
+
+def crc32c(path: Path) -> str:
+    """CRC32C of a file as Cloud Storage writes it: base64 of the big-endian number."""
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            checksum.update(block)
+    return base64.b64encode(checksum.digest()).decode()
+
+
+def is_same(path: Path, blob: storage.Blob | None) -> bool:
+    """Whether a local file and an object have the same content."""
+    return (
+        blob is not None
+        and path.is_file()
+        and path.stat().st_size == blob.size
+        and crc32c(path) == blob.crc32c
+    )
+
+
+def local_files(directory: Path) -> dict[str, Path]:
+    """Relative name, with slashes -> file; without temporary ones."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {
+        path.relative_to(directory).as_posix(): path
+        for path in sorted(files)
+        if not path.name.startswith(_TEMPORARY)
+    }
+
+
+def remote_files(client: storage.Client, bucket: str, prefix: str) -> dict[str, storage.Blob]:
+    """Name below the prefix -> object.
+
+    Raises:
+        UsageError: for a name that would lead out of a local directory.
+    """
+    blobs = {}
+    for blob in client.list_blobs(bucket, prefix=prefix, timeout=_TIMEOUT_SECONDS):
+        name = blob.name[len(prefix) :]
+        if not name or name.endswith("/") or _TEMPORARY in name:  # folders of the web console
+            continue
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise UsageError(f"gs://{bucket}/{blob.name} has no place in a directory; rename it")
+        blobs[name] = blob
+    return blobs
+
+
+def _is_marker(name: str) -> bool:
+    return PurePosixPath(name).name in MARKERS
+
+
+def _copy_all(
+    names: Iterable[str], copy: Callable[[str], int], parallel: int, verb: str
+) -> tuple[int, int]:
+    """Calls `copy`, which returns bytes, for all names at the same time.
+
+    Returns:
+        number of those that were copied, that is of more than -1 bytes; their bytes.
+    """
+    names = list(names)
+    done = copied = total = 0
+    told = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+        futures = [pool.submit(copy, name) for name in names]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                size = future.result()
+                done, copied, total = done + 1, copied + (size >= 0), total + max(size, 0)
+                if time.monotonic() - told > _REPORT_SECONDS:
+                    told = time.monotonic()
+                    print(f"{verb}: {done:,} of {len(names):,} files, {total:,} bytes", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return copied, total
+
+
+def _in_order(
+    names: Iterable[str],
+    copy: Callable[[str], int],
+    unmark: Callable[[str], None],
+    parallel: int,
+    verb: str,
+) -> tuple[int, int]:
+    """Copies the markers last; removes those that will change first, if something else changes."""
+    names = list(names)
+    markers = [name for name in names if _is_marker(name)]
+    for name in markers:
+        unmark(name)
+    rest = [name for name in names if not _is_marker(name)]
+    copied, total = _copy_all(rest, copy, parallel, verb)
+    more, bytes_more = _copy_all(markers, copy, parallel, verb)
+    return copied + more, total + bytes_more
+
+
+def push(directory: Path, address: str, parallel: int = 8) -> tuple[int, int, int]:
+    """Copies a directory into a bucket.
+
+    Returns:
+        number of files, of those that had to be sent, and the bytes of these.
+
+    Raises:
+        UsageError: when there is nothing to send, or the storage refuses.
+    """
+    bucket_name, prefix = buckets.split(address)
+    files = local_files(directory)
+    if not files:
+        raise UsageError(f"{directory}: no such directory, or no file in it")
+    client = buckets.make_client()
+    bucket = client.bucket(bucket_name)
+
+    with buckets.one_line(address):
+        there = remote_files(client, bucket_name, prefix)
+
+        def send(name: str) -> int:
+            if is_same(files[name], there.get(name)):
+                return -1
+            blob = bucket.blob(prefix + name)
+            # The library sends the checksum along or compares it; the size tells of a file that
+            # grew in the meantime.
+            size = files[name].stat().st_size
+            blob.upload_from_filename(
+                str(files[name]), checksum="crc32c", retry=DEFAULT_RETRY, timeout=_TIMEOUT_SECONDS
+            )
+            if blob.size != size or blob.crc32c != crc32c(files[name]):
+                raise UsageError(f"{files[name]} changed while it was sent; start again")
+            return size
+
+        def unmark(name: str) -> None:
+            if name in there and not is_same(files[name], there[name]):
+                there.pop(name).delete(retry=DEFAULT_RETRY, timeout=_TIMEOUT_SECONDS)
+
+        copied, total = _in_order(files, send, unmark, parallel, "sent")
+    return len(files), copied, total
+
+
+def pull(address: str, directory: Path, parallel: int = 8) -> tuple[int, int, int]:
+    """Copies what lies below an address into a directory.
+
+    Returns:
+        number of files, of those that had to be fetched, and the bytes of these.
+
+    Raises:
+        UsageError: when there is nothing to fetch, or the storage refuses.
+    """
+    bucket_name, prefix = buckets.split(address)
+    client = buckets.make_client()
+    with buckets.one_line(address):
+        there = remote_files(client, bucket_name, prefix)
+        if not there:
+            raise UsageError(f"{address}: there is nothing below it")
+
+        def fetch(name: str) -> int:
+            path = directory / name
+            if is_same(path, there[name]):
+                return -1
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+            try:
+                there[name].download_to_filename(
+                    str(temporary),
+                    checksum="crc32c",
+                    retry=DEFAULT_RETRY,
+                    timeout=_TIMEOUT_SECONDS,
+                )
+                if not is_same(temporary, there[name]):
+                    raise UsageError(f"{address}: {name} changed while it was read; start again")
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return path.stat().st_size
+
+        def unmark(name: str) -> None:
+            if not is_same(directory / name, there[name]):
+                (directory / name).unlink(missing_ok=True)
+
+        copied, total = _in_order(there, fetch, unmark, parallel, "fetched")
+    return len(there), copied, total
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    start = time.monotonic()
+    match argv[1:]:
+        case ["push", directory, address]:
+            files, copied, total = push(Path(directory), address, _PARALLEL.value)
+        case ["pull", address, directory]:
+            files, copied, total = pull(address, Path(directory), _PARALLEL.value)
+        case _:
+            raise UsageError(f"usage: {_USAGE}")
+    seconds = time.monotonic() - start
+    print(
+        f"{argv[1]}: {files:,} files, {copied:,} of them copied, {total:,} bytes, "
+        f"{seconds:.1f} s; the rest was there already"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_app(main)
