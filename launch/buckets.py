@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import google.auth.credentials
 import google.auth.exceptions
+import google.cloud.storage as storage
 import requests
 from google.api_core import exceptions
-from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 
 from data_pipeline.errors import UsageError

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
+import google.cloud.storage as storage
 import google_crc32c
 from absl import flags
-from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from data_pipeline.errors import UsageError, run_app

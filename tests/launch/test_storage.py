@@ -151,7 +151,7 @@ def test_a_damaged_download_is_no_file(bucket, dataset, tmp_path, monkeypatch):
             file.write(b"?" * self.size)
 
     monkeypatch.setattr(Blob, "download_to_filename", damaged)
-    with pytest.raises(UsageError, match="test en.txt changed while it was read"):
+    with pytest.raises(UsageError, match=r"test en\.txt changed while it was read"):
         storage.pull(ADDRESS, tmp_path / "back", parallel=1)
     files = [path for path in (tmp_path / "back").rglob("*") if path.is_file()]
     assert [path for path in files if path.stat().st_size] == []

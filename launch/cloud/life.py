@@ -1,0 +1,188 @@
+"""The life of a slice: create, resume after a preemption, delete.
+
+Each can be killed at any call and started again. What there is to know lies with Cloud TPU and in
+the bucket, under the name: spec.json is written before anything that costs money is made, and is
+removed after the last of it is gone.
+"""
+
+import time
+from collections.abc import Callable
+
+from data_pipeline.errors import UsageError
+from launch.cloud import job
+from launch.cloud.service import DryRun, Resource, Service
+from launch.cloud.spec import Spec, from_json
+from launch.cloud.store import CODE, JOB, SPEC, STATE, DryStore, Store
+
+POLL_SECONDS = 10.0
+SETTLE_SECONDS = 120.0  # for a request to appear in the queue
+DELETE_SECONDS = 1200.0
+
+QUEUED = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
+COMING_BACK = ("CREATING", "READY", "RESTARTING", "REIMAGING", "REPAIRING", "STARTING")
+"""States of a node that is there, or will be without our doing."""
+
+Ask = Callable[[str], None]
+
+
+def describe(spec: Spec, usd_per_chip_hour: float | None) -> str:
+    """The slice, its price class and when billing begins, for people."""
+    what = spec.slice
+    hosts = "one host" if what.single_host else "several hosts"
+    lines = [
+        f"{spec.name}: {spec.accelerator_type}, {what.chips} chips on {hosts}, image {spec.image},",
+        f"  project {spec.project}, zone {spec.zone}, files in {spec.folder}",
+        f"price class: {spec.price_class}"
+        + (", which may be taken away at any time; resume goes on" if spec.spot else ""),
+        f"billing: {what.chips} chips by the second, from ACTIVE on until delete, idle or not;",
+        "  waiting in the queue costs nothing; prices: https://cloud.google.com/tpu/pricing",
+    ]
+    if usd_per_chip_hour is not None:
+        hourly = what.chips * usd_per_chip_hour
+        lines.append(f"  {hourly:,.2f} USD an hour, at --usd_per_chip_hour={usd_per_chip_hour:g}")
+    if not what.single_host:
+        lines.append(
+            "warning: slices of several hosts are experimental: TensorFlow's last image for them "
+            "is 2.18, older than this project's, and nobody has tried this program there"
+        )
+    return "\n".join(lines)
+
+
+def create(spec: Spec, service: Service | DryRun, store: Store | DryStore, ask: Ask) -> None:
+    """Asks Cloud TPU for the slice, unless it has been asked before.
+
+    Raises:
+        UsageError: if something else has the name, or the user says no.
+    """
+    location = store.location().lower()
+    region = spec.zone.rsplit("-", 1)[0]
+    if location not in ("", region, region.split("-")[0]):
+        print(f"warning: the bucket is in {location}, the TPU in {region}: slow, and traffic costs")
+    known = store.read(SPEC)
+    if known is not None:
+        _check_same(spec, from_json(known))
+    found = service.resource(spec)
+    if found is not None:
+        if known is None and not found.ours:
+            raise UsageError(
+                f"--name={spec.name}: there is a queued resource of that name which this program "
+                "has not made; choose another"
+            )
+        _check_same(spec, found)
+        if known is None:
+            store.write(SPEC, spec.to_json().encode())
+        again = f"python -m launch.tpu resume --name={spec.name}"
+        gone = found.state not in (*QUEUED, "ACTIVE")
+        print(f"{spec.name} is there already: {found.state}" + (f"; {again}" if gone else ""))
+        return
+    ask("create it?")
+    store.write(SPEC, spec.to_json().encode())
+    service.create(spec)
+    _settle(spec, service)
+
+
+def _check_same(spec: Spec, other: Spec | Resource) -> None:
+    for field in ("project", "zone", "accelerator_type", "spot"):
+        asked, there = getattr(spec, field), getattr(other, field, getattr(spec, field))
+        if there != "" and asked != there:  # the service need not tell the type
+            raise UsageError(
+                f"--{field}={asked}, but {spec.name} has been made with {there}; "
+                "choose another --name, or delete it first"
+            )
+
+
+def _settle(spec: Spec, service: Service | DryRun) -> None:
+    """Waits until the service has put the request into its queue or refused it."""
+    found = _wait(lambda: service.resource(spec), _is_settled, SETTLE_SECONDS)
+    if found is None:
+        raise UsageError(
+            f"Cloud TPU has taken the request for {spec.name}, and shows nothing of it after "
+            f"{SETTLE_SECONDS:g} s; start the same command again"
+        )
+    if found.state == "FAILED":
+        raise UsageError(
+            f"{spec.name}: {found.reason or 'the request has failed'}; "
+            "mend it, then resume, or delete it"
+        )
+    if isinstance(service, Service):
+        print(f"{spec.name}: {found.state}; see python -m launch.tpu status --name={spec.name}")
+
+
+def _is_settled(found: Resource | None) -> bool:
+    return found is not None and found.state != "CREATING"
+
+
+def _wait(look: Callable, good: Callable, seconds: float):
+    """Looks until it is good, or the time is up; what was seen last."""
+    end = time.monotonic() + seconds
+    while not good(seen := look()) and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+    return seen
+
+
+def resume(spec: Spec, service: Service | DryRun, store: Store | DryStore, ask: Ask) -> None:
+    """Makes the slice anew if it has been taken away, and starts a job that failed again.
+
+    Safe to be called at any time, as by a timer.
+
+    Raises:
+        UsageError: if the user says no, or Cloud TPU refuses.
+    """
+    state = job.state(store)
+    if state.get("state") == "done":
+        print(f"{spec.name}: the job is done, nothing is left to resume")
+        return
+    found = service.resource(spec)
+    if found is not None and found.state in QUEUED:
+        print(f"{spec.name} waits its turn already: {found.state}")
+    elif found is not None and found.state == "ACTIVE" and _is_alive(spec, service):
+        print(f"{spec.name} is active; job: {state.get('state', 'none yet')}")
+    else:
+        ask("make it anew?")
+        remove(spec, service)
+        service.create(spec)
+        _settle(spec, service)
+    if state.get("state") == "failed":
+        job.start_again(store)
+
+
+def _is_alive(spec: Spec, service: Service | DryRun) -> bool:
+    machine = service.machine(spec)
+    return machine is not None and machine.state in COMING_BACK
+
+
+def remove(spec: Spec, service: Service | DryRun) -> None:
+    """Removes the queued resource and the node, and waits until both are gone.
+
+    Raises:
+        UsageError: if they are still there after a long time.
+    """
+    kinds = (
+        ("queued resource", service.resource, service.delete_resource),
+        ("node", service.machine, service.delete_machine),
+    )
+    for kind, look, delete in kinds:
+        found = look(spec)
+        if found is None:
+            continue
+        if found.state != "DELETING":
+            delete(spec)
+        if _wait(lambda look=look: look(spec), lambda seen: seen is None, DELETE_SECONDS):
+            raise UsageError(
+                f"the {kind} {spec.name} is still there after {DELETE_SECONDS / 60:g} minutes, and "
+                "may cost money; start the same command again, or look into the console"
+            )
+
+
+def delete(spec: Spec, service: Service | DryRun, store: Store | DryStore, ask: Ask) -> None:
+    """Removes all that `create` and `train` made, but for the logs and the model.
+
+    Raises:
+        UsageError: if the user says no, or something cannot be removed.
+    """
+    ask(f"delete the TPU {spec.name}? A job that runs loses what came after its last checkpoint.")
+    remove(spec, service)
+    for name in (JOB, STATE, *store.names(CODE), SPEC):
+        store.delete(name)
+    if isinstance(service, Service):
+        print(f"{spec.name} is deleted, billing has ended; model and logs stay: {spec.folder}")

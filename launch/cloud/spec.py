@@ -1,0 +1,99 @@
+"""What is to be created: a slice under a name, and the request that says so to Cloud TPU.
+
+Names are the memory of the launcher: the queued resource, the node and the folder in the bucket
+all bear the name that the user gave, so each can be found again by anyone who knows it.
+"""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.errors import UsageError
+from launch import buckets
+from launch.cloud import slices
+
+AGENT = Path(__file__).with_name("agent.py")
+LABEL = {"launched-by": "transformer-pipeline"}
+FOLDER_KEY = "transformer-job"
+"""Key of the node's metadata that tells it the folder in the bucket."""
+
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
+_ZONE = re.compile(r"[a-z]+(-[a-z]+)+\d+-[a-z]")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `create` is asked for.
+
+    Attributes:
+        name: of the queued resource, the node and the folder.
+        project: Google Cloud project.
+        zone: its zone.
+        accelerator_type: type and size of the slice.
+        spot: whether it may be taken away, for a lower price.
+        image: runtime version of the machines.
+        folder: gs:// address of the folder of this name, without a slash at the end.
+        service_account: whose rights the machines have; "" for the project's default one.
+    """
+
+    name: str
+    project: str
+    zone: str
+    accelerator_type: str
+    spot: bool
+    image: str
+    folder: str
+    service_account: str = ""
+
+    def __post_init__(self):
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(
+                f"--name={self.name}: at most 40 lower-case letters, digits and hyphens, a letter "
+                "first"
+            )
+        if not _ZONE.fullmatch(self.zone):
+            raise UsageError(f"--zone={self.zone} is no zone; it is like us-central1-a")
+        if not self.project:
+            raise UsageError("--project=... is missing: the id of the Google Cloud project")
+        buckets.split(self.folder)
+
+    @property
+    def slice(self) -> slices.Slice:
+        return slices.parse(self.accelerator_type)
+
+    @property
+    def price_class(self) -> str:
+        return "spot" if self.spot else "on demand"
+
+    @property
+    def parent(self) -> str:
+        return f"projects/{self.project}/locations/{self.zone}"
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+def from_json(text: str | bytes) -> Spec:
+    """The spec that `Spec.to_json` wrote."""
+    return Spec(**json.loads(text))
+
+
+def request_body(spec: Spec) -> dict:
+    """The queued resource, in the JSON of the Cloud TPU API, version 2."""
+    account = {"email": spec.service_account} if spec.service_account else {}
+    node = {
+        "acceleratorType": spec.accelerator_type,
+        "runtimeVersion": spec.image,
+        # To install packages, without a NAT in the project.
+        "networkConfig": {"enableExternalIps": True},
+        "serviceAccount": {**account, "scope": ["https://www.googleapis.com/auth/cloud-platform"]},
+        "labels": LABEL,
+        "metadata": {
+            FOLDER_KEY: spec.folder,
+            "startup-script": AGENT.read_text(encoding="utf-8"),
+        },
+    }
+    tpu = {"nodeSpec": [{"parent": spec.parent, "nodeId": spec.name, "node": node}]}
+    return {"tpu": tpu, **({"spot": {}} if spec.spot else {})}

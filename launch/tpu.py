@@ -1,0 +1,227 @@
+"""Trains on a Cloud TPU: makes it, gives it a job, follows it, and takes it away.
+
+    python -m launch.tpu create --name=NAME --bucket=gs://BUCKET/jobs --project=PROJECT \\
+        --zone=us-central1-a --accelerator_type=v5litepod-8 --spot
+    python -m launch.tpu train --name=NAME --bucket=gs://BUCKET/jobs -- \\
+        --config=configs/transformer_base.py --data_dir=gs://BUCKET/data/mine
+    python -m launch.tpu status|logs|tensorboard|resume|delete --name=NAME --bucket=gs://BUCKET/jobs
+
+The job goes on when this machine is switched off: the TPU machine fetches it from the bucket,
+starts the trainer, starts it again with code 42 or after a crash, and writes logs and state to the
+bucket. --dry_run prints every call and makes none; it needs no credentials. Nothing that costs
+money is made without showing its price class and asking, except with --yes. See docs/tpu.md.
+
+Exit codes: 0 done; 1 the job whose log was followed has failed; 2 bad usage, or what Google Cloud
+refused, in one line.
+"""
+
+import os
+import sys
+import time
+
+from absl import flags
+
+from data_pipeline.errors import UsageError, no_arguments, run_app
+from launch.cloud import job, life, slices
+from launch.cloud.service import DryRun, Service
+from launch.cloud.spec import Spec, from_json
+from launch.cloud.store import SPEC, DryStore, Store
+
+COMMANDS = ("create", "train", "status", "logs", "tensorboard", "resume", "delete")
+
+_NAME = flags.DEFINE_string("name", None, "Name of the TPU and of its folder in the bucket.")
+_BUCKET = flags.DEFINE_string(
+    "bucket", None, "Folder for code, logs and models: gs://BUCKET/FOLDER; in the TPU's region."
+)
+_PROJECT = flags.DEFINE_string("project", None, "Google Cloud project; for create.")
+_ZONE = flags.DEFINE_string("zone", None, "Its zone, such as us-central1-a; for create.")
+_TYPE = flags.DEFINE_string(
+    "accelerator_type", None, f"Type and size of the slice; for create: {slices.EXAMPLES}."
+)
+_SPOT = flags.DEFINE_bool("spot", False, "Cheaper, and may be taken away; for create.")
+_IMAGE = flags.DEFINE_string(
+    "runtime_version", None, "Image of the machines; default: what suits the accelerator type."
+)
+_ACCOUNT = flags.DEFINE_string(
+    "service_account", "", "Whose rights the machines have; default: the project's default one."
+)
+_USD = flags.DEFINE_float(
+    "usd_per_chip_hour", None, "Price of a chip, to count money in create and status.", 0.0
+)
+_YES = flags.DEFINE_bool("yes", False, "Do not ask.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print every call, and make none.")
+_FOLLOW = flags.DEFINE_bool("follow", False, "logs: go on until the job has ended.")
+_ALLOW_DIRTY = flags.DEFINE_bool(
+    "allow_dirty", False, "train: ship changes that are not committed, of files that git knows."
+)
+_MAX_RESTARTS = flags.DEFINE_integer(
+    "max_restarts",
+    10,
+    "train: start the trainer again so many times, with pauses; a run of more than 10 minutes "
+    "resets the count.",
+    lower_bound=0,
+)
+_DELETE_WHEN_ENDED = flags.DEFINE_bool(
+    "delete_when_ended",
+    False,
+    "train: the machine deletes the TPU when the job is done or has failed; its service account "
+    "needs the role TPU Admin.",
+)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """The command, and after it what stands after "--"."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    rest = flags.FLAGS(argv[:end])
+    if len(rest) < 2 or rest[1] not in COMMANDS:
+        given = f"{rest[1]!r} is no command" if len(rest) > 1 else "which command?"
+        raise UsageError(f"{given}: python -m launch.tpu {'|'.join(COMMANDS)} --name=... (--help)")
+    no_arguments(rest[1:])
+    if argv[end + 1 :] and rest[1] != "train":
+        raise UsageError(f"flags of the trainer, after --, are for train, not for {rest[1]}")
+    return [rest[1], *argv[end + 1 :]]
+
+
+def _folder() -> str:
+    if not _NAME.value or not _BUCKET.value:
+        missing = "bucket" if _NAME.value else "name"
+        raise UsageError(f"--{missing}=... is missing (--help lists the flags)")
+    return f"{_BUCKET.value.rstrip('/')}/{_NAME.value}"
+
+
+def _spec_of_flags() -> Spec | None:
+    """What the flags say; None if they do not say all."""
+    if not (_PROJECT.value and _ZONE.value and _TYPE.value):
+        return None
+    image = _IMAGE.value or slices.parse(_TYPE.value).image
+    return Spec(
+        _NAME.value or "",
+        _PROJECT.value,
+        _ZONE.value,
+        _TYPE.value,
+        _SPOT.value,
+        image,
+        _folder(),
+        _ACCOUNT.value,
+    )
+
+
+def _find_spec(store: Store | DryStore, command: str) -> Spec:
+    """The spec that `create` has written; with the flags alone if it has not, for `create` and for
+    what is left of a folder that somebody has removed."""
+    asked = _spec_of_flags()
+    if command == "create":
+        if asked is None:
+            raise UsageError("create needs --project=..., --zone=... and --accelerator_type=...")
+        return asked
+    known = store.read(SPEC)
+    if known is None and asked is None:
+        raise UsageError(
+            f"{store.folder} has no {SPEC}: no such TPU, or it is deleted; if not, name it with "
+            "--project, --zone and --accelerator_type"
+        )
+    spec = from_json(known) if known else asked
+    assert spec is not None
+    for name, given in (("project", _PROJECT.value), ("zone", _ZONE.value)):
+        if given and given != getattr(spec, name):
+            raise UsageError(f"--{name}={given}, but {spec.name} is in {getattr(spec, name)}")
+    return spec
+
+
+def _ask(question: str) -> None:
+    """Raises `UsageError` unless the user, or --yes, says yes."""
+    if _YES.value or _DRY_RUN.value:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody can answer here; --yes says yes")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was done")
+
+
+def _train(spec: Spec, store: Store | DryStore, trainer_flags: list[str]) -> None:
+    job.check_flags(spec, trainer_flags)
+    commit, archive = job.pack(_ALLOW_DIRTY.value)
+    made = job.make(
+        spec, trainer_flags, commit, archive, _MAX_RESTARTS.value, _DELETE_WHEN_ENDED.value
+    )
+    print(f"commit {commit[:12]}, {len(archive):,} bytes; on the machine:")
+    for command in (*made["install"], " ".join(made["argv"])):
+        print(f"  {command}")
+    job.submit(made, archive, store)
+    if not _DRY_RUN.value:
+        print(f"{spec.name} starts it when it is active: python -m launch.tpu logs --follow ...")
+
+
+def _status(spec: Spec, service: Service | DryRun, store: Store | DryStore) -> None:
+    found, machine, said = service.resource(spec), service.machine(spec), job.state(store)
+    if _DRY_RUN.value:
+        return
+    print(f"{spec.name}: {spec.accelerator_type}, {spec.price_class}, {spec.zone}")
+    print(f"queue: {found.state if found else 'not there'} {found.reason if found else ''}".strip())
+    if machine:
+        print(f"node: {machine.state} {machine.health}")
+    if machine and machine.created:
+        hours = (time.time() - machine.created) / 3600
+        chip_hours = hours * spec.slice.chips
+        money = "" if _USD.value is None else f", {chip_hours * _USD.value:,.2f} USD"
+        print(f"since the node was made: {hours:.2f} h, {chip_hours:.2f} chip hours{money}")
+    told = [f"{key}={said[key]}" for key in said if key not in ("generation", "time")]
+    print(f"job: {' '.join(told) or 'none that the machine has taken up'}")
+    if said:
+        print(f"last sign of life: {time.time() - said['time']:.0f} s ago")
+    if found and found.state not in (*life.QUEUED, "ACTIVE"):
+        print("the TPU is gone, the job is not: python -m launch.tpu resume")
+    if said.get("state") in ("done", "failed") and (found or machine):
+        print("the job has ended, and the TPU still costs money: python -m launch.tpu delete")
+
+
+def _logs(store: Store | DryStore) -> int:
+    for part in job.read_logs(store, _FOLLOW.value and not _DRY_RUN.value):
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+    return int(_FOLLOW.value and job.state(store).get("state") == "failed")
+
+
+def _tensorboard(store: Store | DryStore) -> None:
+    logdir = f"--logdir={job.model_dir(store)}/tensorboard"
+    argv = [sys.executable, "-m", "tensorboard.main", logdir]
+    print(" ".join(argv), flush=True)
+    if not _DRY_RUN.value:
+        os.execv(argv[0], argv)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    command, trainer_flags = arguments[0], arguments[1:]
+    folder = _folder()
+    store: Store | DryStore
+    service: Service | DryRun | None
+    if _DRY_RUN.value:
+        asked = _spec_of_flags()
+        if asked is None:
+            raise UsageError("--dry_run needs --project=..., --zone=... and --accelerator_type=...")
+        store = DryStore(folder, None if command == "create" else asked.to_json().encode())
+        service = DryRun(there=command != "create")
+        print("dry run: nothing is done, and no credentials are needed; the calls, in order:")
+    else:
+        store, service = Store(folder), None
+    spec = _find_spec(store, command)
+    if command == "train":
+        _train(spec, store, trainer_flags)
+    elif command == "logs":
+        return _logs(store)
+    elif command == "tensorboard":
+        _tensorboard(store)
+    else:
+        service = service or Service()
+        if command in ("create", "resume"):
+            print(life.describe(spec, _USD.value), flush=True)
+        if command == "status":
+            _status(spec, service, store)
+        else:
+            getattr(life, command)(spec, service, store, _ask)
+    return 0
+
+
+if __name__ == "__main__":
+    run_app(main, parse_flags)

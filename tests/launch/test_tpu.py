@@ -1,0 +1,430 @@
+"""The life of a TPU, against a Cloud TPU and a bucket that are local services."""
+
+import json
+import time
+
+import pytest
+import requests
+
+pytest.importorskip("google.cloud.tpu_v2")
+
+from data_pipeline.errors import UsageError
+from launch import buckets
+from launch.cloud import job, life, service, slices
+from launch.cloud.service import DryRun, Service
+from launch.cloud.spec import Spec, request_body
+from launch.cloud.store import JOB, SPEC, STATE, DryStore, Store
+from tests.services.storage import BUCKET, emulator
+from tests.services.tpu import LOST, SLOW, Fault, TpuService
+
+NAME = "mine"
+FOLDER = f"gs://{BUCKET}/jobs/{NAME}"
+SPOT = Spec(NAME, "p", "us-central1-a", "v5litepod-8", True, "v2-alpha-tpuv5-lite", FOLDER)
+PATH = f"/v2/{SPOT.parent}/queuedResources"
+ARCHIVE = b"code"
+
+
+class Crash(BaseException):
+    """The end of the process."""
+
+
+def yes(question):
+    pass
+
+
+@pytest.fixture(scope="module")
+def bucket_service():
+    with emulator() as running:
+        yield running
+
+
+@pytest.fixture
+def cloud(bucket_service, monkeypatch):
+    """An empty project: no TPU, and a bucket with nothing in it."""
+    server, address = bucket_service
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    monkeypatch.setattr(life, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(service, "RETRY_SECONDS", (0.01, 0.01, 2.0))
+    with TpuService() as running:
+        monkeypatch.setenv("TPU_EMULATOR_HOST", running.address)
+        yield running
+    server.wipe(keep_buckets=True)
+
+
+def create(spec=SPOT, ask=yes):
+    life.create(spec, Service(), Store(FOLDER), ask)
+
+
+def train():
+    made = job.make(SPOT, ["--data_dir=gs://bucket/data"], "commit", ARCHIVE, 3, False)
+    job.submit(made, ARCHIVE, Store(FOLDER))
+
+
+def resume():
+    life.resume(SPOT, Service(), Store(FOLDER), yes)
+
+
+def delete():
+    life.delete(SPOT, Service(), Store(FOLDER), yes)
+
+
+def machine_says(state, **more):
+    """As the agent does."""
+    generation = Store(FOLDER).read_version(JOB)[1]
+    told = {"generation": generation, "state": state, "time": time.time(), **more}
+    Store(FOLDER).write(STATE, json.dumps(told).encode())
+
+
+def until(cloud, state):
+    while cloud.resources[NAME]["state"]["state"] != state:
+        Service().resource(SPOT)
+
+
+def in_bucket():
+    return Store(FOLDER).names("")
+
+
+STEPS = ("create", "train", "preempted", "resume", "done", "delete")
+COMMANDS = {"create": create, "train": train, "resume": resume, "delete": delete}
+
+
+def go_through(cloud, steps):
+    for step in steps:
+        if step == "preempted":
+            until(cloud, "ACTIVE")
+            machine_says("running")
+            cloud.preempt(NAME)
+        elif step == "done":
+            until(cloud, "ACTIVE")
+            machine_says("done")
+            Store(FOLDER).write("model/weights", b"1")
+            Store(FOLDER).write("logs/1.txt", b"2")
+        else:
+            COMMANDS[step]()
+
+
+def crash_at(monkeypatch, call, before):
+    """Ends the process at that call to either service; says in a list that it did."""
+    send = requests.Session.send
+    calls = iter(range(10**6))
+    crashed = []
+
+    def wrapped(self, request, **options):
+        # A thread of the storage client asks about the bucket now and then.
+        mine = "fields=" in request.url or not request.path_url.startswith(f"/storage/v1/b/{BUCKET}?")
+        now = mine and next(calls) == call
+        if now and before:
+            crashed.append(request.url)
+            raise Crash
+        answer = send(self, request, **options)
+        if now:
+            crashed.append(request.url)
+            raise Crash
+        return answer
+
+    monkeypatch.setattr(requests.Session, "send", wrapped)
+    return crashed
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("step", list(COMMANDS))
+def test_the_story_with_a_crash_at_each_call(cloud, bucket_service, monkeypatch, step, before):
+    done = STEPS[: STEPS.index(step)]
+    rest = STEPS[STEPS.index(step) + 1 :]
+    for call in range(100):
+        go_through(cloud, done)
+        with monkeypatch.context() as patch:
+            crashed = crash_at(patch, call, before)
+            try:
+                COMMANDS[step]()
+                assert not crashed
+            except Crash:
+                assert crashed
+        if not crashed:
+            break
+        if call % 2:  # the user goes on
+            go_through(cloud, (step, *rest))
+            assert cloud.made == [NAME, NAME]  # at first, and by resume
+            assert in_bucket() == ["logs/1.txt", "model/weights"]
+        else:  # the user has had enough
+            delete()
+            kept = ["logs/1.txt", "model/weights"] if "done" in done else []
+            assert in_bucket() == kept
+        assert (cloud.resources, cloud.nodes) == ({}, {})
+        bucket_service[0].wipe(keep_buckets=True)
+        cloud.made.clear()
+    assert call >= {"create": 5, "train": 5, "resume": 8, "delete": 8}[step]
+
+
+def test_create_asks_with_the_price_class_before_it_writes_anything(cloud):
+    def no(question):
+        assert cloud.made == []
+        assert in_bucket() == []
+        raise UsageError("nothing was done")
+
+    with pytest.raises(UsageError, match="nothing was done"):
+        create(ask=no)
+    assert (cloud.made, in_bucket()) == ([], [])
+    text = life.describe(SPOT, 1.5)
+    assert "price class: spot" in text
+    assert "8 chips by the second, from ACTIVE" in text
+    assert "12.00 USD an hour" in text
+    pod = Spec(NAME, "p", "us-central1-a", "v4-32", False, "x", FOLDER)
+    assert "on demand" in life.describe(pod, None)
+    assert "experimental" in life.describe(pod, None)
+
+
+def test_what_is_asked_for(cloud):
+    create()
+    [found] = cloud.resources.values()
+    [node] = found["tpu"]["nodeSpec"]
+    assert found["spot"] == {}
+    assert node["nodeId"] == NAME
+    assert node["node"]["acceleratorType"] == "v5litepod-8"
+    assert node["node"]["runtimeVersion"] == "v2-alpha-tpuv5-lite"
+    assert node["node"]["metadata"]["transformer-job"] == FOLDER
+    assert node["node"]["metadata"]["startup-script"].startswith("#!/usr/bin/env python3\n")
+    assert len(node["node"]["metadata"]["startup-script"]) < 200_000  # 256 KB are allowed
+    on_demand = Spec(NAME, "p", "us-central1-a", "v5litepod-8", False, "x", FOLDER)
+    assert "spot" not in request_body(on_demand)
+
+
+def test_a_second_create_makes_no_second_resource(cloud, capsys):
+    create()
+    create()
+    assert cloud.made == [NAME]
+    assert "is there already" in capsys.readouterr().out
+    other = Spec(NAME, "p", "us-central1-a", "v6e-8", True, "x", FOLDER)
+    with pytest.raises(UsageError, match="--accelerator_type=v6e-8, but mine has been made with"):
+        create(other)
+    Store(FOLDER).delete(SPEC)  # somebody has tidied up
+    with pytest.raises(UsageError, match="--accelerator_type=v6e-8, but mine has been made with"):
+        create(other)
+    create()
+    assert in_bucket() == [SPEC]
+    assert cloud.made == [NAME]
+
+
+def test_the_resource_of_somebody_else_is_left_alone(cloud):
+    create()
+    node = cloud.resources[NAME]["tpu"]["nodeSpec"][0]["node"]
+    node["labels"] = {}
+    Store(FOLDER).delete(SPEC)
+    with pytest.raises(UsageError, match="this program has not made; choose another"):
+        create()
+
+
+@pytest.mark.parametrize("kind", [LOST, SLOW, 503, 500])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_what_passes_is_tried_again(cloud, monkeypatch, method, kind):
+    monkeypatch.setattr(service, "TIMEOUT_SECONDS", 0.2)
+    cloud.slow_seconds = 0.4
+    cloud.faults.append(Fault(method, kind))
+    go_through(cloud, ("create", "train", "preempted", "resume"))
+    cloud.faults += [Fault(method, kind)] if method == "DELETE" else []
+    delete()
+    assert cloud.faults == []
+    assert cloud.made == [NAME, NAME]
+    assert (cloud.resources, cloud.nodes) == ({}, {})
+
+
+def test_a_quota_of_chips_is_told_at_once(cloud):
+    message = "Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerZone' has been exceeded. Limit: 0"
+    cloud.faults.append(Fault("POST", 429, message, 9))
+    with pytest.raises(UsageError, match="Limit: 0; ask for quota in the console"):
+        create()
+    assert [method for method, _ in cloud.requests].count("POST") == 1
+    cloud.faults.clear()
+    create()
+    assert cloud.made == [NAME]
+
+
+def test_a_quota_of_requests_is_waited_for(cloud):
+    cloud.faults.append(Fault("POST", 429, "limit 'Requests per minute' of service 'tpu'", 3))
+    create()
+    assert [method for method, _ in cloud.requests].count("POST") == 4
+
+
+def test_refusals_are_one_line(cloud):
+    cloud.faults.append(Fault("GET", 403, "Cloud TPU API has not been used in project p"))
+    with pytest.raises(UsageError, match="gcloud services enable tpu.googleapis.com --project=p"):
+        create()
+    cloud.faults.append(Fault("POST", 400, "Runtime version not found"))
+    with pytest.raises(UsageError, match="Runtime version not found"):
+        create()
+    cloud.faults.append(Fault("GET", 503, "down", 10**6))
+    with pytest.raises(UsageError, match="down; start the same command again"):
+        create()
+    with pytest.raises(UsageError, match="gs://missing: not found"):
+        life.create(SPOT, Service(), Store("gs://missing/mine"), yes)
+
+
+def test_a_request_that_fails_in_the_queue(cloud):
+    cloud.end = "FAILED"
+    with pytest.raises(UsageError, match="no capacity in the zone; mend it, then resume"):
+        create()
+    cloud.end = "ACTIVE"
+    resume()
+    until(cloud, "ACTIVE")
+    assert cloud.made == [NAME, NAME]
+
+
+def test_resume_does_nothing_where_there_is_nothing_to_do(cloud, capsys):
+    create()
+    resume()
+    assert "waits its turn already" in capsys.readouterr().out
+    until(cloud, "ACTIVE")
+    train()
+    machine_says("running")
+    resume()
+    assert "is active; job: running" in capsys.readouterr().out
+    machine_says("done")
+    cloud.preempt(NAME)
+    resume()
+    assert "the job is done" in capsys.readouterr().out
+    assert cloud.made == [NAME]
+
+
+def test_resume_starts_a_failed_job_again_and_only_that(cloud):
+    create()
+    train()
+    until(cloud, "ACTIVE")
+    machine_says("failed", code=1)
+    before = Store(FOLDER).read_version(JOB)
+    resume()
+    after = Store(FOLDER).read_version(JOB)
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    assert job.state(Store(FOLDER)) == {}
+    resume()
+    assert Store(FOLDER).read_version(JOB) == after
+    assert cloud.made == [NAME]
+
+
+@pytest.mark.parametrize("state", ["PREEMPTED", "TERMINATED", "STOPPED"])
+def test_resume_goes_by_the_node_too(cloud, state):
+    create()
+    until(cloud, "ACTIVE")
+    cloud.nodes[NAME]["state"] = state
+    resume()
+    until(cloud, "ACTIVE")
+    assert cloud.made == [NAME, NAME]
+    assert cloud.nodes[NAME]["state"] == "READY"
+
+
+def test_delete_finds_a_node_without_its_queued_resource(cloud):
+    create()
+    until(cloud, "ACTIVE")
+    del cloud.resources[NAME]
+    delete()
+    assert (cloud.nodes, in_bucket()) == ({}, [])
+
+
+def test_what_does_not_go_away_is_told(cloud, monkeypatch):
+    create()
+    until(cloud, "ACTIVE")
+    cloud.stuck = True
+    monkeypatch.setattr(life, "DELETE_SECONDS", 0.1)
+    with pytest.raises(UsageError, match="still there after .* may cost money"):
+        delete()
+    assert SPEC in in_bucket()
+    cloud.stuck = False
+    delete()
+    assert (cloud.resources, in_bucket()) == ({}, [])
+
+
+def test_a_job_that_runs_is_not_replaced(cloud):
+    create()
+    train()
+    train()  # the same
+    other = job.make(SPOT, ["--config.train.steps=7"], "commit", ARCHIVE, 3, False)
+    machine_says("running")
+    with pytest.raises(UsageError, match="another job is running"):
+        job.submit(other, ARCHIVE, Store(FOLDER))
+    machine_says("done")
+    with pytest.raises(UsageError, match="this very job is done already"):
+        train()
+    job.submit(other, ARCHIVE, Store(FOLDER))
+    assert json.loads(Store(FOLDER).read(JOB))["argv"][-2] == "--config.train.steps=7"
+
+
+def test_a_dry_run_tells_the_calls_that_are_made(cloud, capsys):
+    dry = DryRun(there=False)
+    life.create(SPOT, dry, DryStore(FOLDER), yes)
+    told = calls_in(capsys.readouterr().out)
+    assert cloud.requests == []
+    create()
+    made = [(method, path.split("&")[0]) for method, path in cloud.requests]
+    assert told == [("GET", f"{PATH}/{NAME}"), ("POST", PATH), ("GET", f"{PATH}/{NAME}")]
+    assert [(method, path.split("?")[0]) for method, path in made][:3] == told
+
+    until(cloud, "ACTIVE")
+    life.delete(SPOT, DryRun(there=True), DryStore(FOLDER, SPOT.to_json().encode()), yes)
+    told = calls_in(capsys.readouterr().out)
+    cloud.requests.clear()
+    delete()
+    made = [(method, path.split("?")[0]) for method, path in cloud.requests]
+    assert [call for i, call in enumerate(made) if made[i - 1] != call] == told
+
+
+def calls_in(text):
+    """(method, path) of the calls that a dry run tells of."""
+    lines = [line.split() for line in text.splitlines() if service.ADDRESS in line]
+    return [(one[0], one[1].removeprefix(service.ADDRESS).split("?")[0]) for one in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "single", "image"),
+    [
+        ("v2-8", 4, True, "tpu-ubuntu2204-base"),
+        ("v3-32", 16, False, "tpu-vm-tf-2.18.0-pod"),
+        ("v4-8", 4, True, "tpu-ubuntu2204-base"),
+        ("v4-16", 8, False, "tpu-vm-tf-2.18.0-pod"),
+        ("v5litepod-1", 1, True, "v2-alpha-tpuv5-lite"),
+        ("v5litepod-8", 8, True, "v2-alpha-tpuv5-lite"),
+        ("v5litepod-16", 16, False, "tpu-vm-tf-2.18.0-pod-pjrt"),
+        ("v5p-8", 4, True, "v2-alpha-tpuv5"),
+        ("v6e-8", 8, True, "v2-alpha-tpuv6e"),
+        ("v6e-64", 64, False, "tpu-vm-tf-2.18.0-pod-pjrt"),
+    ],
+)
+def test_accelerator_types(name, chips, single, image):
+    assert slices.parse(name) == slices.Slice(name, chips, single, image)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e-8", "calls it v5litepod-8"),
+        ("tpu7x-8", "ends with v6e"),
+        ("a100", "is not known; it is like v5litepod-8"),
+        ("v9-8", "is not known"),
+        ("v4-4", "the smallest is v4-8"),
+        ("v6e-0", "the smallest is v6e-1"),
+    ],
+)
+def test_accelerator_types_that_do_not_exist(name, message):
+    with pytest.raises(UsageError, match=message):
+        slices.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("name", "Mine_1"), ("zone", "us-central1"), ("folder", "s3://x/y")]
+)
+def test_specs_that_cannot_be(field, value):
+    values = {"name": NAME, "zone": SPOT.zone, "folder": FOLDER, field: value}
+    with pytest.raises(UsageError, match=value):
+        Spec(values["name"], "p", values["zone"], "v6e-8", True, "x", values["folder"])
+
+
+def test_no_credentials(monkeypatch, tmp_path):
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.delenv("TPU_EMULATOR_HOST", raising=False)
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    with pytest.raises(UsageError, match="gcloud auth application-default login; --dry_run"):
+        Service()
+    with pytest.raises(UsageError, match=buckets.LOG_IN):
+        buckets.make_client()
