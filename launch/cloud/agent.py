@@ -146,7 +146,9 @@ class Reporter:
 
     def __init__(self, folder, log_path):
         self._folder, self._path = folder, log_path
-        self._start = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        now = time.time()  # with milliseconds: two jobs may start within a second
+        seconds = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now))
+        self._start = f"{seconds}.{int(now % 1 * 1000):03d}Z"
         self._part, self._sent = 0, 0
         self._state, self._changed = {}, False
         self._lock, self._told, self._end = threading.Lock(), 0.0, threading.Event()
@@ -331,7 +333,9 @@ def main():
     if (metadata("instance/attributes/agent-worker-number") or "0") != "0":
         say("not worker 0, which drives the whole slice: nothing to do")
         # Not the end, which systemd would answer with a new start.
-        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+        ends = {signal.SIGTERM, signal.SIGINT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+        signal.sigwait(ends)
         return 0
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)

@@ -14,7 +14,7 @@ from launch.cloud.service import DryRun, Resource, Service
 from launch.cloud.spec import Spec, from_json
 from launch.cloud.store import CODE, JOB, SPEC, STATE, DryStore, Store
 
-POLL_SECONDS = 10.0
+POLL_SECONDS = (1.0, 10.0)  # the first pause between two looks, and the longest
 SETTLE_SECONDS = 120.0  # for a request to appear in the queue
 DELETE_SECONDS = 1200.0
 
@@ -114,9 +114,11 @@ def _is_settled(found: Resource | None) -> bool:
 
 def _wait(look: Callable, good: Callable, seconds: float):
     """Looks until it is good, or the time is up; what was seen last."""
+    pause, longest = POLL_SECONDS
     end = time.monotonic() + seconds
     while not good(seen := look()) and time.monotonic() < end:
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
+        pause = min(longest, 1.5 * pause)
     return seen
 
 

@@ -46,7 +46,8 @@ class Store:
             blob = self._bucket.get_blob(self._prefix + name, timeout=TIMEOUT_SECONDS)
             if blob is None:
                 return None, ""
-            return blob.download_as_bytes(timeout=TIMEOUT_SECONDS), str(blob.generation)
+            version = str(blob.generation)  # before the download, whose headers need not tell it
+            return blob.download_as_bytes(timeout=TIMEOUT_SECONDS), version
 
     def write(self, name: str, content: bytes) -> None:
         """Writes an object, whole or not at all."""
