@@ -169,9 +169,11 @@ def _status(spec: Spec, service: Service | DryRun, store: Store | DryStore) -> N
     print(f"job: {' '.join(told) or 'none that the machine has taken up'}")
     if said:
         print(f"last sign of life: {time.time() - said['time']:.0f} s ago")
-    if found and found.state not in (*life.QUEUED, "ACTIVE"):
-        print("the TPU is gone, the job is not: python -m launch.tpu resume")
-    if said.get("state") in ("done", "failed") and (found or machine):
+    ended = said.get("state") in ("done", "failed")
+    gone = found is None or found.state not in (*life.QUEUED, "ACTIVE")
+    if gone and not ended:
+        print("the TPU is gone, and the job is not done: python -m launch.tpu resume")
+    if ended and (found or machine):
         print("the job has ended, and the TPU still costs money: python -m launch.tpu delete")
 
 

@@ -125,7 +125,7 @@ class Service:
 
         first, longest, give_up = RETRY_SECONDS
         retry = Retry(_passes, initial=first, maximum=longest, timeout=give_up)
-        self._options = {"retry": retry, "timeout": TIMEOUT_SECONDS}
+        self._options: dict[str, Any] = {"retry": retry, "timeout": TIMEOUT_SECONDS}
         options: dict[str, Any] = {}
         if address() != ADDRESS:
             options["credentials"] = google.auth.credentials.AnonymousCredentials()

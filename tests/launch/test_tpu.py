@@ -82,8 +82,11 @@ def machine_says(state, **more):
 
 
 def until(cloud, state):
-    while cloud.resources[NAME]["state"]["state"] != state:
+    for _ in range(9):
+        if cloud.resources[NAME]["state"]["state"] == state:
+            return
         Service().resource(SPOT)
+    pytest.fail(f"{cloud.resources[NAME]['state']}, not {state}")
 
 
 def in_bucket():

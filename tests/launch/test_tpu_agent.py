@@ -74,7 +74,11 @@ class Machine:
             yield agent
         finally:
             agent.terminate()
-            assert agent.wait(SECONDS) in (0, -signal.SIGTERM)  # it may not have begun
+            try:
+                agent.wait(SECONDS)
+            finally:
+                agent.kill()
+            assert agent.returncode in (0, -signal.SIGTERM)  # it may not have begun
 
     def wait(self, *states: str) -> dict:
         """Until the machine tells one of these states of the job."""
