@@ -30,7 +30,8 @@ _INSTALL = {
     ),
     False: (
         _VENV.format(" --system-site-packages"),
-        ".venv/bin/python -m pip install --quiet -e .",
+        # The second package is what TensorFlow finds a slice by name with.
+        ".venv/bin/python -m pip install --quiet -e . cloud-tpu-client",
     ),
 }
 
