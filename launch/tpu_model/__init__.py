@@ -1,0 +1,1 @@
+"""A Cloud TPU without one: its compiler, its figures, and what follows from both."""
