@@ -63,6 +63,9 @@ def find_largest(
 def _next(tried, fits, too_many, available, fixed, gap, multiple) -> int:
     slope = max((need - fixed) / rows for rows, need in tried.items())
     guess = int((available - fixed) / max(slope, 1.0)) // multiple * multiple
-    if too_many:  # not right below the limit: there the compiler takes long to squeeze things in
-        return max(min(guess, too_many - gap), fits + multiple)
-    return max(guess, fits + gap)
+    if not too_many:
+        return max(guess, fits + gap)
+    # Not right below the limit: there the compiler takes long to squeeze things in.
+    if fits + gap <= guess <= too_many - gap:
+        return guess
+    return max((fits + too_many) // 2 // multiple * multiple, fits + multiple)
