@@ -77,10 +77,14 @@ class Program:
         function: of int32 tensors.
         shapes: of its arguments.
         trips: iterations of its loop, 1 without one.
+        inside: what the loop runs, as a program of its own, only to look at: TensorFlow keeps no
+            Python lines of a loop's operations.
     """
 
-    def __init__(self, name: str, function, shapes: list[tuple[int, int]], trips: int = 1):
-        self.name, self.trips, self.shapes = name, trips, shapes
+    def __init__(
+        self, name: str, function, shapes: list[tuple[int, int]], trips: int = 1, inside=None
+    ):
+        self.name, self.trips, self.shapes, self._inside = name, trips, shapes, inside
         self._function = tf.function(function, jit_compile=True, autograph=False)
         self._specs = [tf.TensorSpec(shape, tf.int32) for shape in shapes]
         graph = self._function.get_concrete_function(*self._specs).graph
@@ -91,7 +95,8 @@ class Program:
 
     def problems(self) -> list[Problem]:
         """What a TPU forbids, of what can be seen in the graph."""
-        return [
+        inside = self._inside.problems() if self._inside else []
+        return inside + [
             Problem(f"{what} ({operation.type} {operation.name})", line_of(operation))
             for operations in self._operations
             for operation in operations.values()
@@ -117,9 +122,9 @@ class Program:
         """
         if "gradient_tape/" in name:
             forward = name.replace("gradient_tape/", "")
-            found = self._line(forward) or self._line(forward.rpartition("/")[0])
-            return f"{found} (backward)" if found else self._line(name)
-        return self._line(name)
+            if found := self._line(forward) or self._line(forward.rpartition("/")[0]):
+                return f"{found} (backward)"
+        return self._line(name) or (self._inside.line(name) if self._inside else "")
 
     def _line(self, name: str) -> str:
         called = name.count("StatefulPartitionedCall/")
@@ -187,8 +192,14 @@ class Programs:
             batch = dict(zip(FEATURES, features, strict=True))
             return self._strategy.run(self._steps._replica_step, args=(batch,))
 
-        shapes = [(rows, length)] * len(FEATURES)
-        return Program("train", step, shapes, self.config.train.micro_batches)
+        def micro_batch(*features):
+            batch = dict(zip(FEATURES, features, strict=True))
+            return self._steps._micro_gradients(batch, tf.zeros([2], tf.int32), tf.ones([]))
+
+        parts, inside = self.config.train.micro_batches, None
+        if parts > 1:
+            inside = Program("train", micro_batch, [(rows // parts, length)] * len(FEATURES))
+        return Program("train", step, [(rows, length)] * len(FEATURES), parts, inside)
 
     def evaluate(self, rows: int, length: int) -> Program:
         """The sums of an evaluation batch; not reduced."""

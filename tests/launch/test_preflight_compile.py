@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.preflight, pytest.mark.timeout(1200)]
 
 VOCAB, LENGTH = 512, 64
 MODEL = {"width": 128, "feed_forward": 256, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+_FLAGS = ("--tpu=v6e-4", "--vocab_size=512", "--json")
 _ROOT = Path(__file__).parents[2]
 
 
@@ -54,6 +55,26 @@ def test_memory_flops_and_a_batch_that_is_too_large():
     assert parts.temporaries < small.temporaries
 
 
+def test_memory_is_what_the_compiler_refuses_by():
+    """What a program needs, of one that fits, predicts what the compiler says of one that does not.
+
+    An evaluation step's memory is that of its logits, so it grows in a straight line.
+    """
+    tpu = chips.parse("v5e-4")
+    _, made = make(tpu)
+    available = tpu.chip.hbm_gib * 2**30
+
+    def compiled(rows):
+        return compiler.compile_program(made.evaluate(rows, LENGTH).stablehlo(), tpu, replicas=1)
+
+    per_row = compiled(20_000).hbm / 20_000
+    below, above = (compiled(int(share * available / per_row)) for share in (0.95, 1.05))
+    assert not below.error
+    assert below.hbm == pytest.approx(0.95 * available, rel=0.05)
+    assert above.available == available
+    assert above.needs == pytest.approx(1.05 * available, rel=0.05)
+
+
 @pytest.mark.parametrize("name", ["v4-8", "v5e-8", "v5p-8", "v6e-8"])
 def test_every_generation_has_the_memory_of_the_table(name):
     tpu = chips.parse(name)
@@ -69,8 +90,7 @@ def test_the_command(tmp_path):
         f"    return from_dict({{'model': {MODEL}, 'data': {{'row_length': 64}}}})\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "launch.preflight", f"--config={tmp_path}/small.py"]
-        + ["--tpu=v6e-4", "--vocab_size=512", "--json"],
+        [sys.executable, "-m", "launch.preflight", f"--config={tmp_path}/small.py", *_FLAGS],
         env={**os.environ, "PYTHONPATH": str(_ROOT)},
         capture_output=True,
         text=True,

@@ -120,6 +120,12 @@ def test_what_a_tpu_forbids_is_caught_with_its_line(task, what):
     assert found[0].endswith("# planted here")
 
 
+def test_what_is_forbidden_is_caught_inside_of_micro_batches_too():
+    found = make(WithDynamicShape, micro_batches=2).train(ROWS, LENGTH).problems()
+    line = planted_line()["WithDynamicShape"]
+    assert f"test_preflight_programs.py:{line} in sums: " in str(found[0])
+
+
 def test_an_operation_that_cannot_be_exported_is_named_with_its_line():
     program = make(WithoutKernel).train(ROWS, LENGTH)
     with pytest.raises(programs.ExportError) as error:
