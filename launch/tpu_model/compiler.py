@@ -173,8 +173,8 @@ def _main(job: dict[str, Any]) -> None:
     ).devices[: job["replicas"]]
     with mlir.make_ir_context() as context:
         module = stablehlo.deserialize_portable_artifact(context, program)
-        found = _Walk(job["trips"])
-        found.visit(module.operation, 1)
+        _drop_copies(module.operation)
+        found = _Walk(module, job["trips"])
         build = compiler.get_compile_options(
             num_replicas=len(devices),
             num_partitions=1,
@@ -195,28 +195,45 @@ def _main(job: dict[str, Any]) -> None:
 
 
 class _Walk:
-    """Goes through all operations of a module before it is compiled."""
+    """Goes through a module before it is compiled, from its main function on.
 
-    def __init__(self, trips: int):
+    Attributes:
+        flops: of the matrix products of one run.
+        dynamic: TensorFlow operations whose results have no static shape.
+    """
+
+    def __init__(self, module, trips: int):
         self.trips = trips
         self.flops = 0.0
         self.dynamic: list[str] = []
+        self._functions = {str(one.attributes["sym_name"]): one for one in module.body.operations}
+        self._visit(self._functions['"main"'], 1)
 
-    def visit(self, operation, times: int) -> None:
-        name = operation.name
-        if name == "stablehlo.while":
+    def _visit(self, operation, times: int) -> None:
+        if operation.name == "stablehlo.while":
             times *= self.trips
         for region in operation.regions:
             for block in region.blocks:
-                for inner in list(block.operations):
-                    self.visit(inner.operation, times)
-        if name in ("stablehlo.dot_general", "stablehlo.dot"):
+                for inner in block.operations:
+                    self._visit(inner.operation, times)
+        if operation.name == "func.call":
+            callee = str(operation.attributes["callee"]).removeprefix("@")
+            self._visit(self._functions[f'"{callee}"'], times)
+        if operation.name in ("stablehlo.dot_general", "stablehlo.dot"):
             self.flops += times * _product_flops(operation)
         if any("?" in str(value.type) for value in operation.results):
             self.dynamic.append(_label(operation))
-        if name == "mhlo.copy":  # TensorFlow's mark for a variable that is read; not StableHLO
-            operation.results[0].replace_all_uses_with(operation.operands[0])
-            operation.erase()
+
+
+def _drop_copies(operation) -> None:
+    """Removes mhlo.copy, TensorFlow's mark for a variable that is read; it is not StableHLO."""
+    for region in operation.regions:
+        for block in region.blocks:
+            for inner in list(block.operations):
+                _drop_copies(inner.operation)
+    if operation.name == "mhlo.copy":
+        operation.results[0].replace_all_uses_with(operation.operands[0])
+        operation.erase()
 
 
 def _product_flops(operation) -> int:

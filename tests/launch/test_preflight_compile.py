@@ -67,12 +67,14 @@ def test_memory_is_what_the_compiler_refuses_by():
     def compiled(rows):
         return compiler.compile_program(made.evaluate(rows, LENGTH).stablehlo(), tpu, replicas=1)
 
-    per_row = compiled(20_000).hbm / 20_000
-    below, above = (compiled(int(share * available / per_row)) for share in (0.95, 1.05))
-    assert not below.error
-    assert below.hbm == pytest.approx(0.95 * available, rel=0.05)
-    assert above.available == available
-    assert above.needs == pytest.approx(1.05 * available, rel=0.05)
+    rows = int(0.9 * available / compiled(20_000).hbm * 20_000)
+    fits = compiled(rows)
+    assert not fits.error
+    assert 0.7 * available < fits.hbm < available
+    more = int(1.06 * available / fits.hbm * rows)
+    refused = compiled(more)
+    assert refused.available == available
+    assert refused.needs == pytest.approx(fits.hbm * more / rows, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["v4-8", "v5e-8", "v5p-8", "v6e-8"])
