@@ -52,7 +52,7 @@ def test_memory_flops_and_a_batch_that_is_too_large():
     program = made.train(8, LENGTH)
     parts = compiler.compile_program(program.stablehlo(), tpu, trips=program.trips)
     assert parts.product_flops == pytest.approx(analytic, rel=0.05)
-    assert parts.temporaries < small.temporaries
+    assert {one.times for one in parts.operations} == {1, 4}
 
 
 def test_memory_is_what_the_compiler_refuses_by():
