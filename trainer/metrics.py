@@ -52,6 +52,7 @@ class MetricsWriter:
     """Writes the metrics of a run into its model directory.
 
     What cannot be written, to a full disk perhaps, costs one warning and does not end the run.
+    Lines of metrics.jsonl wait until there is room again; TensorBoard's points are lost.
 
     An object store cannot add to an object: every line would send the whole file again. There,
     metrics.jsonl and TensorBoard's files are written on this machine and go to the model directory
@@ -74,7 +75,8 @@ class MetricsWriter:
         self._spool: tempfile.TemporaryDirectory | None = None
         self._writers: dict[str, Any] = {}
         self._warned = False
-        self._torn = False  # the file may end in half a line
+        self._waiting: list[str] = []  # lines that are not written yet
+        self._torn = False  # the file may end in one of them, or in half of it
         self._unsent = False
         if active:
             remote = self._path
@@ -139,18 +141,24 @@ class MetricsWriter:
         if not self._active:
             return
         line = {"step": step, "time": round(time.time(), 3), "split": split, **metrics}
-        with self._tolerant():
-            if self._torn:
-                self._keep(lambda line: True)
-            self._torn = True
-            with tf.io.gfile.GFile(self._path, "a") as file:
-                file.write(json.dumps(line) + "\n")
-            self._torn, self._unsent = False, True
+        self._waiting.append(json.dumps(line))
+        self._write_waiting()
         with self._tolerant(), self._writer(split).as_default(step=step):
             for name, value in metrics.items():
                 if isinstance(value, int | float):
                     group = "quality" if name in _QUALITY else "training"
                     tf.summary.scalar(f"{group}/{name}", value)
+
+    def _write_waiting(self) -> None:
+        with self._tolerant():
+            if self._torn:
+                self._keep(lambda line: json.dumps(line) not in self._waiting)
+            while self._waiting:
+                self._torn = True
+                with tf.io.gfile.GFile(self._path, "a") as file:
+                    file.write(self._waiting[0] + "\n")
+                self._torn, self._unsent = False, True
+                del self._waiting[0]
 
     def text(self, split: str, step: int, name: str, markdown: str) -> None:
         """Shows a text, in Markdown, under TensorBoard's Text tab."""
@@ -171,6 +179,7 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Writes what is still held back, so that a run that is killed now has all of it."""
+        self._write_waiting()
         for writer in self._writers.values():
             with self._tolerant():
                 writer.close() if self._spool else writer.flush()

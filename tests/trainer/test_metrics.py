@@ -126,7 +126,8 @@ def test_a_full_disk_costs_one_warning(tmp_path, monkeypatch, capsys):
     )
     writer.write("train", 3, {"loss": 3.0})
     writer.translations("valid", 3, ["a", "b"])
-    assert [line["loss"] for line in lines(tmp_path)] == [1.0, 3.0]
+    written = [(line["split"], line["step"]) for line in lines(tmp_path)]
+    assert written == [("train", 1), ("train", 2), ("valid", 2), ("train", 3)]
     assert (tmp_path / "translations" / "valid-3.txt").read_text() == "a\nb\n"
 
 
@@ -145,8 +146,25 @@ def test_half_a_line_of_a_full_disk_is_removed(tmp_path, monkeypatch):
         patch.setattr(tf.io.gfile, "GFile", HalfFile)
         writer.write("train", 2, {"loss": 2.0})
     assert not (tmp_path / "metrics.jsonl").read_text().endswith("\n")
-    writer.write("train", 3, {"loss": 3.0})
-    assert [line["loss"] for line in lines(tmp_path)] == [1.0, 3.0]
+    writer.flush()
+    assert [line["loss"] for line in lines(tmp_path)] == [1.0, 2.0]
+
+
+def test_a_line_of_which_it_is_unknown_whether_it_is_written_is_there_once(tmp_path, monkeypatch):
+    writer = MetricsWriter(str(tmp_path), 0)
+    gfile = tf.io.gfile.GFile
+
+    class FailsLate(gfile):
+        def close(self):
+            super().close()
+            fail()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.gfile, "GFile", FailsLate)
+        writer.write("train", 1, {"loss": float("nan")})
+    assert len(lines(tmp_path)) == 1
+    writer.write("train", 2, {"loss": 2.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
 def test_a_full_disk_at_the_start(tmp_path, monkeypatch):
