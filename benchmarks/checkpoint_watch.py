@@ -4,6 +4,7 @@ import os
 import re
 
 _PART = re.compile(r"ckpt-(\d+)[._]")
+_FINISHED = re.compile(r"ckpt-(\d+)\.json$")
 
 
 class CheckpointWatch:
@@ -19,14 +20,18 @@ class CheckpointWatch:
         self._before = self._files()
 
     def writing(self) -> int:
-        """Step of the newest checkpoint that has files of this start, but no manifest; else 0."""
+        """Step of the checkpoint that has files of this start, but no manifest; else 0."""
         files = self._files()
+        # An older one that lacks its manifest is being removed.
+        finished = max(
+            (int(match[1]) for name in files if (match := _FINISHED.match(name))), default=0
+        )
         steps = {
             int(match[1])
             for name in files.items() - self._before.items()
             if (match := _PART.match(name[0]))
         }
-        return max((step for step in steps if f"ckpt-{step}.json" not in files), default=0)
+        return max((step for step in steps if step > finished), default=0)
 
     def phase(self, step: int) -> str:
         """ "write": it has no manifest; "rename": it has one under the temporary name; else ""."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 
 from benchmarks.checkpoint_watch import CheckpointWatch
 from benchmarks.freeze import held, in_the_gaps
@@ -188,38 +189,42 @@ class Victim:
         skipped = dice.randrange(3)  # checkpoints to let pass
         # Those that come and go unseen count too, or the training would be over before a hit.
         last = self._step + (skipped + _TRIES) * self._setting("checkpoint_every")
+
+        def goes_on() -> bool:
+            return self.code is None and self._step <= last and time.monotonic() < deadline
+
         for number in range(skipped + _TRIES):
-            step = self._await_writing(deadline, last)
+            step = self._await_writing(goes_on)
             if not step:
                 break
             if number >= skipped:
                 if phase == "rename":
-                    self._creep(writer, step)
+                    self._creep(writer, step, goes_on)
                 else:
                     time.sleep(dice.uniform(0.0, 0.02 / (1 + number - skipped)))
                 with held(writer):
                     if self._watch.phase(step) == phase:  # still
                         return self._send(name, phase, dice)
-            while self.code is None and self._watch.phase(step):
+            while goes_on() and self._watch.phase(step):
                 time.sleep(0.001)
         return self._send(name, "", dice)
 
-    def _await_writing(self, deadline: float, last: int) -> int:
+    def _await_writing(self, goes_on: Callable[[], bool]) -> int:
         """The step of the next checkpoint, as soon as there is a file of it; 0 if none comes."""
-        while self.code is None and self._step <= last and time.monotonic() < deadline:
+        while goes_on():
             if step := self._watch.writing():
                 return step
         return 0
 
-    def _creep(self, writer: int, step: int) -> None:
+    def _creep(self, writer: int, step: int, goes_on: Callable[[], bool]) -> None:
         """Waits until the manifest has its temporary name, and stops the writer there.
 
         It has that name for a tenth of a millisecond, too short to be seen by looking now and then.
         """
-        while self.code is None and not os.path.exists(self._watch.path(step, ".index")):
+        while goes_on() and not os.path.exists(self._watch.path(step, ".index")):
             time.sleep(1e-4)
         with in_the_gaps(writer):
-            while self.code is None and (phase := self._watch.phase(step)):
+            while goes_on() and (phase := self._watch.phase(step)):
                 if phase == "rename":
                     os.kill(writer, signal.SIGSTOP)
                     return

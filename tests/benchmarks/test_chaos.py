@@ -224,6 +224,13 @@ def test_checkpoints_that_come_and_go_unseen_are_not_waited_for(tmp_path, monkey
     assert hit.step < 100
 
 
+def test_a_checkpoint_that_was_removed_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.victim.CheckpointWatch.writing", lambda watch: 2)
+    hit = _fake(tmp_path).strike("SIGKILL", "rename", _TIMES, random.Random(1))
+    assert hit.ended and hit.phase in ("step", "evaluation")
+    assert hit.step < 100
+
+
 def test_an_evaluation_is_hit(tmp_path):
     victim = _fake(tmp_path)
     hit = victim.strike("SIGKILL", "evaluation", _TIMES, random.Random(1))
@@ -255,6 +262,10 @@ def test_older_files_are_not_being_written(tmp_path):
     assert watch.phase(12) == "rename"
     (tmp_path / "ckpt-12.json.incomplete").rename(tmp_path / "ckpt-12.json")
     assert watch.writing() == 0 and watch.phase(12) == ""
+    (tmp_path / "ckpt-10.data-00000-of-00001").touch()  # one that is being removed
+    assert watch.writing() == 0
+    (tmp_path / "ckpt-16.index").touch()
+    assert watch.writing() == 16
 
 
 def test_legs():
