@@ -6,7 +6,7 @@
 
 The model, the optimizer and the train step are the trainer's own, with the batch that a chip of
 that slice gets. TensorFlow exports them as StableHLO, and the TPU's compiler, which needs no TPU,
-says what they need. The times are predictions: docs/tpu.md has the formulas.
+says what they need. The times are predictions: docs/preflight.md has the formulas.
 
 Exit codes: 0 everything compiles and fits; 2 bad usage; 3 something does not compile or fit.
 """

@@ -258,7 +258,7 @@ def test_workers_die_with_the_launcher(launch):
     run = launch("on_sigterm(lambda: None)\nwait()")
     pids = _pids(run.read_until("ready", 2))
     run.process.kill()
-    assert run.process.wait(timeout=20) == -signal.SIGKILL
+    assert run.process.wait(timeout=60) == -signal.SIGKILL
     _assert_gone(pids)
 
 
@@ -282,7 +282,7 @@ open(f"end-{index}", "w").close()
     run.read_until("ready", 2)
     run.process.stdout.close()
     (run.folder / "closed").touch()
-    assert run.process.wait(timeout=30) == 0
+    assert run.process.wait(timeout=60) == 0
     assert len(list(run.folder.glob("end-*"))) == 2
 
 
