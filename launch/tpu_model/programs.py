@@ -90,7 +90,7 @@ class Program:
         graph = self._function.get_concrete_function(*self._specs).graph
         self._operations = [
             {operation.name: operation for operation in one.get_operations()}
-            for one in _graphs(graph, set())
+            for one in graphs_of(graph, set())
         ]
 
     def problems(self) -> list[Problem]:
@@ -100,7 +100,7 @@ class Program:
             Problem(f"{what} ({operation.type} {operation.name})", line_of(operation))
             for operations in self._operations
             for operation in operations.values()
-            if (what := _forbidden(operation))
+            if (what := forbidden(operation))
         ]
 
     def stablehlo(self) -> bytes:
@@ -236,7 +236,8 @@ def line_of(operation: tf.Operation) -> str:
     return f"{os.path.relpath(frame.filename)}:{frame.lineno} in {frame.name}: {text}"
 
 
-def _forbidden(operation: tf.Operation) -> str | None:
+def forbidden(operation: tf.Operation) -> str | None:
+    """Why a TPU cannot run an operation; None if it can, as far as the graph shows."""
     if operation.type in _HOST_CALLS:
         return "call to the host inside the step"
     if any(tensor.dtype == tf.string for tensor in (*operation.inputs, *operation.outputs)):
@@ -251,7 +252,7 @@ def _is_static(tensor: tf.Tensor) -> bool:
     return tensor.dtype in _NO_TENSOR or tensor.shape.is_fully_defined()
 
 
-def _graphs(graph, seen: set[str]) -> Iterator[tf.Graph]:
+def graphs_of(graph, seen: set[str]) -> Iterator[tf.Graph]:
     """A graph, and those of all functions that it calls."""
     yield graph
     for operation in graph.get_operations():
@@ -259,4 +260,4 @@ def _graphs(graph, seen: set[str]) -> Iterator[tf.Graph]:
             for name in (attribute.func.name, *(one.name for one in attribute.list.func)):
                 if name and name not in seen:
                     seen.add(name)
-                    yield from _graphs(graph._get_function(name).graph, seen)
+                    yield from graphs_of(graph._get_function(name).graph, seen)
