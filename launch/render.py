@@ -1,0 +1,171 @@
+"""Writes what Slurm, Kubernetes or Vertex AI is to be given to run a training.
+
+    python -m launch.render slurm --name=mine --workers=2 --gpus=8 -- \
+        --config=configs/transformer_big.py --data_dir=/nfs/data --model_dir=/nfs/model > mine.sh
+    python -m launch.render jobset --name=mine --workers=2 --gpus=8 --image=IMAGE -- FLAGS
+    python -m launch.render gke_tpu --name=mine --tpu_type=v5litepod-8 --image=IMAGE -- FLAGS
+    python -m launch.render vertex --name=mine --workers=2 --gpus=8 --image=IMAGE \
+        --machine_type=a3-highgpu-8g --accelerator=NVIDIA_H100_80GB -- FLAGS
+
+FLAGS are those of trainer.main. The configuration among them is checked: that it is valid, and that
+its batch can be shared out over all replicas. docs/clusters.md explains what is written.
+
+Exit codes: 0 done; 2 bad usage.
+"""
+
+import re
+import shlex
+
+import yaml
+from absl import flags
+from ml_collections import config_flags
+
+from configs import schema
+from data_pipeline.errors import UsageError, run_app
+from launch import clusters
+from launch.cloud import slices
+
+TARGETS = ("slurm", "jobset", "gke_tpu", "vertex")
+_OURS = ("strategy", "cluster", "tpu", "tpu_type", "grace_seconds", "num_virtual_devices")
+
+_NAME = flags.DEFINE_string("name", None, "Name of the job.")
+_WORKERS = flags.DEFINE_integer("workers", 1, "Machines, a process on each.", lower_bound=1)
+_GPUS = flags.DEFINE_integer("gpus", 0, "GPUs of each machine.", lower_bound=0)
+_IMAGE = flags.DEFINE_string("image", "", "Container image with this project installed.")
+_CLAIM = flags.DEFINE_string(
+    "claim", "", f"PersistentVolumeClaim that all pods mount on {clusters.MOUNT}."
+)
+_GRACE = flags.DEFINE_integer(
+    "grace_seconds",
+    None,
+    "Between the signal and the end; Kubernetes and Slurm keep to it. Default: 300, spot 25.",
+    lower_bound=10,
+)
+_MAX_RESTARTS = flags.DEFINE_integer("max_restarts", 10, "After losses and crashes.", 0)
+_SPOT = flags.DEFINE_bool("spot", False, "jobset, gke_tpu (on GKE), vertex: spot machines.")
+_PYTHON = flags.DEFINE_string("python", ".venv/bin/python", "slurm: interpreter, on all nodes.")
+_HOURS = flags.DEFINE_float("hours", 24.0, "slurm: time limit of one allocation.", 0.1)
+_SBATCH = flags.DEFINE_multi_string("sbatch", [], "slurm: another option, as --partition=gpu.")
+_TPU_TYPE = flags.DEFINE_string("tpu_type", None, f"gke_tpu: such as {slices.EXAMPLES}.")
+_MACHINE = flags.DEFINE_string("machine_type", None, "vertex: such as a3-highgpu-8g.")
+_ACCELERATOR = flags.DEFINE_string("accelerator", "", "vertex: such as NVIDIA_H100_80GB.")
+_DAYS = flags.DEFINE_float("days", 7.0, "vertex: the job is ended after so many.", 0.01)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """The target, and after it what stands after "--"."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    rest = flags.FLAGS(argv[:end])
+    if len(rest) != 2 or rest[1] not in TARGETS:
+        raise UsageError(f"usage: python -m launch.render {'|'.join(TARGETS)} ... -- FLAGS")
+    return [rest[1], *argv[end + 1 :]]
+
+
+def read_config(trainer_flags: list[str]) -> schema.Config:
+    """The configuration that the trainer would make of these flags.
+
+    Raises:
+        UsageError: if it is not valid.
+    """
+    own = flags.FlagValues()
+    wanted = [flag for flag in trainer_flags if re.match(r"--?config[.=]", flag)]
+    try:
+        config_flags.DEFINE_config_file("config", "configs/demo.py", flag_values=own)
+        own(["trainer", *wanted])
+        config = own.config
+    except (KeyError, SyntaxError, flags.Error) as error:
+        raise UsageError(f"--config after --: {error.args[0]}") from error
+    if not isinstance(config, schema.Config):
+        raise UsageError("--config after --: no such file, or it gives no configs.schema.Config")
+    try:
+        schema.validate(config)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return config
+
+
+def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:
+    """Checks the trainer's flags, except for the configuration.
+
+    Args:
+        trainer_flags: what stands after "--".
+        needs_bucket: whether the machines share no file system.
+
+    Raises:
+        UsageError: for what follows from the platform, and for directories that are missing or
+            that the machines cannot share.
+    """
+    values = {}
+    for flag in trainer_flags:
+        name, _, value = flag.lstrip("-").partition("=")
+        if not flag.startswith("-") or not value:
+            raise UsageError(f"after --: {flag!r} is no flag of the form --name=value")
+        values[name] = value
+    for name in _OURS:
+        if name in values:
+            raise UsageError(f"--{name} after --: this program sets it; leave it out")
+    for name in ("data_dir", "model_dir"):
+        if name not in values:
+            raise UsageError(f"after --: --{name}=... is missing; all machines have to share it")
+        if needs_bucket and not values[name].startswith(("gs://", f"{clusters.MOUNT}/")):
+            raise UsageError(
+                f"--{name}={values[name]}: the machines do not have it; use gs://BUCKET/... or, on "
+                f"Kubernetes, --claim=NAME and {clusters.MOUNT}/..."
+            )
+        if values[name].startswith(f"{clusters.MOUNT}/") and needs_bucket and not _CLAIM.value:
+            raise UsageError(f"--{name}={values[name]} needs --claim=NAME, the volume to mount")
+
+
+def _check_batch(config: schema.Config, replicas: int) -> None:
+    from trainer.input import batch_rows  # here, as TensorFlow takes seconds
+
+    batch_rows(config.train, config.data.longest_row, replicas)
+
+
+def main(argv: list[str]) -> int:
+    """Prints the file."""
+    target, trainer_flags = argv[0], argv[1:]
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", _NAME.value or ""):
+        raise UsageError("--name=... is missing, or not of lower-case letters, digits and hyphens")
+    if target != "slurm" and not _IMAGE.value:
+        raise UsageError(f"{target} needs --image=..., with this project installed")
+    check_flags(trainer_flags, needs_bucket=target != "slurm")
+    config = read_config(trainer_flags)
+    tpu = slices.parse(_TPU_TYPE.value) if target == "gke_tpu" and _TPU_TYPE.value else None
+    if target == "gke_tpu" and (tpu is None or _WORKERS.value > 1 or _GPUS.value):
+        raise UsageError("gke_tpu needs --tpu_type=..., and has neither --workers nor --gpus")
+    _check_batch(config, tpu.chips if tpu else _WORKERS.value * max(1, _GPUS.value))
+    training = clusters.Training(
+        name=_NAME.value or "",
+        flags=tuple(trainer_flags),
+        workers=_WORKERS.value,
+        gpus=_GPUS.value,
+        image=_IMAGE.value,
+        claim=_CLAIM.value,
+        # What GKE leaves to a pod on a spot machine.
+        grace_seconds=_GRACE.value or (25 if _SPOT.value else 300),
+        max_restarts=_MAX_RESTARTS.value,
+        spot=_SPOT.value,
+    )
+    if target == "slurm":
+        options = tuple(_SBATCH.value)
+        print(clusters.slurm(training, _PYTHON.value, _HOURS.value, options), end="")
+        return 0
+    if target == "jobset":
+        manifest = clusters.jobset(training)
+    elif target == "gke_tpu":
+        manifest = clusters.gke_tpu(training, _TPU_TYPE.value or "")
+    else:
+        if not _MACHINE.value or bool(_ACCELERATOR.value) != bool(_GPUS.value):
+            raise UsageError(
+                "vertex needs --machine_type=..., and --accelerator=... and --gpus=... together"
+            )
+        manifest = clusters.vertex(training, _MACHINE.value, _ACCELERATOR.value, _DAYS.value)
+    command = shlex.join(["python", "-m", "launch.render", target])
+    print(f"# Rendered by {command}; exit codes: docs/operations.md.")
+    print(yaml.safe_dump(manifest, sort_keys=False, width=100), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    run_app(main, parse_flags)
