@@ -23,7 +23,7 @@ from absl import flags
 
 from data_pipeline.errors import UsageError, no_arguments, run_app
 from launch.cloud import job, life, slices
-from launch.cloud.service import DryRun, Service
+from launch.cloud.service import ADDRESS, DryRun, Service
 from launch.cloud.spec import Spec, from_json
 from launch.cloud.store import SPEC, DryStore, Store
 
@@ -134,13 +134,15 @@ def _ask(question: str) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError(f"{question} Nobody can answer here; --yes says yes")
-    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+    print(f"{question} [y/N] ", end="", flush=True)  # input() would raise at Ctrl-D
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was done")
 
 
 def _train(spec: Spec, store: Store | DryStore, trainer_flags: list[str]) -> None:
-    job.check_flags(spec, trainer_flags)
+    values = job.check_flags(spec, trainer_flags)
     commit, archive = job.pack(_ALLOW_DIRTY.value)
+    job.check_config(commit, values)
     made = job.make(
         spec, trainer_flags, commit, archive, _MAX_RESTARTS.value, _DELETE_WHEN_ENDED.value
     )
@@ -204,7 +206,7 @@ def main(arguments: list[str]) -> int:
             raise UsageError("--dry_run needs --project=..., --zone=... and --accelerator_type=...")
         store = DryStore(folder, None if command == "create" else asked.to_json().encode())
         service = DryRun(there=command != "create")
-        print("dry run: nothing is done, and no credentials are needed; the calls, in order:")
+        print(f"dry run, no credentials are needed; calls (/v2: {ADDRESS}):")
     else:
         store, service = Store(folder), None
     spec = _find_spec(store, command)

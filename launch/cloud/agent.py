@@ -267,7 +267,7 @@ def keep_running(job, generation, directory, reporter, log):
         if restarts > job["max_restarts"]:
             reporter.set(generation, "failed", code=code, restarts=restarts - 1)
             return
-        seconds = min(LONGEST_PAUSE, 2.0 ** (restarts - 1))
+        seconds = min(LONGEST_PAUSE, 2.0 ** min(restarts - 1, 10))
         say(f"code {code}; restart {restarts} of {job['max_restarts']} in {seconds:g} s")
         pause(seconds)
         if stopping:

@@ -70,6 +70,14 @@ def pack(allow_dirty: bool) -> tuple[str, bytes]:
     return commit, _git("archive", "--format=tar.gz", commit)
 
 
+def check_config(commit: str, values: dict[str, str]) -> None:
+    """Raises `UsageError` if --config is not among the files that are shipped: one that git does
+    not know would be found missing by the machine, when the chips are paid for already."""
+    config = values.get("config", "")
+    if config and not _git("ls-tree", "--name-only", commit, "--", config):
+        raise UsageError(f"--config={config} is not in the commit: git add and commit it first")
+
+
 def check_flags(spec: Spec, trainer_flags: Sequence[str]) -> dict[str, str]:
     """The trainer's flags of the form --name=value, by name.
 

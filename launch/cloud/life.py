@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from data_pipeline.errors import UsageError
 from launch.cloud import job
-from launch.cloud.service import DryRun, Resource, Service
+from launch.cloud.service import DryRun, Machine, Resource, Service
 from launch.cloud.spec import Spec, from_json
 from launch.cloud.store import CODE, JOB, SPEC, STATE, DryStore, Store
 
@@ -35,7 +35,7 @@ def describe(spec: Spec, usd_per_chip_hour: float | None) -> str:
         f"price class: {spec.price_class}"
         + (", which may be taken away at any time; resume goes on" if spec.spot else ""),
         f"billing: {what.chips} chips by the second, from ACTIVE on until delete, idle or not;",
-        "  waiting in the queue costs nothing; prices: https://cloud.google.com/tpu/pricing",
+        "  waiting in the queue is free; prices: https://cloud.google.com/tpu/pricing",
     ]
     if usd_per_chip_hour is not None:
         hourly = what.chips * usd_per_chip_hour
@@ -69,16 +69,31 @@ def create(spec: Spec, service: Service | DryRun, store: Store | DryStore, ask: 
                 "has not made; choose another"
             )
         _check_same(spec, found)
+        if found.folder not in ("", spec.folder):
+            raise UsageError(
+                f"{spec.name} is there already, and looks for jobs in {found.folder}, not in "
+                f"{spec.folder}: give the same --bucket, or choose another --name"
+            )
         if known is None:
             store.write(SPEC, spec.to_json().encode())
         again = f"python -m launch.tpu resume --name={spec.name}"
         gone = found.state not in (*QUEUED, "ACTIVE")
         print(f"{spec.name} is there already: {found.state}" + (f"; {again}" if gone else ""))
         return
+    _refuse_a_foreign_node(spec, service.machine(spec))
     ask("create it?")
     store.write(SPEC, spec.to_json().encode())
     service.create(spec)
     _settle(spec, service)
+
+
+def _refuse_a_foreign_node(spec: Spec, machine: Machine | None) -> None:
+    """A node can exist without a queued resource, made by hand."""
+    if machine is not None and not machine.ours:
+        raise UsageError(
+            f"--name={spec.name}: there is a node of that name which this program has not made; "
+            "choose another"
+        )
 
 
 def _check_same(spec: Spec, other: Spec | Resource) -> None:
@@ -140,12 +155,26 @@ def resume(spec: Spec, service: Service | DryRun, store: Store | DryStore, ask: 
     elif found is not None and found.state == "ACTIVE" and _is_alive(spec, service):
         print(f"{spec.name} is active; job: {state.get('state', 'none yet')}")
     else:
+        _refuse_what_is_foreign(spec, service, store)
         ask("make it anew?")
         remove(spec, service)
         service.create(spec)
         _settle(spec, service)
     if state.get("state") == "failed":
         job.start_again(store)
+
+
+def _refuse_what_is_foreign(spec: Spec, service: Service | DryRun, store: Store | DryStore) -> None:
+    """With spec.json in the bucket the name is ours, whatever the labels say; without it the user
+    has named the TPU by flags, and may have named a wrong one."""
+    if store.read(SPEC) is not None:
+        return
+    found = service.resource(spec)
+    if found is not None and not found.ours:
+        raise UsageError(
+            f"--name={spec.name}: this program has not made that queued resource, so it does not "
+            "remove it; if it must go, remove it in the console"
+        )
 
 
 def _is_alive(spec: Spec, service: Service | DryRun) -> bool:
@@ -157,7 +186,7 @@ def remove(spec: Spec, service: Service | DryRun) -> None:
     """Removes the queued resource and the node, and waits until both are gone.
 
     Raises:
-        UsageError: if they are still there after a long time.
+        UsageError: if they are still there after a long time; if the node is somebody else's.
     """
     kinds = (
         ("queued resource", service.resource, service.delete_resource),
@@ -167,6 +196,8 @@ def remove(spec: Spec, service: Service | DryRun) -> None:
         found = look(spec)
         if found is None:
             continue
+        if isinstance(found, Machine):
+            _refuse_a_foreign_node(spec, found)
         if found.state != "DELETING":
             delete(spec)
         if _wait(lambda look=look: look(spec), lambda seen: seen is None, DELETE_SECONDS):
@@ -182,6 +213,7 @@ def delete(spec: Spec, service: Service | DryRun, store: Store | DryStore, ask: 
     Raises:
         UsageError: if the user says no, or something cannot be removed.
     """
+    _refuse_what_is_foreign(spec, service, store)
     ask(f"delete the TPU {spec.name}? A job that runs loses what came after its last checkpoint.")
     remove(spec, service)
     for name in (JOB, STATE, *store.names(CODE), SPEC):

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipeline.errors import UsageError
 from launch import buckets
-from launch.cloud.spec import LABEL, Spec, request_body
+from launch.cloud.spec import FOLDER_KEY, LABEL, Spec, request_body
 
 ADDRESS = "https://tpu.googleapis.com"
 TIMEOUT_SECONDS = 60.0  # for one request
@@ -35,6 +35,7 @@ class Resource:
         accelerator_type: what was asked for.
         spot: whether it may be taken away.
         ours: whether it bears the label of this program.
+        folder: gs:// address where its machine looks for a job; "" if the service does not tell.
     """
 
     state: str
@@ -42,6 +43,7 @@ class Resource:
     accelerator_type: str
     spot: bool
     ours: bool
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ class Machine:
         state: READY, PREEMPTED and so on.
         health: HEALTHY and so on, with a description.
         created: seconds since 1970.
+        ours: whether it bears the label of this program.
     """
 
     state: str
     health: str
     created: float
+    ours: bool
 
 
 def _passes(error: Exception) -> bool:
@@ -151,7 +155,8 @@ class Service:
             found.state.failed_data.error.message,
             node.accelerator_type,
             "spot" in found,
-            LABEL.items() <= dict(node.labels).items(),
+            _is_ours(node),
+            dict(node.metadata).get(FOLDER_KEY, ""),
         )
 
     def machine(self, spec: Spec) -> Machine | None:
@@ -161,7 +166,7 @@ class Service:
             return None
         health = " ".join(filter(None, [found.health.name, found.health_description]))
         created = found.create_time.timestamp() if found.create_time else 0.0
-        return Machine(found.state.name, health, created)
+        return Machine(found.state.name, health, created, _is_ours(found))
 
     def create(self, spec: Spec) -> None:
         """Asks for the queued resource. Nothing is done if there is one of that name, as when the
@@ -205,6 +210,10 @@ class Service:
             call(**self._options)
 
 
+def _is_ours(node: Any) -> bool:
+    return LABEL.items() <= dict(node.labels).items()
+
+
 class DryRun:
     """Tells of the calls instead of making them.
 
@@ -233,7 +242,7 @@ class DryRun:
         metadata["startup-script"] = f"<launch/cloud/agent.py, {size:,} characters>"
         self._tell("POST", f"{spec.parent}/queuedResources?queuedResourceId={spec.name}")
         for path, value in _flatten(body, ""):
-            print(f"    {path} = {value}")
+            print(f"   {path.removeprefix('tpu.nodeSpec[0].')} = {value}")
         self._there = True
 
     def delete_resource(self, spec: Spec) -> None:
@@ -244,7 +253,7 @@ class DryRun:
         self._tell("DELETE", f"{spec.parent}/nodes/{spec.name}")
 
     def _tell(self, method: str, path: str) -> None:
-        print(f"  {method} {ADDRESS}/v2/{path}")
+        print(f"  {method} /v2/{path}")
 
 
 def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:

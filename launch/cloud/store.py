@@ -10,6 +10,7 @@
 The last two are what the money was spent on: `delete` leaves them.
 """
 
+from google.api_core import exceptions
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from launch import buckets
@@ -31,9 +32,17 @@ class Store:
         self._bucket = buckets.make_client().bucket(bucket)
 
     def location(self) -> str:
-        """Region of the bucket, such as US-CENTRAL1."""
+        """Region of the bucket, such as US-CENTRAL1; "" if the account may not ask.
+
+        The role Storage Object Admin, which is enough for all else, does not include the right to
+        look at the bucket itself.
+        """
         with buckets.one_line(f"gs://{self._bucket.name}"):
-            self._bucket.reload(timeout=TIMEOUT_SECONDS)
+            try:
+                self._bucket.reload(timeout=TIMEOUT_SECONDS)
+            except exceptions.Forbidden:
+                print(f"warning: no right to see in which region gs://{self._bucket.name} is")
+                return ""
         return self._bucket.location or ""
 
     def read(self, name: str) -> bytes | None:

@@ -1,11 +1,13 @@
 """The life of a TPU, against a Cloud TPU and a bucket that are local services."""
 
+import itertools
 import json
 import threading
 import time
 
 import pytest
 import requests
+from google.api_core import exceptions
 
 pytest.importorskip("google.cloud.tpu_v2")
 
@@ -155,7 +157,7 @@ def test_the_story_with_a_crash_at_each_call(cloud, bucket_service, monkeypatch,
         assert (cloud.resources, cloud.nodes) == ({}, {})
         bucket_service[0].wipe(keep_buckets=True)
         cloud.made.clear()
-    assert call >= {"create": 4, "train": 5, "resume": 8, "delete": 8}[step]
+    assert call >= {"create": 6, "train": 5, "resume": 8, "delete": 8}[step]
 
 
 def test_create_asks_with_the_price_class_before_it_writes_anything(cloud):
@@ -214,6 +216,80 @@ def test_the_resource_of_somebody_else_is_left_alone(cloud):
     Store(FOLDER).delete(SPEC)
     with pytest.raises(UsageError, match="this program has not made; choose another"):
         create()
+    cloud.requests.clear()
+    for command in (life.delete, life.resume):  # named by flags
+        cloud.resources[NAME]["state"]["state"] = "SUSPENDED"
+        with pytest.raises(UsageError, match="this program has not made that queued resource"):
+            command(SPOT, Service(), Store(FOLDER), yes)
+    assert {method for method, _ in cloud.requests} == {"GET"}
+    assert list(cloud.resources) == [NAME]
+
+
+def test_the_node_of_somebody_else_is_left_alone(cloud):
+    cloud.nodes[NAME] = {"state": "READY", "labels": {}}
+    with pytest.raises(UsageError, match="there is a node of that name"):
+        create()
+    assert in_bucket() == []
+    with pytest.raises(UsageError, match="there is a node of that name"):
+        life.delete(SPOT, Service(), Store(FOLDER), yes)
+    assert {method for method, _ in cloud.requests} == {"GET"}
+    assert list(cloud.nodes) == [NAME]
+
+
+def test_a_second_create_with_another_bucket_is_refused(cloud):
+    create()
+    elsewhere = f"gs://{BUCKET}/others/{NAME}"
+    other = Spec(NAME, "p", SPOT.zone, SPOT.accelerator_type, True, SPOT.image, elsewhere)
+    with pytest.raises(UsageError, match=f"looks for jobs in {FOLDER}, not in {elsewhere}"):
+        life.create(other, Service(), Store(elsewhere), yes)
+    assert Store(elsewhere).names("") == []
+    assert cloud.made == [NAME]
+
+
+def test_a_bucket_whose_region_may_not_be_asked_for(cloud, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise exceptions.Forbidden("storage.buckets.get")
+
+    monkeypatch.setattr("google.cloud.storage.Bucket.reload", refuse)
+    create()
+    assert "no right to see in which region gs://bucket is" in capsys.readouterr().out
+    assert cloud.made == [NAME]
+
+
+@pytest.mark.parametrize("step", list(COMMANDS))
+def test_the_story_with_a_fault_of_the_bucket_at_each_call(cloud, monkeypatch, step):
+    """Each request to the bucket fails once: 503, 429, or its work is done and no answer comes."""
+    send = requests.Session.send
+    failed = set()
+    kinds = itertools.cycle((LOST, 503, 429))
+
+    def wrapped(self, request, **options):
+        key = (request.method, request.path_url)
+        if "/storage/v1/" not in request.url or key in failed:
+            return send(self, request, **options)
+        failed.add(key)
+        if (kind := next(kinds)) == LOST:
+            send(self, request, **options)
+            raise requests.ConnectionError("injected")
+        answer = requests.Response()
+        answer.status_code, answer.request, answer.url = kind, request, request.url
+        return answer
+
+    go_through(cloud, STEPS[: STEPS.index(step)])
+    monkeypatch.setattr("google.api_core.retry.retry_base.exponential_sleep_generator", no_wait)
+    with monkeypatch.context() as patch:
+        patch.setattr(requests.Session, "send", wrapped)
+        COMMANDS[step]()
+    assert len(failed) >= 3
+    go_through(cloud, STEPS[STEPS.index(step) + 1 :])
+    assert cloud.made == [NAME, NAME]
+    assert in_bucket() == ["logs/1.txt", "model/weights"]
+    assert (cloud.resources, cloud.nodes) == ({}, {})
+
+
+def no_wait(*_, **__):
+    while True:
+        yield 0.0
 
 
 @pytest.mark.parametrize("kind", [LOST, SLOW, 503, 500])
@@ -359,8 +435,10 @@ def test_a_dry_run_tells_the_calls_that_are_made(cloud, capsys):
     assert cloud.requests == []
     create()
     made = [(method, path.split("&")[0]) for method, path in cloud.requests]
-    assert told == [("GET", f"{PATH}/{NAME}"), ("POST", PATH), ("GET", f"{PATH}/{NAME}")]
-    assert [(method, path.split("?")[0]) for method, path in made][:3] == told
+    node = ("GET", f"/v2/{SPOT.parent}/nodes/{NAME}")
+    resource = ("GET", f"{PATH}/{NAME}")
+    assert told == [resource, node, ("POST", PATH), resource]
+    assert [(method, path.split("?")[0]) for method, path in made][:4] == told
 
     until(cloud, "ACTIVE")
     life.delete(SPOT, DryRun(there=True), DryStore(FOLDER, SPOT.to_json().encode()), yes)
@@ -373,8 +451,8 @@ def test_a_dry_run_tells_the_calls_that_are_made(cloud, capsys):
 
 def calls_in(text):
     """(method, path) of the calls that a dry run tells of."""
-    lines = [line.split() for line in text.splitlines() if service.ADDRESS in line]
-    return [(one[0], one[1].removeprefix(service.ADDRESS).split("?")[0]) for one in lines]
+    lines = [line.split() for line in text.splitlines() if " /v2/" in line]
+    return [(one[0], one[1].split("?")[0]) for one in lines]
 
 
 @pytest.mark.parametrize(

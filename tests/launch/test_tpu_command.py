@@ -55,11 +55,12 @@ def test_a_dry_run_without_credentials_fits_on_a_screen():
     code, out, err = run("create", "--dry_run", "--spot", *HERE, *WHERE)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert len(lines) <= 25
-    assert max(map(len, lines)) <= 110
-    assert "needs no credentials" in out or "no credentials are needed" in out
+    assert sum(-(-len(line) // 80) for line in lines) <= 24  # rows of a terminal of 24 x 80
+    assert max(map(len, lines)) <= 100
+    assert "no credentials are needed" in out
     assert "price class: spot" in out
-    assert f"POST https://tpu.googleapis.com/v2/projects/p/locations/{SPEC.zone}/queuedRes" in out
+    assert "(/v2: https://tpu.googleapis.com)" in out
+    assert f"POST /v2/projects/p/locations/{SPEC.zone}/queuedResources?queuedResourceId" in out
     assert "acceleratorType = v5litepod-8" in out
 
 
@@ -170,6 +171,16 @@ def test_the_commit_is_shipped_and_nothing_else(repository):
     assert other != commit
     assert content(archive) == {"a.py": b"new\n"}
     assert (repository / "a.py").read_text() == "new\n"
+
+
+def test_a_config_that_git_does_not_know_is_refused(repository):
+    (repository / "mine.py").write_text("a config\n")
+    job.check_flags(SPEC, ["--config=mine.py"])
+    commit, _ = job.pack(allow_dirty=True)
+    with pytest.raises(UsageError, match=r"--config=mine\.py is not in the commit: git add"):
+        job.check_config(commit, {"config": "mine.py"})
+    job.check_config(commit, {"config": "a.py"})
+    job.check_config(commit, {})
 
 
 def test_outside_of_a_repository(tmp_path, monkeypatch):
