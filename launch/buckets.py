@@ -1,6 +1,7 @@
 """Buckets of Google Cloud Storage: addresses, a client, and errors told in one line."""
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def make_client() -> storage.Client:
     """
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         return storage.Client("local", google.auth.credentials.AnonymousCredentials())
+    # It would warn of what the exception tells, and so make two lines of one.
+    logging.getLogger("google.auth").setLevel(logging.ERROR)
     try:
         return storage.Client()
     # OSError: it knows the credentials, and no project; no call needs one.

@@ -24,7 +24,7 @@ from absl import flags
 from data_pipeline.errors import UsageError, no_arguments, run_app
 from launch.cloud import job, life, slices
 from launch.cloud.service import ADDRESS, DryRun, Service
-from launch.cloud.spec import Spec, from_json
+from launch.cloud.spec import Spec, check_name, from_json
 from launch.cloud.store import SPEC, DryStore, Store
 
 COMMANDS = ("create", "train", "status", "logs", "tensorboard", "resume", "delete")
@@ -86,6 +86,7 @@ def _folder() -> str:
     if not _NAME.value or not _BUCKET.value:
         missing = "bucket" if _NAME.value else "name"
         raise UsageError(f"--{missing}=... is missing (--help lists the flags)")
+    check_name(_NAME.value)
     return f"{_BUCKET.value.rstrip('/')}/{_NAME.value}"
 
 
@@ -106,14 +107,8 @@ def _spec_of_flags() -> Spec | None:
     )
 
 
-def _find_spec(store: Store | DryStore, command: str) -> Spec:
-    """The spec that `create` has written; with the flags alone if it has not, for `create` and for
-    what is left of a folder that somebody has removed."""
-    asked = _spec_of_flags()
-    if command == "create":
-        if asked is None:
-            raise UsageError("create needs --project=..., --zone=... and --accelerator_type=...")
-        return asked
+def _find_spec(store: Store | DryStore, asked: Spec | None) -> Spec:
+    """The spec that `create` has written; what the flags say if somebody has removed it."""
     known = store.read(SPEC)
     if known is None and asked is None:
         raise UsageError(
@@ -197,11 +192,12 @@ def _tensorboard(store: Store | DryStore) -> None:
 def main(arguments: list[str]) -> int:
     """Runs the command; returns the exit code."""
     command, trainer_flags = arguments[0], arguments[1:]
-    folder = _folder()
+    folder, asked = _folder(), _spec_of_flags()
+    if asked is None and command == "create":  # before it looks for credentials
+        raise UsageError("create needs --project=..., --zone=... and --accelerator_type=...")
     store: Store | DryStore
     service: Service | DryRun | None
     if _DRY_RUN.value:
-        asked = _spec_of_flags()
         if asked is None:
             raise UsageError("--dry_run needs --project=..., --zone=... and --accelerator_type=...")
         store = DryStore(folder, None if command == "create" else asked.to_json().encode())
@@ -209,7 +205,7 @@ def main(arguments: list[str]) -> int:
         print(f"dry run, no credentials are needed; calls (/v2: {ADDRESS}):")
     else:
         store, service = Store(folder), None
-    spec = _find_spec(store, command)
+    spec = asked if asked and command == "create" else _find_spec(store, asked)
     if command == "train":
         _train(spec, store, trainer_flags)
     elif command == "logs":

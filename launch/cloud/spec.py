@@ -23,6 +23,14 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _ZONE = re.compile(r"[a-z]+(-[a-z]+)+\d+-[a-z]")
 
 
+def check_name(name: str) -> None:
+    """Raises `UsageError` unless Cloud TPU takes it as a name."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"--name={name}: at most 40 lower-case letters, digits and hyphens, a letter first"
+        )
+
+
 @dataclass(frozen=True)
 class Spec:
     """What `create` is asked for.
@@ -48,11 +56,7 @@ class Spec:
     service_account: str = ""
 
     def __post_init__(self):
-        if not _NAME.fullmatch(self.name):
-            raise UsageError(
-                f"--name={self.name}: at most 40 lower-case letters, digits and hyphens, a letter "
-                "first"
-            )
+        check_name(self.name)
         if not _ZONE.fullmatch(self.zone):
             raise UsageError(f"--zone={self.zone} is no zone; it is like us-central1-a")
         if not self.project:

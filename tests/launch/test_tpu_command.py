@@ -88,11 +88,27 @@ def test_without_the_extra_it_says_what_to_install():
         (["status"], "--name=... is missing"),
         (["create", *HERE, "--dry_run"], "needs --project"),
         (["delete", *HERE, *WHERE, "--", "--x=1"], "are for train, not for delete"),
-        (["create", *HERE], "create needs --project=..., --zone=... and --accelerator_type=..."),
     ],
 )
 def test_bad_usage(arguments, message):
     code, out, err = run(*arguments, STORAGE_EMULATOR_HOST="http://localhost:1")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["create", *HERE, *WHERE[:2], "--accelerator_type=v5e-8"], "calls it v5litepod-8"),
+        (["create", *HERE], "create needs --project"),
+        (["status", "--name=Bad", HERE[1]], "--name=Bad: at most 40 lower-case letters"),
+        (["status", *HERE], "no Google Cloud credentials on this machine"),
+    ],
+)
+def test_without_credentials_an_error_is_one_line_too(arguments, message):
+    code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
