@@ -217,16 +217,22 @@ def pull(address: str, directory: Path, parallel: int = 8) -> tuple[int, int, in
     return len(there), copied, total
 
 
+def _copy(arguments: list[str]) -> tuple[int, int, int]:
+    try:
+        match arguments:
+            case ["push", directory, address]:
+                return push(Path(directory), address, _PARALLEL.value)
+            case ["pull", address, directory]:
+                return pull(address, Path(directory), _PARALLEL.value)
+    except OSError as error:  # of this machine's files: no right, no room
+        raise UsageError(f"{error}; mend it and start the same command again") from error
+    raise UsageError(f"usage: {_USAGE}")
+
+
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     start = time.monotonic()
-    match argv[1:]:
-        case ["push", directory, address]:
-            files, copied, total = push(Path(directory), address, _PARALLEL.value)
-        case ["pull", address, directory]:
-            files, copied, total = pull(address, Path(directory), _PARALLEL.value)
-        case _:
-            raise UsageError(f"usage: {_USAGE}")
+    files, copied, total = _copy(argv[1:])
     seconds = time.monotonic() - start
     print(
         f"{argv[1]}: {files:,} files, {copied:,} of them copied, {total:,} bytes, "

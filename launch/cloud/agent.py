@@ -95,7 +95,10 @@ class Google:
     def call(self, method, url, content=None):
         with self._lock:
             if time.monotonic() > self._until:
-                answer = json.loads(metadata("instance/service-accounts/default/token"))
+                text = metadata("instance/service-accounts/default/token")
+                if text is None:
+                    raise OSError("this machine has no service account")
+                answer = json.loads(text)
                 self._token = answer["access_token"]
                 self._until = time.monotonic() + answer["expires_in"] - 300
         headers = {"Authorization": f"Bearer {self._token}"}

@@ -187,6 +187,11 @@ def test_the_command(bucket, dataset):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"push: {SHARDS + 2} files, {SHARDS + 2} of them copied" in done.stdout
+    missing = [*command[:3], "pull", ADDRESS, str(dataset / "dataset.json")]  # a file is there
+    done = subprocess.run(missing, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: [Errno")
+    assert done.stderr.count("\n") == 1
     done = subprocess.run([*command, "more"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: usage: python -m launch.storage push DIR gs://")
