@@ -3,7 +3,7 @@
 import os
 import time
 
-from trainer import xla_cache
+from trainer import google_cloud, xla_cache
 
 # Nearly the start of the process: what follows, TensorFlow's import above all, takes seconds.
 STARTED = time.monotonic()
@@ -11,3 +11,4 @@ STARTED = time.monotonic()
 # Before anything imports TensorFlow: its start-up notices are not about this program.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 xla_cache.enable()
+google_cloud.spare_questions()

@@ -21,7 +21,7 @@ from configs import schema
 from data_pipeline.errors import UsageError, no_arguments, run_app
 from data_pipeline.files import passing_errors
 from data_pipeline.records import Manifest, load_manifest
-from trainer import cluster, finish, flops, loop, maintenance, rendezvous
+from trainer import cluster, finish, flops, google_cloud, loop, maintenance, rendezvous
 from trainer.cluster import CLUSTERS
 from trainer.heartbeat import Watch
 from trainer.messages import error_text
@@ -162,7 +162,7 @@ def open_dataset(directory: str) -> Manifest:
 def main(argv: list[str]) -> int:
     """Flags to configuration to run, with signals and Google Cloud's notices taken care of."""
     with StopRequest() as stop:
-        if host := maintenance.metadata_host():
+        if host := google_cloud.metadata_host():
             maintenance.watch(host, stop.request)
         watch = Watch(_WORKER_TIMEOUT.value, _STALL_TIMEOUT.value, lambda: stop.reason)
         stop.leaving = watch.stop

@@ -6,7 +6,6 @@ maintenance event (an hour ahead where there are GPUs) and of the preemption of 
 documentation of Compute Engine.
 """
 
-import os
 import threading
 import urllib.error
 import urllib.request
@@ -14,31 +13,12 @@ from collections.abc import Callable
 
 from trainer.messages import warn
 
-_HOST = "metadata.google.internal"
-_PRODUCT = "/sys/class/dmi/id/product_name"
 _SECONDS = 5.0  # between two looks, and for an answer
 # Key -> the value that means the end. A machine that migrates instead keeps running.
 _NOTICES = {
     "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",
     "preempted": "TRUE",
 }
-
-
-def metadata_host() -> str | None:
-    """Address of the metadata server; None where this is no machine of Google Cloud.
-
-    GCE_METADATA_HOST names another one, as for Google's own libraries; NO_GCE_CHECK=true says, as
-    for TensorFlow, that there is none.
-    """
-    if host := os.environ.get("GCE_METADATA_HOST"):
-        return host
-    if os.environ.get("NO_GCE_CHECK", "").lower() == "true":
-        return None
-    try:
-        with open(_PRODUCT, encoding="ascii", errors="replace") as file:
-            return _HOST if "Google" in file.read() else None
-    except OSError:  # not Linux, or a container that hides it
-        return None
 
 
 def watch(host: str, tell: Callable[[str], None], seconds: float = _SECONDS) -> threading.Event:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from trainer import maintenance
+from trainer import google_cloud, maintenance
 from trainer.stop import StopRequest
 
 # Says when it is inside a call of C that no signal interrupts, as a compilation is.
@@ -164,7 +164,20 @@ def test_a_notice_from_before_the_start(metadata, capsys):
 
 def test_where_the_metadata_server_is(monkeypatch):
     monkeypatch.setenv("GCE_METADATA_HOST", "here:80")
-    assert maintenance.metadata_host() == "here:80"
+    assert google_cloud.metadata_host() == "here:80"
     monkeypatch.delenv("GCE_METADATA_HOST")
     monkeypatch.setenv("NO_GCE_CHECK", "true")
-    assert maintenance.metadata_host() is None
+    assert google_cloud.metadata_host() is None
+
+
+@pytest.mark.parametrize(("product", "value"), [("Google Compute Engine\n", None), ("KVM\n", "1")])
+def test_libtpu_asks_for_metadata_where_there_are_some(monkeypatch, tmp_path, product, value):
+    (tmp_path / "product").write_text(product)
+    monkeypatch.setattr(google_cloud, "_PRODUCT", str(tmp_path / "product"))
+    for name in ("GCE_METADATA_HOST", "NO_GCE_CHECK", "TPU_SKIP_MDS_QUERY"):
+        monkeypatch.delenv(name, raising=False)
+    google_cloud.spare_questions()
+    assert os.environ.get("TPU_SKIP_MDS_QUERY") == value
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "0")
+    google_cloud.spare_questions()
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == "0"
