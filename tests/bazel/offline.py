@@ -1,0 +1,115 @@
+"""Runs an old Bazel on this repository, without any registry.
+
+    python tests/bazel/offline.py DIRECTORY query //...
+    python tests/bazel/offline.py DIRECTORY test //tests/trainer:test_losses
+
+For Bazel 4, which Debian has as bazel-bootstrap: it cannot read MODULE.bazel and brings its own rules
+for Python. DIRECTORY becomes a workspace: a copy of the files that git knows, a stand-in for
+rules_python that passes on to those rules, and empty stand-ins for the packages of pip, which are
+taken from the Python that runs this file. It shows that the BUILD files load, that all labels exist,
+and that programs and tests find the files they need; it shows nothing about MODULE.bazel.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from build_files import HUBS, ROOT, locked, repository_files
+
+_WORKSPACE = """workspace(name = "transformer_pipeline")
+{repositories}
+register_toolchains("//:python_toolchain")
+"""
+_RULE = """
+def {rule}(name, srcs, main_module = "", **attributes):
+    if main_module:
+        native.genrule(
+            name = name + "_start",
+            testonly = attributes.get("testonly", {testonly}),
+            outs = [name + "_start.py"],
+            cmd = "echo 'import runpy, sys; sys.path.pop(0); " +
+                  "runpy.run_module(\\"" + main_module +
+                  "\\", run_name=\\"__main__\\", alter_sys=True)' > $@",
+        )
+        srcs = srcs + [name + "_start.py"]
+        attributes["main"] = name + "_start.py"
+    native.{rule}(name = name, srcs = srcs, **attributes)
+"""
+_TOOLCHAIN = """
+py_runtime(
+    name = "python3",
+    interpreter_path = "{python}",
+    python_version = "PY3",
+)
+
+load("@bazel_tools//tools/python:toolchain.bzl", "py_runtime_pair")
+
+py_runtime_pair(
+    name = "runtimes",
+    py3_runtime = ":python3",
+)
+
+toolchain(
+    name = "python_toolchain",
+    toolchain = ":runtimes",
+    toolchain_type = "@bazel_tools//tools/python:toolchain_type",
+)
+"""
+_FLAGS = (
+    "--incompatible_default_to_explicit_init_py",
+    "--build_python_zip=false",
+    "--local_cpu_resources=1",
+)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file, with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def make_workspace(directory: Path) -> Path:
+    """Fills the directory; returns the workspace in it."""
+    workspace = directory / "workspace"
+    shutil.rmtree(workspace, ignore_errors=True)
+    for path in repository_files(ROOT):
+        (workspace / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, workspace / path)
+    (workspace / ".bazelversion").unlink()
+    with open(workspace / "BUILD", "a", encoding="utf-8") as file:
+        file.write(_TOOLCHAIN.format(python=sys.executable))
+
+    rules = directory / "rules_python"
+    write(rules / "WORKSPACE", "")
+    write(rules / "python/BUILD", "")
+    for rule in ("py_library", "py_binary", "py_test"):
+        write(rules / f"python/{rule}.bzl", _RULE.format(rule=rule, testonly=rule == "py_test"))
+    for hub, requirements in HUBS.items():
+        write(directory / hub / "WORKSPACE", "")
+        for name in locked((ROOT / requirements).read_text(encoding="utf-8")):
+            library = f'py_library(name = "{name}", visibility = ["//visibility:public"])\n'
+            write(directory / hub / name / "BUILD", library)
+    lines = [
+        f'local_repository(name = "{name}", path = "{directory / name}")'
+        for name in ("rules_python", *HUBS)
+    ]
+    write(workspace / "WORKSPACE", _WORKSPACE.format(repositories="\n".join(lines)))
+    return workspace
+
+
+def main(argv: list[str]) -> int:
+    """Makes the workspace and runs Bazel in it; returns its exit code."""
+    if len(argv) < 3:
+        print(__doc__, file=sys.stderr)
+        return 2
+    directory, command = Path(argv[1]).resolve(), argv[2]
+    workspace = make_workspace(directory)
+    flags = _FLAGS if command in ("build", "run", "test") else ()
+    output = f"--output_user_root={directory / 'output'}"
+    line = ["bazel", output, "--batch", command, *flags, *argv[3:]]
+    return subprocess.run(line, cwd=workspace).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
