@@ -290,30 +290,30 @@ def _reachable(graph: Mapping[str, set[str]], start: str) -> set[str]:
 
 def build_files(repository: Repository) -> dict[str, str]:
     """Path -> text of all BUILD files."""
-    targets = repository.targets()
-    exported = sorted(
-        label.removeprefix("//:")
-        for found in targets.values()
-        for label in set().union(*(target.data for target in found))
-        if label.startswith("//:")
-    )
-    text = _call("exports_files", [("", sorted(set(exported)))])
-    texts = {"BUILD": f"{_HEADER}\n{text}"}
-    for package, found in targets.items():
-        texts[f"{package}/BUILD"] = _package_text(package, found)
+    packages: dict[str, list[Target]] = {"": [], **repository.targets()}
+    used = {label for targets in packages.values() for t in targets for label in t.data}
+    files = {repository.labels[path] for path in repository.files - repository.sources.keys()}
+    texts = {}
+    for package, targets in packages.items():
+        start = f"//{package}:"
+        exported = sorted(label.removeprefix(start) for label in used & files if start in label)
+        texts[f"{package}/BUILD".lstrip("/")] = _package_text(package, targets, exported)
     return texts
 
 
-def _package_text(package: str, targets: list[Target]) -> str:
+def _package_text(package: str, targets: list[Target], exported: list[str]) -> str:
     rules = sorted({target.rule for target in targets})
     loads = [f'load("@rules_python//python:{rule}.bzl", "{rule}")\n' for rule in rules]
-    settings: list[tuple[str, object]] = [("default_visibility", ["//:__subpackages__"])]
-    if package.startswith("tests"):
-        settings.insert(0, ("default_testonly", True))
-    calls = [_call("package", settings)]
-    for target in targets:
-        calls.append(_call(target.rule, _attributes(target, package)))
-    return "\n".join([_HEADER, "".join(loads), *calls])
+    parts = [_HEADER, *(["".join(loads)] if loads else [])]
+    if package:
+        settings: list[tuple[str, object]] = [("default_visibility", ["//:__subpackages__"])]
+        if package.startswith("tests"):
+            settings.insert(0, ("default_testonly", True))
+        parts.append(_call("package", settings))
+    if exported:
+        parts.append(_call("exports_files", [("", exported)]))
+    parts += [_call(target.rule, _attributes(target, package)) for target in targets]
+    return "\n".join(parts)
 
 
 def _attributes(target: Target, package: str) -> Iterator[tuple[str, object]]:
@@ -344,7 +344,9 @@ def _label_order(label: str) -> tuple[int, list[str]]:
 
 
 def _call(rule: str, attributes: Iterable[tuple[str, object]]) -> str:
-    arguments = [f"{name} = {_value(value)}" if name else _value(value) for name, value in attributes]
+    arguments = [
+        f"{name} = {_value(value)}" if name else _value(value) for name, value in attributes
+    ]
     if len(arguments) == 1:
         return f"{rule}({arguments[0]})\n"
     return f"{rule}(\n" + "".join(f"    {argument},\n" for argument in arguments) + ")\n"

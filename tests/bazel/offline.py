@@ -3,11 +3,13 @@
     python tests/bazel/offline.py DIRECTORY query //...
     python tests/bazel/offline.py DIRECTORY test //tests/trainer:test_losses
 
-For Bazel 4, which Debian has as bazel-bootstrap: it cannot read MODULE.bazel and brings its own rules
-for Python. DIRECTORY becomes a workspace: a copy of the files that git knows, a stand-in for
-rules_python that passes on to those rules, and empty stand-ins for the packages of pip, which are
-taken from the Python that runs this file. It shows that the BUILD files load, that all labels exist,
-and that programs and tests find the files they need; it shows nothing about MODULE.bazel.
+For Bazel 4, which Debian has as bazel-bootstrap: it cannot read MODULE.bazel, and brings its own
+rules for Python. DIRECTORY/workspace becomes a copy of the files that git knows. Beside it are
+stand-ins: for rules_python, which pass on to Bazel's own rules; for what these ask for; and for the
+packages of pip, which are empty, since they are taken from the Python that runs this file.
+
+It shows that the BUILD files load, that all labels exist, and that programs and tests find the
+files they need. It shows nothing about MODULE.bazel.
 """
 
 import shutil
@@ -56,6 +58,22 @@ toolchain(
     toolchain_type = "@bazel_tools//tools/python:toolchain_type",
 )
 """
+# What Bazel's own tools load, and where from.
+_NATIVE = {
+    "rules_cc/cc": ("cc_binary", "cc_library", "cc_test", "cc_toolchain", "cc_toolchain_suite"),
+    "rules_java/java": (
+        "java_binary",
+        "java_import",
+        "java_library",
+        "java_runtime",
+        "java_toolchain",
+    ),
+}
+_COVERAGE = """
+filegroup(name = "coverage_report_generator", visibility = ["//visibility:public"])
+filegroup(name = "lcov_merger", visibility = ["//visibility:public"])
+"""
+_STAND_INS = ("rules_python", "rules_cc", "rules_java", "remote_coverage_tools", *HUBS)
 _FLAGS = (
     "--incompatible_default_to_explicit_init_py",
     "--build_python_zip=false",
@@ -80,19 +98,25 @@ def make_workspace(directory: Path) -> Path:
     with open(workspace / "BUILD", "a", encoding="utf-8") as file:
         file.write(_TOOLCHAIN.format(python=sys.executable))
 
-    rules = directory / "rules_python"
-    write(rules / "WORKSPACE", "")
-    write(rules / "python/BUILD", "")
+    python = directory / "rules_python"
+    write(python / "WORKSPACE", "")
+    write(python / "python/BUILD", "")
     for rule in ("py_library", "py_binary", "py_test"):
-        write(rules / f"python/{rule}.bzl", _RULE.format(rule=rule, testonly=rule == "py_test"))
+        write(python / f"python/{rule}.bzl", _RULE.format(rule=rule, testonly=rule == "py_test"))
+    for package, rules in _NATIVE.items():
+        text = "".join(f"{rule} = native.{rule}\n" for rule in rules)
+        write((directory / package).parent / "WORKSPACE", "")
+        write(directory / package / "BUILD", "")
+        write(directory / package / "defs.bzl", text)
+    write(directory / "remote_coverage_tools/WORKSPACE", "")
+    write(directory / "remote_coverage_tools/BUILD", _COVERAGE)
     for hub, requirements in HUBS.items():
         write(directory / hub / "WORKSPACE", "")
         for name in locked((ROOT / requirements).read_text(encoding="utf-8")):
             library = f'py_library(name = "{name}", visibility = ["//visibility:public"])\n'
             write(directory / hub / name / "BUILD", library)
     lines = [
-        f'local_repository(name = "{name}", path = "{directory / name}")'
-        for name in ("rules_python", *HUBS)
+        f'local_repository(name = "{name}", path = "{directory / name}")' for name in _STAND_INS
     ]
     write(workspace / "WORKSPACE", _WORKSPACE.format(repositories="\n".join(lines)))
     return workspace
