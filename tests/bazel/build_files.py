@@ -323,6 +323,8 @@ def _attributes(target: Target, package: str) -> Iterator[tuple[str, object]]:
         yield "args", target.args
     if target.data:
         yield "data", sorted((_local(label, package) for label in target.data), key=_label_order)
+    if target.rule != "py_library":  # else Bazel adds an __init__.py to each folder, tests/ too
+        yield "legacy_create_init", 0
     if target.main_module:
         yield "main_module", target.main_module
     if target.tags:

@@ -4,9 +4,10 @@
     python tests/bazel/offline.py DIRECTORY test //tests/trainer:test_losses
 
 For Bazel 4, which Debian has as bazel-bootstrap: it cannot read MODULE.bazel, and brings its own
-rules for Python. DIRECTORY/workspace becomes a copy of the files that git knows. Beside it are
-stand-ins: for rules_python, which pass on to Bazel's own rules; for what these ask for; and for the
-packages of pip, which are empty, since they are taken from the Python that runs this file.
+rules for Python. DIRECTORY, outside of the repository, is made if need be. DIRECTORY/workspace
+becomes a copy of the files that git knows; beside it are stand-ins: for rules_python, which pass on
+to Bazel's own rules; for what these ask for; and for the packages of pip, which are empty, since
+they are taken from the Python that runs this file.
 
 It shows that the BUILD files load, that all labels exist, and that programs and tests find the
 files they need. It shows nothing about MODULE.bazel.
@@ -74,11 +75,7 @@ filegroup(name = "coverage_report_generator", visibility = ["//visibility:public
 filegroup(name = "lcov_merger", visibility = ["//visibility:public"])
 """
 _STAND_INS = ("rules_python", "rules_cc", "rules_java", "remote_coverage_tools", *HUBS)
-_FLAGS = (
-    "--incompatible_default_to_explicit_init_py",
-    "--build_python_zip=false",
-    "--local_cpu_resources=1",
-)
+_FLAGS = ("--build_python_zip=false", "--local_cpu_resources=1")
 
 
 def write(path: Path, text: str) -> None:
@@ -90,7 +87,12 @@ def write(path: Path, text: str) -> None:
 def make_workspace(directory: Path) -> Path:
     """Fills the directory; returns the workspace in it."""
     workspace = directory / "workspace"
-    shutil.rmtree(workspace, ignore_errors=True)
+    if workspace.exists():
+        if not (workspace / "WORKSPACE").is_file():
+            sys.exit(
+                f"error: {workspace} is not a workspace of this script; name another DIRECTORY"
+            )
+        shutil.rmtree(workspace)
     for path in repository_files(ROOT):
         (workspace / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, workspace / path)

@@ -82,29 +82,28 @@ def place(dotted: str, folders: tuple[str, ...]) -> str | None:
     return Path(spec.origin).relative_to(ROOT).as_posix() if spec.origin else None
 
 
-installed = functools.cache(metadata.packages_distributions)
-
-
 @functools.cache
-def google_files() -> dict[str, str]:
-    """File of a package of Google, which share their top folder -> distribution."""
-    names = set(installed()["google"])
-    return {str(file): name for name in names for file in metadata.files(name) or ()}
+def installed() -> dict[str, set[str]]:
+    """Top folder or module -> the distributions with files there."""
+    found = defaultdict(set)
+    for one in metadata.distributions():
+        for file in one.files or ():
+            found[file.parts[0].removesuffix(".py")].add(one.name)
+    return found
 
 
 @functools.cache
 def distribution(module: str, name: str) -> str:
-    """What to install for an import, as in a label."""
+    """What to install for an import, as in a label; for what is not installed, its own name."""
     top = module.split(".")[0]
-    found = top
-    if top == "google":
+    if top == "tensorflow":  # its builds have several names
+        return "tensorflow_cpu"
+    found = installed().get(top, {top})
+    if len(found) > 1:
         stems = [f"{module}.{name}".replace(".", "/"), module.replace(".", "/")]
         files = [f"{stem}{end}" for stem in stems for end in (".py", "/__init__.py")]
-        found = next(google_files()[file] for file in files if file in google_files())
-    elif top != "tensorflow":  # its builds have several names
-        found = installed().get(top, [top])[0]
-    else:
-        found = "tensorflow_cpu"
+        found = {one for one in found if {*files} & {*map(str, metadata.files(one))}}
+    (found,) = found
     return re.sub(r"[-_.]+", "_", found).lower()
 
 
