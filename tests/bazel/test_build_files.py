@@ -83,12 +83,18 @@ def place(dotted: str, folders: tuple[str, ...]) -> str | None:
 
 
 @functools.cache
+def files_of(distribution: str) -> set[str]:
+    """Paths of its files, below site-packages."""
+    return {file.as_posix() for file in metadata.files(distribution) or ()}
+
+
+@functools.cache
 def installed() -> dict[str, set[str]]:
     """Top folder or module -> the distributions with files there."""
     found = defaultdict(set)
-    for one in metadata.distributions():
-        for file in one.files or ():
-            found[file.parts[0].removesuffix(".py")].add(one.name)
+    for name in {one.name for one in metadata.distributions()}:
+        for path in files_of(name):
+            found[path.split("/")[0].removesuffix(".py")].add(name)
     return found
 
 
@@ -102,7 +108,7 @@ def distribution(module: str, name: str) -> str:
     if len(found) > 1:
         stems = [f"{module}.{name}".replace(".", "/"), module.replace(".", "/")]
         files = [f"{stem}{end}" for stem in stems for end in (".py", "/__init__.py")]
-        found = {one for one in found if {*files} & {*map(str, metadata.files(one))}}
+        found = {one for one in found if files_of(one) & {*files}}
     (found,) = found
     return re.sub(r"[-_.]+", "_", found).lower()
 
