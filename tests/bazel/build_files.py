@@ -34,9 +34,8 @@ _NOT_LOCKED = {"distributed", "py3langid", "torch"}
 # Used by pytest because of a setting in pyproject.toml, which no file imports.
 _PLUGINS = {"tests/conftest.py": {"@pip//pytest_timeout"}}
 _READ_BY_NAME = {"tests/conftest.py": {"pyproject.toml"}}
-# This folder reads the whole repository, where it lies: not as `data`, so nothing is cached.
+# This folder reads the whole repository, where git has it and not as `data`: pytest runs its tests.
 _HERE = "tests/bazel/"
-_TAGS = {"tests/bazel/test_build_files.py": ["external"]}
 _ON_REQUEST = {"distributed", "faults", "preflight"}  # marks that pyproject.toml leaves out
 _PYTEST = "@pip//pytest"
 
@@ -251,13 +250,14 @@ class Repository:
 
     def _target(self, group: list[str]) -> Target:
         first, names = group[0], [os.path.basename(path) for path in group]
-        target = Target("py_library", _target_name(first), names, tags=_TAGS.get(first, []))
+        target = Target("py_library", _target_name(first), names)
         commands = [path for path in group if self.sources[path].is_command]
         if _is_test(first):
             target.rule, target.main_module, target.args = "py_test", "pytest", [first]
             marks = [_ON_REQUEST & marks for marks in self.sources[first].marks]
             if marks and all(marks):
                 target.args += ["-m", " or ".join(sorted(set().union(*marks)))]
+            if first.startswith(_HERE) or (marks and all(marks)):
                 target.tags = ["manual"]
         elif commands:
             target.rule = "py_binary"
