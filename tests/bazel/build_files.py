@@ -27,6 +27,7 @@ _DISTRIBUTIONS = {
     "google.cloud.tpu_v2": "google_cloud_tpu",
     "google.protobuf": "protobuf",
     "tensorflow": "tensorflow_cpu",
+    "yaml": "pyyaml",
 }
 HUBS = {"pip": "requirements/cpu.txt", "pip_preflight": "requirements/preflight.txt"}
 # Imported only where they are installed, and not locked: Bazel runs without them.
@@ -172,7 +173,7 @@ class Repository:
     def _named_by(self, string: str, folder: str) -> set[str]:
         if string == "configs" or string.startswith("configs.") or "configs/" in string:
             return {path for path in self.sources if path.startswith("configs/")}
-        string = string.removeprefix("-m ")
+        string = string.removeprefix("-m ").rstrip("/")
         stem = string.replace(".", "/")
         candidates = {f"{stem}.py", f"{folder}/{string}"} | ({string} if "/" in string else set())
         inside = {
@@ -363,7 +364,7 @@ def _value(value: object) -> str:
 
 
 def main() -> None:
-    """Writes the files, and removes BUILD files of folders that have no Python any more."""
+    """Writes all files, and removes BUILD files of folders that have no Python any more."""
     files = repository_files(ROOT)
     texts = build_files(Repository(ROOT, files))
     for path, text in texts.items():

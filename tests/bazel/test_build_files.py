@@ -184,7 +184,7 @@ def problems_of_data(texts: dict[str, str], rules: dict[str, dict]) -> list[str]
     code = tuple(f"{folder}/" for folder in build_files.FOLDERS)
     for path, label in labels.items():
         if path.startswith(code) and not path.endswith(".py") and label not in data:
-            found.append(f"{path} is data of no target")
+            found.append(f"{path} is data of no target: no string of a Python file names it")
     return found
 
 

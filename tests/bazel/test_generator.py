@@ -25,12 +25,13 @@ def test_imports_become_deps(tmp_path):
             "trainer/__init__.py": "",
             "trainer/a.py": "from trainer import b\ndef f():\n    import trainer.c, os, torch\n",
             "trainer/b.py": "if TYPE_CHECKING:\n    import jax.x\n",
-            "trainer/c.py": "from absl import flags\n",
+            "trainer/c.py": "from absl import flags\nimport yaml\n",
         },
     )
     assert rules["//trainer:a"]["deps"] == [f"//trainer:{name}" for name in ("b", "c", "trainer")]
     assert rules["//trainer:b"]["deps"] == ["//trainer:trainer", "@pip_preflight//jax:jax"]
-    assert rules["//trainer:c"]["deps"] == ["//trainer:trainer", "@pip//absl_py:absl_py"]
+    others = ["@pip//absl_py:absl_py", "@pip//pyyaml:pyyaml"]
+    assert rules["//trainer:c"]["deps"] == ["//trainer:trainer", *others]
     assert {rule["rule"] for rule in rules.values()} == {"py_library"}
 
 
@@ -52,7 +53,7 @@ def test_what_strings_name_is_data(tmp_path):
         tmp_path,
         {
             "launch/local.py": "X = '-m', 'trainer.main'\nif __name__ == '__main__':\n    f()\n",
-            "launch/job.py": '"""trainer.main"""\nX = "templates"\n',
+            "launch/job.py": '"""trainer.main"""\nX = "templates/"\n',
             "launch/templates/job.yaml": "",
             "trainer/main.py": "import launch.job\nC = 'import trainer.x; import launch.local'\n",
             "trainer/x.py": "",
