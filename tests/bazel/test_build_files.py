@@ -114,12 +114,13 @@ def distribution(module: str, name: str) -> str:
 
 
 @functools.cache
-def lock(name: str) -> dict[str, str]:
-    """Name as in a label -> its lines in the file."""
-    lines = defaultdict(str)
+def lock(name: str) -> dict[str, set[str]]:
+    """Name as in a label -> its versions, of which a platform has one."""
+    versions = defaultdict(set)
     for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
-        lines[re.sub(r"[-.]", "_", line.split("==")[0].lower())] += line
-    return lines
+        package, _, version = line.partition(";")[0].strip().partition("==")
+        versions[re.sub(r"[-.]", "_", package.lower())].add(version)
+    return versions
 
 
 def needed(path: str, owners: dict[str, str]) -> set[str]:
