@@ -1,6 +1,7 @@
 """Where the training runs: one device, the GPUs of one machine or of several, or a TPU."""
 
 import os
+import re
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -9,6 +10,8 @@ from data_pipeline.errors import UsageError
 from trainer.cluster import Cluster, check_port, find_cluster, set_heartbeat
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
+
+_NO_REASON = re.compile(r"Graph execution error|Detected at node|<stack traces")
 
 Made = tuple[tf.distribute.Strategy, str]
 
@@ -167,7 +170,9 @@ def _tpu_trouble(name: str, error: Exception) -> str:
         else "check its name, --tpu_zone and --tpu_project; look-up by name needs the package "
         "cloud-tpu-client"
     )
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    # Above the reason TensorFlow puts where in a graph it happened.
+    lines = [line for line in str(error).splitlines() if line and not _NO_REASON.match(line)]
+    reason = lines[0].strip() if lines else type(error).__name__
     return f"--strategy=tpu finds no TPU ({name}): {reason}; {mend}"
 
 

@@ -200,6 +200,16 @@ def test_tensorflow_without_tpu_support():
             tf.errors.NotFoundError(None, None, "no such device\n(trace)"),
             r"finds no TPU \(local\): no such device; run on a TPU VM",
         ),
+        (
+            "local",
+            tf.errors.InternalError(
+                None,
+                None,
+                "Graph execution error:\n\nDetected at node x defined at (most recent call last):\n"
+                "<stack traces unavailable>\nRET_CHECK failure *platform \n\t [[{{node x}}]]",
+            ),
+            r"finds no TPU \(local\): RET_CHECK failure \*platform; run on a TPU VM",
+        ),
         ("mine", OSError(""), r"finds no TPU \(mine\): OSError; .*--tpu_zone.*cloud-tpu-client"),
     ],
 )
