@@ -13,12 +13,7 @@ Exit codes: 0 everything compiles and fits; 2 bad usage; 3 something does not co
 
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -26,12 +21,11 @@ from ml_collections import config_flags
 import trainer
 from configs import schema
 from data_pipeline.errors import UsageError, no_arguments, run_app
-from data_pipeline.records import Manifest, load_manifest
-from launch.tpu_model import batch, chips, compiler, predict, report
-from launch.tpu_model.compiler import Compiled
+from data_pipeline.records import load_manifest
+from launch.tpu_model import chips, compiler, report, run
+from launch.tpu_model.run import PROGRAMS
 
 DOES_NOT_FIT = 3
-PROGRAMS = ("train", "evaluate", "decode")
 _BOS_ID = 2
 _DECODE_ON_HOST = (
     "note: evaluation during training decodes on the host's CPU; decode is what a chip would need"
@@ -93,194 +87,6 @@ def _config() -> tuple[str, schema.Config]:
     return os.path.splitext(os.path.basename(path))[0], config
 
 
-class Preflight:
-    """One configuration on one slice.
-
-    Args:
-        config: validated.
-        task: see `trainer.task`.
-        tpu: `launch.tpu_model.chips.Slice`.
-        precision: a Keras dtype policy.
-
-    Attributes:
-        rows: of a chip's share of the batch.
-        length: tokens a side of a row.
-
-    Raises:
-        UsageError: the batch cannot be shared out over the chips.
-    """
-
-    def __init__(self, config, task, tpu: chips.Slice, precision: str):
-        # Here, so that bad usage and a missing compiler are told before TensorFlow's seconds.
-        from launch.tpu_model.programs import Programs
-        from trainer.input import batch_rows
-
-        self.config, self.tpu, self.vocab_size = config, tpu, task.target_vocab_size
-        self.length = config.data.longest_row
-        self.rows = batch_rows(config.train, self.length, tpu.chips) // tpu.chips
-        self.programs = Programs(config, task, tpu.chips, precision)
-        self.problems: list[str] = []
-
-    def run(self, names: Sequence[str] = PROGRAMS) -> dict[str, Any]:
-        """Compiles programs, two or more at a time; what `report.text` reads."""
-        rows, length, config = self.rows, self.length, self.config
-        decoded = max(1, config.decode.batch_tokens // length)
-        evaluated = rows // config.train.micro_batches
-        analytic = {
-            "train": predict.step_flops(config, self.vocab_size, rows, length),
-            "evaluate": predict.forward_flops(config, self.vocab_size, evaluated, length),
-        }
-        with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1)) as pool:
-            traces: dict[str, Callable[[], Any]] = {
-                "train": lambda: self.programs.train(rows, length),
-                "evaluate": lambda: self.programs.evaluate(evaluated, length),
-                "decode": lambda: self.programs.decode(decoded, length),
-            }
-            jobs = [self._start(pool, traces[name]) for name in names]
-            facts: dict[str, Any] = {}
-            prediction: dict[str, Any] = {}
-            for program, job in jobs:
-                compiled = job.result()
-                if compiled.dynamic and not compiled.error:
-                    self._note_dynamic(program, compiled)
-                name = program.name
-                found = report.program_facts(compiled, self.tpu, analytic.get(name))
-                if compiled.needs:
-                    found["largest_arrays"] = report.largest_arrays(compiled.error, program.line)
-                else:
-                    found["line"] = self._failing_line(program, compiled)
-                facts[name] = found
-                if name == "train" and not compiled.error:
-                    prediction = self._predict(program, compiled, analytic["train"])
-        fits = all(found["fits"] for found in facts.values()) and not self.problems
-        return {
-            "tpu": self.tpu.name,
-            "chips": self.tpu.chips,
-            "layout": "x".join(map(str, self.tpu.layout)),
-            "hosts": self.tpu.hosts,
-            "rows_per_chip": rows,
-            "row_length": length,
-            "batch_tokens": rows * length * self.tpu.chips,
-            "parameters": self.programs.parameters,
-            "vocab_size": self.vocab_size,
-            "fits": fits,
-            "programs": facts,
-            "problems": self.problems,
-            "prediction": prediction,
-        }
-
-    def _start(self, pool: ThreadPoolExecutor, trace: Callable[[], Any]):
-        """Traces and exports a program here, and has it compiled beside what comes next."""
-        from launch.tpu_model.programs import ExportError
-
-        program = trace()
-        job: Future[Compiled] = Future()
-        problems = program.problems()
-        self.problems += [f"{program.name}: {problem}" for problem in problems]
-        if problems:
-            job.set_result(Compiled(error=str(problems[0])))
-            return program, job
-        try:
-            artifact = program.stablehlo()
-        except ExportError as error:
-            job.set_result(Compiled(error=str(error.problem)))
-            return program, job
-        replicas = self.tpu.chips if program.name == "train" else 1
-        return program, pool.submit(
-            compiler.compile_program, artifact, self.tpu, trips=program.trips, replicas=replicas
-        )
-
-    def _note_dynamic(self, program, compiled: Compiled) -> None:
-        for name in sorted(set(compiled.dynamic)):
-            where = program.line(name)
-            self.problems.append(
-                f"{program.name}: dynamic shape ({name})" + (f", made by {where}" if where else "")
-            )
-
-    @staticmethod
-    def _failing_line(program, compiled: Compiled) -> str:
-        """The Python line of the first operation that the compiler's error names."""
-        for name in compiler.operations_in(compiled.error):
-            if line := program.line(name):
-                return line
-        return ""
-
-    def _predict(self, program, compiled: Compiled, analytic: float) -> dict[str, Any]:
-        tpu, tokens = self.tpu, self.rows * self.length
-        speed = predict.speed_of(compiled, tpu.chip)
-        here = predict.scale(tpu, speed, self.programs.parameters, tokens)
-        peak = tpu.chip.peak_flops
-        per_host = tokens * tpu.chips / tpu.hosts / here.step
-        return {
-            "step_seconds": here.step,
-            "all_reduce_seconds": here.all_reduce,
-            "tokens_per_second": here.tokens_per_second,
-            "tokens_per_second_per_chip": here.tokens_per_second / tpu.chips,
-            "mfu": analytic / here.step / peak,
-            "roofline_tokens_per_second_per_chip": tokens / speed.roofline,
-            "roofline_mfu": analytic / speed.roofline / peak,
-            "input_tokens_per_second_per_host": per_host,
-            "input_bytes_per_second_per_host": predict.input_bytes_per_second(
-                self.rows, self.length, tpu, here.step
-            ),
-            "slowest": report.slowest(compiled, program.line),
-            "scaling": [
-                asdict(one) for one in predict.scaling(tpu, speed, self.programs.parameters, tokens)
-            ],
-        }
-
-    def largest_batch(self) -> dict[str, Any]:
-        """The most rows a chip for which the train step fits."""
-
-        def compile_rows(rows: int) -> Compiled:
-            _say(f"compiling {rows} rows a chip ...")
-            program = self.programs.train(rows, self.length)
-            return compiler.compile_program(program.stablehlo(), self.tpu, trips=program.trips)
-
-        found = batch.find_largest(
-            compile_rows,
-            self.rows,
-            self.tpu.chip.hbm_gib * 2**30,
-            self.config.train.micro_batches,
-        )
-        tokens = found.fits * self.length * self.tpu.chips
-        return {**asdict(found), "batch_tokens": tokens}
-
-
-def measured_input(manifest: Manifest, config: schema.Config, seconds: float = 3.0) -> float:
-    """Target positions a second that this machine reads, one process, with its batches thrown away.
-
-    Args:
-        manifest: of the dataset.
-        config: with the layout of the batches.
-        seconds: how long it is measured.
-    """
-    from trainer.input import load_training_data
-
-    data = load_training_data(manifest, config, replicas=1)
-    batches = iter(data.dataset(0))
-    next(batches)
-    began, positions = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        positions += int(next(batches)["target"].shape.num_elements())
-    return positions / (time.perf_counter() - began)
-
-
-def _add_cost(facts: dict[str, Any], tpu: chips.Slice, steps: int, usd: float) -> None:
-    found = facts["prediction"]
-    total = predict.cost(tpu, found["step_seconds"], steps, usd)
-    found |= {
-        "steps": steps,
-        "hours": steps * found["step_seconds"] / 3600,
-        "usd": total,
-        "usd_per_billion_tokens": total / (steps * facts["batch_tokens"]) * 1e9,
-    }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(argv: list[str]) -> int:
     """Flags to report."""
     no_arguments(argv)
@@ -301,13 +107,15 @@ def main(argv: list[str]) -> int:
         if manifest
         else Translation(config, size, size, joint=True, bos_id=_BOS_ID)
     )
-    preflight = Preflight(config, task, tpu, _PRECISION.value)
-    _say(f"compiling {', '.join(_PROGRAMS.value)} for {tpu.name}; minutes for large models ...")
+    preflight = run.Preflight(config, task, tpu, _PRECISION.value)
+    run.say(f"compiling {', '.join(_PROGRAMS.value)} for {tpu.name}; minutes for large models ...")
     facts = {"config": name, "precision": _PRECISION.value, **preflight.run(_PROGRAMS.value)}
     if manifest and facts["prediction"]:
-        facts["prediction"]["measured_input_tokens_per_second"] = measured_input(manifest, config)
+        facts["prediction"]["measured_input_tokens_per_second"] = run.measured_input(
+            manifest, config
+        )
     if _USD.value is not None and facts["prediction"]:
-        _add_cost(facts, tpu, config.train.steps, _USD.value)
+        run.add_cost(facts, tpu, config.train.steps, _USD.value)
     if _FIND_BATCH.value and not facts["problems"]:
         facts["largest_batch"] = preflight.largest_batch()
     facts["notes"] = [_EMPTY, _DECODE_ON_HOST]

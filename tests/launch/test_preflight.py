@@ -11,8 +11,7 @@ import pytest
 
 from configs import schema
 from data_pipeline.errors import UsageError
-from launch import preflight
-from launch.tpu_model import chips, compiler, hlo, report
+from launch.tpu_model import chips, compiler, hlo, report, run
 from trainer.task import Translation
 
 _ROOT = Path(__file__).parents[2]
@@ -50,7 +49,7 @@ def make(monkeypatch):
     def make(hbm=2**20):
         config = schema.from_dict(CONFIG)
         task = Translation(config, 32, 32, joint=True, bos_id=2)
-        made = preflight.Preflight(config, task, chips.parse("v5e-4"), "mixed_bfloat16")
+        made = run.Preflight(config, task, chips.parse("v5e-4"), "mixed_bfloat16")
 
         def compile_program(artifact, tpu, *, trips=1, replicas=None):
             if hbm > tpu.chip.hbm_gib * 2**30:
@@ -75,7 +74,7 @@ def test_a_run_that_fits(make):
     assert facts["fits"]
     assert (facts["tpu"], facts["chips"], facts["rows_per_chip"]) == ("v5e-4", 4, 2)
     assert facts["batch_tokens"] == 64
-    assert set(facts["programs"]) == set(preflight.PROGRAMS)
+    assert set(facts["programs"]) == set(run.PROGRAMS)
     found = facts["prediction"]
     step = 1e6 / chips.CHIPS["v5e"].clock + found["all_reduce_seconds"]
     assert found["step_seconds"] == pytest.approx(step)
@@ -132,13 +131,13 @@ def test_a_batch_that_the_chips_cannot_share_is_refused():
     config = schema.from_dict(CONFIG)
     task = Translation(config, 32, 32, joint=True, bos_id=2)
     with pytest.raises(UsageError, match=r"8 rows of 8 tokens, which 16 replica\(s\) cannot"):
-        preflight.Preflight(config, task, chips.parse("v5e-16"), "float32")
+        run.Preflight(config, task, chips.parse("v5e-16"), "float32")
 
 
 def test_cost_by_hand(make):
     tpu = chips.parse("v5e-4")
     facts = {"batch_tokens": 1000, "prediction": {"step_seconds": 0.5}}
-    preflight._add_cost(facts, tpu, steps=7200, usd=2.0)
+    run.add_cost(facts, tpu, steps=7200, usd=2.0)
     assert facts["prediction"]["hours"] == pytest.approx(1.0)
     assert facts["prediction"]["usd"] == pytest.approx(8.0)
     assert facts["prediction"]["usd_per_billion_tokens"] == pytest.approx(8.0 / 7.2e6 * 1e9)
@@ -173,7 +172,7 @@ def test_exit_code_of_what_does_not_fit(tmp_path):
     (tmp_path / "small.py").write_text(_CONFIG_FILE)
     arguments = ["--tpu=v5e-4", "--vocab_size=32", "--json", "--programs=train"]
     done = command(f"--config={tmp_path}/small.py", *arguments, program=("-c", _PATCHED))
-    assert done.returncode == preflight.DOES_NOT_FIT == 3
+    assert done.returncode == 3
     facts = json.loads(done.stdout)
     assert not facts["fits"]
     assert facts["programs"]["train"]["hbm"]["needed"] == 2**40

@@ -1,4 +1,4 @@
-"""`trainer.main` with TensorFlow's calls to the TPU system replaced, run by test_tpu.py.
+"""`trainer.main` with TensorFlow's calls to the TPU system replaced, run by test_tpu_strategy.py.
 
 The stand-in for TPUStrategy mirrors over two CPU devices, which exist only once the "TPU" is
 initialized. What it is given to run on the replicas, it looks at: a TPU compiles nothing but
