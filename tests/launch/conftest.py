@@ -93,3 +93,27 @@ def launch(tmp_path) -> Callable[..., Launch]:
     for one in started:
         one.process.kill()
         one.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def bucket_service():
+    from tests.services.storage import emulator
+
+    with emulator() as running:
+        yield running
+
+
+@pytest.fixture
+def cloud(bucket_service, monkeypatch):
+    """An empty project: no TPU, and a bucket with nothing in it."""
+    from launch.cloud import life, service
+    from tests.services.tpu import TpuService
+
+    server, address = bucket_service
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    monkeypatch.setattr(life, "POLL_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(service, "RETRY_SECONDS", (0.01, 0.01, 2.0))
+    with TpuService() as running:
+        monkeypatch.setenv("TPU_EMULATOR_HOST", running.address)
+        yield running
+    server.wipe(keep_buckets=True)

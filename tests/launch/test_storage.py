@@ -12,7 +12,7 @@ pytest.importorskip("gcp_storage_emulator")
 
 from data_pipeline.errors import UsageError
 from launch import buckets, storage
-from tests.services.storage import BUCKET, emulator
+from tests.services.storage import BUCKET
 
 ADDRESS = f"gs://{BUCKET}/data/mine"
 SHARDS = 6
@@ -22,16 +22,10 @@ class Crash(BaseException):
     """The end of the process."""
 
 
-@pytest.fixture(scope="module")
-def service():
-    with emulator() as running:
-        yield running
-
-
 @pytest.fixture
-def bucket(service, monkeypatch):
+def bucket(bucket_service, monkeypatch):
     """The client's view of an empty bucket."""
-    server, address = service
+    server, address = bucket_service
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
     yield buckets.make_client().bucket(BUCKET)
     server.wipe(keep_buckets=True)

@@ -1,12 +1,8 @@
 """The life of a TPU, against a Cloud TPU and a bucket that are local services."""
 
-import itertools
 import json
-import threading
-import time
 
 import pytest
-import requests
 from google.api_core import exceptions
 
 pytest.importorskip("google.cloud.tpu_v2")
@@ -14,149 +10,27 @@ pytest.importorskip("google.cloud.tpu_v2")
 from data_pipeline.errors import UsageError
 from launch.cloud import job, life, service
 from launch.cloud.service import DryRun, Service
-from launch.cloud.spec import Spec, from_json, request_body
-from launch.cloud.store import JOB, SPEC, STATE, DryStore, Store
-from tests.services.storage import BUCKET, emulator
-from tests.services.tpu import LOST, SLOW, Fault, TpuService
+from launch.cloud.spec import Spec, request_body
+from launch.cloud.store import JOB, SPEC, DryStore, Store
+from tests.services.project import (
+    ARCHIVE,
+    FOLDER,
+    NAME,
+    SPOT,
+    create,
+    delete,
+    go_through,
+    in_bucket,
+    machine_says,
+    resume,
+    train,
+    until,
+    yes,
+)
+from tests.services.storage import BUCKET
+from tests.services.tpu import LOST, SLOW, Fault
 
-NAME = "mine"
-FOLDER = f"gs://{BUCKET}/jobs/{NAME}"
-SPOT = Spec(NAME, "p", "us-central1-a", "v5litepod-8", True, "v2-alpha-tpuv5-lite", FOLDER)
 PATH = f"/v2/{SPOT.parent}/queuedResources"
-ARCHIVE = b"code"
-
-
-class Crash(BaseException):
-    """The end of the process."""
-
-
-def yes(question):
-    pass
-
-
-@pytest.fixture(scope="module")
-def bucket_service():
-    with emulator() as running:
-        yield running
-
-
-@pytest.fixture
-def cloud(bucket_service, monkeypatch):
-    """An empty project: no TPU, and a bucket with nothing in it."""
-    server, address = bucket_service
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    monkeypatch.setattr(life, "POLL_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(service, "RETRY_SECONDS", (0.01, 0.01, 2.0))
-    with TpuService() as running:
-        monkeypatch.setenv("TPU_EMULATOR_HOST", running.address)
-        yield running
-    server.wipe(keep_buckets=True)
-
-
-def create(spec=SPOT, ask=yes):
-    life.create(spec, Service(), Store(FOLDER), ask)
-
-
-def train():
-    made = job.make(SPOT, ["--data_dir=gs://bucket/data"], "commit", ARCHIVE, 3, False)
-    job.submit(made, ARCHIVE, Store(FOLDER))
-
-
-def resume():
-    life.resume(known(), Service(), Store(FOLDER), yes)
-
-
-def delete():
-    life.delete(known(), Service(), Store(FOLDER), yes)
-
-
-def known():
-    """What a user finds who remembers nothing but the name and the bucket."""
-    return from_json(Store(FOLDER).read(SPEC) or b"{}")
-
-
-def machine_says(state, **more):
-    """As the agent does."""
-    generation = Store(FOLDER).read_version(JOB)[1]
-    told = {"generation": generation, "state": state, "time": time.time(), **more}
-    Store(FOLDER).write(STATE, json.dumps(told).encode())
-
-
-def until(cloud, state):
-    for _ in range(9):
-        if cloud.resources[NAME]["state"]["state"] == state:
-            return
-        Service().resource(SPOT)
-    pytest.fail(f"{cloud.resources[NAME]['state']}, not {state}")
-
-
-def in_bucket():
-    return Store(FOLDER).names("")
-
-
-STEPS = ("create", "train", "preempted", "resume", "done", "delete")
-COMMANDS = {"create": create, "train": train, "resume": resume, "delete": delete}
-
-
-def go_through(cloud, steps):
-    for step in steps:
-        if step == "preempted":
-            until(cloud, "ACTIVE")
-            machine_says("running")
-            cloud.preempt(NAME)
-        elif step == "done":
-            until(cloud, "ACTIVE")
-            machine_says("done")
-            Store(FOLDER).write("model/weights", b"1")
-            Store(FOLDER).write("logs/1.txt", b"2")
-        else:
-            COMMANDS[step]()
-
-
-def crash_at(monkeypatch, call):
-    """Ends the process before that call to either service; a list that tells whether it did."""
-    send = requests.Session.send
-    calls = iter(range(10**6))
-    this = threading.current_thread()
-    crashed = []
-
-    def wrapped(self, request, **options):
-        # Another thread, of the storage client, asks about the bucket now and then.
-        if threading.current_thread() is this and next(calls) == call:
-            crashed.append(request.url)
-            raise Crash
-        return send(self, request, **options)
-
-    monkeypatch.setattr(requests.Session, "send", wrapped)
-    return crashed
-
-
-@pytest.mark.parametrize("goes_on", [True, False], ids=["goes_on", "gives_up"])
-@pytest.mark.parametrize("step", list(COMMANDS))
-def test_the_story_with_a_crash_at_each_call(cloud, bucket_service, monkeypatch, step, goes_on):
-    """Before call n + 1 the services know what they know after call n."""
-    position = STEPS.index(step)
-    for call in range(100):
-        go_through(cloud, STEPS[:position])
-        with monkeypatch.context() as patch:
-            crashed = crash_at(patch, call)
-            try:
-                COMMANDS[step]()
-                assert not crashed
-                break
-            except Crash:
-                assert crashed
-        if goes_on and (step != "delete" or SPEC in in_bucket()):
-            go_through(cloud, STEPS[position:])
-            assert cloud.made == [NAME, NAME]  # at first, and by resume
-        elif SPEC in in_bucket():
-            delete()
-        kept = goes_on or position > STEPS.index("done")
-        assert in_bucket() == (["logs/1.txt", "model/weights"] if kept else [])
-        assert (cloud.resources, cloud.nodes) == ({}, {})
-        bucket_service[0].wipe(keep_buckets=True)
-        cloud.made.clear()
-    assert call >= {"create": 6, "train": 5, "resume": 8, "delete": 8}[step]
 
 
 def test_create_asks_with_the_price_class_before_it_writes_anything(cloud):
@@ -253,42 +127,6 @@ def test_a_bucket_whose_region_may_not_be_asked_for(cloud, monkeypatch, capsys):
     create()
     assert "no right to see in which region gs://bucket is" in capsys.readouterr().out
     assert cloud.made == [NAME]
-
-
-@pytest.mark.parametrize("step", list(COMMANDS))
-def test_the_story_with_a_fault_of_the_bucket_at_each_call(cloud, monkeypatch, step):
-    """Each request to the bucket fails once: 503, 429, or its work is done and no answer comes."""
-    send = requests.Session.send
-    failed = set()
-    kinds = itertools.cycle((LOST, 503, 429))
-
-    def wrapped(self, request, **options):
-        key = (request.method, request.path_url)
-        if "/storage/v1/" not in request.url or key in failed:
-            return send(self, request, **options)
-        failed.add(key)
-        if (kind := next(kinds)) == LOST:
-            send(self, request, **options)
-            raise requests.ConnectionError("injected")
-        answer = requests.Response()
-        answer.status_code, answer.request, answer.url = kind, request, request.url
-        return answer
-
-    go_through(cloud, STEPS[: STEPS.index(step)])
-    monkeypatch.setattr("google.api_core.retry.retry_base.exponential_sleep_generator", no_wait)
-    with monkeypatch.context() as patch:
-        patch.setattr(requests.Session, "send", wrapped)
-        COMMANDS[step]()
-    assert len(failed) >= 3
-    go_through(cloud, STEPS[STEPS.index(step) + 1 :])
-    assert cloud.made == [NAME, NAME]
-    assert in_bucket() == ["logs/1.txt", "model/weights"]
-    assert (cloud.resources, cloud.nodes) == ({}, {})
-
-
-def no_wait(*_, **__):
-    while True:
-        yield 0.0
 
 
 @pytest.mark.parametrize("kind", [LOST, SLOW, 503, 500])

@@ -19,7 +19,7 @@ pytest.importorskip("gcp_storage_emulator")
 from launch.cloud import job
 from launch.cloud.spec import Spec
 from launch.cloud.store import JOB, LOGS, STATE, Store
-from tests.services.storage import BUCKET, emulator
+from tests.services.storage import BUCKET
 from tests.services.tpu import MetadataServer, TpuService
 
 ROOT = Path(__file__).parents[2]
@@ -33,12 +33,6 @@ sys.argv = ["agent.py", "--serve"]
 sys.exit(agent.main())
 """
 SECONDS = 30  # for what comes sooner
-
-
-@pytest.fixture(scope="module")
-def bucket_service():
-    with emulator() as running:
-        yield running
 
 
 class Machine:
