@@ -253,6 +253,8 @@ def evaluation_batches(pairs: Pairs, config, eos_id: int, strategy: tf.distribut
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
         dataset = tf.data.Dataset.from_tensor_slices(arrays)
         dataset = dataset.batch(size // replicas, drop_remainder=True)
-        return dataset.shard(context.num_input_pipelines, context.input_pipeline_id)
+        return batches.untuned(
+            dataset.shard(context.num_input_pipelines, context.input_pipeline_id)
+        )
 
     return strategy.distribute_datasets_from_function(pipeline)
