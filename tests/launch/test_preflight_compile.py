@@ -105,5 +105,6 @@ def test_the_command(tmp_path):
         found = facts["programs"][name]["flops"]
         assert found["products"] == pytest.approx(found["analytic"], rel=0.05)
     prediction = facts["prediction"]
-    assert 0 < prediction["mfu"] < prediction["roofline_mfu"] < 1
+    # At the roofline 1 is what a program has that only computes.
+    assert 0 < prediction["mfu"] < prediction["roofline_mfu"] <= 1 + 1e-9
     assert not facts["problems"]
