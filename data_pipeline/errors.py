@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from absl import app, flags
 
+from data_pipeline.files import passing_errors
+
 
 class UsageError(ValueError):
     """Bad usage or bad input, told in one line: what is wrong, where, and how to mend it."""
@@ -12,6 +14,8 @@ class UsageError(ValueError):
 
 def run_app(main: Callable[[list[str]], int | None], parse: Callable = flags.FLAGS) -> None:
     """Runs `main(argv)` under absl; `UsageError` and bad flags become one line and exit code 2.
+
+    An outage of the storage becomes one line and exit code 1: it may be over at the next start.
 
     Args:
         main: gets the arguments that are not flags, the program's name first; returns the
@@ -27,6 +31,10 @@ def run_app(main: Callable[[list[str]], int | None], parse: Callable = flags.FLA
         _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell reports SIGINT
+    except Exception as error:
+        if "tensorflow" in sys.modules and isinstance(error, passing_errors()):
+            sys.exit(f"error: {' '.join(str(error).split())}; start again")
+        raise
 
 
 def no_arguments(argv: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from data_pipeline.files import passing_errors
 from data_pipeline.records import UsageError
 from trainer import checkpoint_files as files
 from trainer import cluster
@@ -256,6 +257,8 @@ def _read(checkpoint: tf.train.Checkpoint, path: str):
     """`tf.train.Checkpoint.restore` of all there is; `UsageError` where it cannot."""
     try:
         return checkpoint.restore(path).assert_existing_objects_matched()
+    except passing_errors():
+        raise
     except (ValueError, IndexError, AssertionError, tf.errors.OpError) as error:
         raise UsageError(f"checkpoint {path} cannot be read into this model: {error}") from error
 

@@ -106,9 +106,11 @@ def prefix(directory: str, step: int) -> str:
 
 
 def _names(directory: str) -> list[str]:
-    """Names in the directory; none if it does not exist. Raises `UsageError`."""
+    """Names in the directory; none if it does not exist. Raises `UsageError`, not for an outage."""
     try:
         return list_names(directory)
+    except storage.passing_errors():
+        raise
     except tf.errors.OpError as error:
         raise _unreadable(directory, error) from error
 
@@ -183,6 +185,8 @@ def read_manifest(directory: str, step: int) -> Checkpoint:
         checkpoint = Checkpoint(path=path, **values)
     except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError) as error:
         raise DamageError(f"{name} is missing") from error
+    except storage.passing_errors():
+        raise
     except tf.errors.OpError as error:
         raise _unreadable(f"{path}.json", error) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -206,6 +210,8 @@ def verified(directory: str, step: int) -> Checkpoint:
             found = _describe(path)
         except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError) as error:
             raise DamageError(f"{name} is missing") from error
+        except storage.passing_errors():
+            raise
         except tf.errors.OpError as error:
             raise _unreadable(path, error) from error
         if found["bytes"] != expected["bytes"]:

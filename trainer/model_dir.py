@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from configs import schema
+from data_pipeline.files import passing_errors
 from data_pipeline.records import (
     Manifest,
     Tokenizer,
@@ -137,6 +138,8 @@ def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
         tf.io.gfile.makedirs(model_dir)
         for name, content in contents.items():
             _write(os.path.join(model_dir, name), content)
+    except passing_errors():
+        raise
     except tf.errors.OpError as error:
         raise UsageError(f"--model_dir={model_dir} cannot be written: {error.message}") from error
 
