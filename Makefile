@@ -37,7 +37,6 @@ bench: $(INSTALLED)
 format: $(INSTALLED)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(PY) tests/bazel/build_files.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

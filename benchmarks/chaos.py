@@ -31,7 +31,7 @@ from absl import flags
 
 from benchmarks import same_run, soak
 from benchmarks.victim import Victim
-from data_pipeline.errors import UsageError, run_app
+from common.errors import UsageError, run_app
 
 _KILLS = flags.DEFINE_integer("kills", 0, "SIGKILLs.", lower_bound=0)
 _TERMS = flags.DEFINE_integer("terms", 0, "SIGTERMs, to which the answer must be code 42.", 0)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Config
-from data_pipeline.records import Manifest, Pairs
+from data_pipeline.dataset.examples import Pairs
+from data_pipeline.dataset.manifest import Manifest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,11 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import machine
-from data_pipeline import files, rows
-from data_pipeline.errors import UsageError, no_arguments, run_app
-from data_pipeline.records import FileInfo, Manifest, RowsInfo, load_manifest
-from trainer.rows_input import StreamedData
+from common import files
+from common.errors import UsageError, no_arguments, run_app
+from data_pipeline.dataset import rows
+from data_pipeline.dataset.manifest import FileInfo, Manifest, RowsInfo, load_manifest
+from trainer.input.rows import StreamedData
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data/demo", "Dataset directory with packed rows.")
 _ROWS = flags.DEFINE_integer("rows", 0, "Also a dataset of so many rows; 0 for none.", 0)

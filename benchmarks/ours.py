@@ -10,8 +10,9 @@ import keras
 import tensorflow as tf
 
 from benchmarks.common import Meter, Setting
-from trainer import flops, loop
-from trainer.strategy import make_strategy, use_xla
+from trainer import loop
+from trainer.distributed.strategy import make_strategy, use_xla
+from trainer.metrics import flops
 
 
 def build(setting: Setting, model_dir: str) -> loop.Run:

@@ -27,9 +27,10 @@ import time
 from absl import flags
 
 from benchmarks import machine
-from data_pipeline.errors import UsageError, no_arguments, run_app
-from data_pipeline.pipeline import Settings, prepare
-from data_pipeline.sources import parse_spec
+from common.errors import UsageError, no_arguments, run_app
+from data_pipeline.pipeline import prepare
+from data_pipeline.settings import Settings
+from data_pipeline.sources.spec import parse_spec
 
 _TRAIN = flags.DEFINE_string("train", "builtin:train", "SPEC of training text.")
 _SOURCE_LANG = flags.DEFINE_string("source_lang", "en", "Source language.")

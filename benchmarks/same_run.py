@@ -8,7 +8,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from trainer import checkpoint_files as files
+from trainer.checkpoints import files
 
 # How long it took may differ, and so may a counter of TensorFlow's own.
 _FREE_TENSORS = re.compile(r"state/seconds/|save_counter/|_CHECKPOINTABLE_OBJECT_GRAPH")

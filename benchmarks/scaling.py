@@ -15,7 +15,7 @@ import tempfile
 
 from absl import flags
 
-from data_pipeline.errors import UsageError, run_app
+from common.errors import UsageError, run_app
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Dataset directory.", required=True)
 _CONFIG = flags.DEFINE_string("config", "configs/transformer_tiny.py", "Configuration.")

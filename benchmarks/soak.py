@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from benchmarks import same_run
 from benchmarks.victim import PHASES, Hit, Times, Victim, expected_codes
-from data_pipeline.errors import UsageError
+from common.errors import UsageError
 
 SMALL = (
     "--config.model.dropout=0.1",

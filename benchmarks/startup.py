@@ -15,7 +15,7 @@ import time
 
 from absl import flags
 
-from data_pipeline.errors import UsageError, run_app
+from common.errors import UsageError, run_app
 
 _RUNS = flags.DEFINE_integer("runs", 5, "Runs that count.", 1)
 _DATA_DIR = flags.DEFINE_string("data_dir", "data/demo", "Dataset directory, prepared before.")

@@ -16,7 +16,7 @@ import tempfile
 from absl import flags
 
 from benchmarks import same_run, soak
-from data_pipeline.errors import UsageError, no_arguments, run_app
+from common.errors import UsageError, no_arguments, run_app
 
 _LEGS = flags.DEFINE_list("legs", ["1", "4", "2w", "1"], "What to train on, one after the other.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps on each leg.", lower_bound=2)

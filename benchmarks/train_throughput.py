@@ -20,9 +20,9 @@ PyTorch is no dependency of this project: pip install torch==2.13.0 for the comp
 environment (its compiler wants a C++ compiler on a CPU). A second run finds part of what
 torch.compile made the first time in PyTorch's cache, and its first step is sooner.
 
-The last column is the model FLOPs utilisation (trainer/flops.py): useful floating-point operations,
-which those on padding are not, over the rate of a large matrix product, measured in the same run
-on a CPU and from the data sheet on a GPU.
+The last column is the model FLOPs utilisation (trainer/metrics/flops.py): useful floating-point
+operations, which those on padding are not, over the rate of a large matrix product, measured in the
+same run on a CPU and from the data sheet on a GPU.
 """
 
 import json
@@ -34,9 +34,10 @@ from absl import flags
 
 from benchmarks import machine, rounds
 from benchmarks.common import Setting, fitting_pairs, target_tokens
+from common.errors import UsageError, no_arguments, run_app
 from configs import schema, transformer_base, transformer_tiny
-from data_pipeline.errors import UsageError, no_arguments, run_app
-from data_pipeline.records import load_manifest, read_pairs
+from data_pipeline.dataset.examples import read_pairs
+from data_pipeline.dataset.manifest import load_manifest
 
 _MODELS = {"tiny": transformer_tiny.get_config, "base": transformer_base.get_config}
 _PEERS = {

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from tensorflow.io import gfile
 
-from data_pipeline import files, packing, progress, rows
-from data_pipeline.records import FileInfo, Pairs, length_histogram, write_pairs
-from data_pipeline.steps import REJECTED, TEXT, TOO_MANY_TOKENS, rejected_lines
-from data_pipeline.tokenizer import EOS_ID, Tokenizer, load_tokenizer
+from common import files
+from data_pipeline import progress
+from data_pipeline.dataset import packing, rows
+from data_pipeline.dataset.examples import Pairs, length_histogram, write_pairs
+from data_pipeline.dataset.manifest import FileInfo
+from data_pipeline.dataset.tokenizer import EOS_ID, Tokenizer, load_tokenizer
+from data_pipeline.stages import REJECTED, TEXT, TOO_MANY_TOKENS, rejected_lines
 
 PAIR_RECORDS, ROW_RECORDS = "records", "rows"
 _COPY_BYTES = 1 << 22

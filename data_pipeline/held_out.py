@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from data_pipeline import files
-from data_pipeline.alignment import alignment_counts
-from data_pipeline.cleaning import fold
-from data_pipeline.records import (
-    FileInfo,
+from common import files
+from data_pipeline.cleaning.alignment import alignment_counts
+from data_pipeline.cleaning.folding import fold
+from data_pipeline.cleaning.normalization import normalize_text, unescape_entities
+from data_pipeline.dataset.examples import (
     describe_file,
     length_histogram,
     raw_text_name,
     shard_name,
     write_pairs,
 )
-from data_pipeline.sources import Source
-from data_pipeline.text_normalization import normalize_text, unescape_entities
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.dataset.manifest import FileInfo
+from data_pipeline.dataset.tokenizer import load_tokenizer
+from data_pipeline.sources.spec import Source
 
 
 def copy_held_out(

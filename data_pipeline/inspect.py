@@ -21,21 +21,20 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from common.errors import UsageError, run_app
 from data_pipeline import pictures
-from data_pipeline.errors import UsageError, run_app
-from data_pipeline.manifest import Manifest, RowsInfo
-from data_pipeline.pictures import length_reached
-from data_pipeline.progress import drop_table, new_table, split_table, vocabulary_line
-from data_pipeline.records import (
+from data_pipeline.dataset.examples import (
     Pairs,
-    Tokenizer,
     check_sizes,
-    load_manifest,
     load_tokenizers,
     read_first_pairs,
     verify_split,
 )
-from data_pipeline.rows import read_block
+from data_pipeline.dataset.manifest import Manifest, RowsInfo, load_manifest
+from data_pipeline.dataset.rows import read_block
+from data_pipeline.dataset.tokenizer import Tokenizer
+from data_pipeline.pictures import length_reached
+from data_pipeline.progress import drop_table, new_table, split_table, vocabulary_line
 
 _SAMPLES = flags.DEFINE_integer(
     "samples", 5, "How many pairs of each split to show.", lower_bound=0

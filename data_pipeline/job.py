@@ -9,25 +9,34 @@ from typing import Any
 import numpy as np
 from tensorflow.io import gfile
 
-from data_pipeline import encoding, files, rows, steps
-from data_pipeline.alignment import alignment_warning
-from data_pipeline.cleaning import Cleaner
-from data_pipeline.errors import UsageError
-from data_pipeline.held_out import copy_held_out, encode_held_out
-from data_pipeline.progress import Display, tick
-from data_pipeline.records import (
+from common import files
+from common.errors import UsageError
+from data_pipeline import encoding
+from data_pipeline import stages as steps
+from data_pipeline.cleaning.alignment import alignment_warning
+from data_pipeline.cleaning.cleaner import Cleaner
+from data_pipeline.dataset import rows
+from data_pipeline.dataset.examples import shard_name
+from data_pipeline.dataset.manifest import (
     FileInfo,
     Manifest,
     RowsInfo,
     SideInfo,
     SplitInfo,
     TokenizerInfo,
-    shard_name,
 )
-from data_pipeline.runner import Runner, Task
+from data_pipeline.dataset.tokenizer import (
+    JOINT_FILE,
+    SOURCE_FILE,
+    TARGET_FILE,
+    check_model,
+    train,
+)
+from data_pipeline.held_out import copy_held_out, encode_held_out
+from data_pipeline.progress import Display, tick
+from data_pipeline.runners.local import Runner, Task
 from data_pipeline.settings import DROP_REASONS, Settings
-from data_pipeline.sources import Source
-from data_pipeline.tokenizer import JOINT_FILE, SOURCE_FILE, TARGET_FILE, check_model, train
+from data_pipeline.sources.spec import Source
 
 HELD_OUT = ("valid", "test")
 # Pairs of training text that one worker encodes at a time: enough to pack tightly, and few enough

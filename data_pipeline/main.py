@@ -27,11 +27,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from absl import flags
 
-from data_pipeline.cleaning import FILTERS
-from data_pipeline.errors import UsageError, run_app
-from data_pipeline.pipeline import Settings, prepare
-from data_pipeline.settings import CORPUS_FILTERS
-from data_pipeline.tokenizer import MODEL_TYPES
+from common.errors import UsageError, run_app
+from data_pipeline.cleaning.cleaner import FILTERS
+from data_pipeline.dataset.tokenizer import MODEL_TYPES
+from data_pipeline.pipeline import prepare
+from data_pipeline.settings import CORPUS_FILTERS, Settings
 
 __doc__ += "".join(
     f"    {name:<24}{what}\n" for name, what in {**FILTERS, **CORPUS_FILTERS}.items()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline import files
-from data_pipeline.errors import UsageError
-from data_pipeline.manifest import Manifest, SideInfo
+from common import files
+from common.errors import UsageError
+from data_pipeline.dataset.manifest import Manifest, SideInfo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

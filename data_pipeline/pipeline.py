@@ -14,16 +14,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipeline import files, tfds_metadata
-from data_pipeline.errors import UsageError
+from common import files
+from common.errors import UsageError
+from data_pipeline.dataset import tfds_metadata
+from data_pipeline.dataset.examples import check_sizes
+from data_pipeline.dataset.manifest import MANIFEST_FILE, SCHEMA_VERSION, Manifest, load_manifest
+from data_pipeline.dataset.tokenizer import check_model
 from data_pipeline.job import Job
-from data_pipeline.manifest import MANIFEST_FILE, SCHEMA_VERSION
 from data_pipeline.progress import Display
-from data_pipeline.records import Manifest, check_sizes, load_manifest
-from data_pipeline.runner import Runner
+from data_pipeline.runners.local import Runner
 from data_pipeline.settings import Settings
-from data_pipeline.sources import Source, parse_spec, split_weight
-from data_pipeline.tokenizer import check_model
+from data_pipeline.sources.spec import Source, parse_spec, split_weight
 
 WORK_DIR = "_incomplete"
 
@@ -110,7 +111,7 @@ def _make_runner(beam_args: Sequence[str]) -> Runner:
     # Importing Beam takes seconds, and warns of optional parts that are not installed.
     logging.disable(logging.WARNING)
     try:
-        from data_pipeline.beam_runner import BeamRunner
+        from data_pipeline.runners.beam import BeamRunner
     finally:
         logging.disable(logging.NOTSET)
     return BeamRunner(beam_args)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from data_pipeline.manifest import Manifest, SplitInfo
+from data_pipeline.dataset.manifest import Manifest, SplitInfo
 
 _listener: Callable[[int], None] | None = None
 

@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from data_pipeline.cleaning import DEFAULT_FILTERS, FILTERS, CleaningRules
-from data_pipeline.errors import UsageError
-from data_pipeline.tokenizer import MODEL_TYPES
+from common.errors import UsageError
+from data_pipeline.cleaning.cleaner import DEFAULT_FILTERS, FILTERS
+from data_pipeline.cleaning.filters import CleaningRules
+from data_pipeline.dataset.tokenizer import MODEL_TYPES
 
 _LANG = re.compile(r"[A-Za-z0-9_-]+")
 # Filters that need the whole corpus, beside those of `cleaning`, which look at one pair.

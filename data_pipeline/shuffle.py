@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from data_pipeline import files
+from common import files
 
 _KEYS = 1 << 64  # how many there are
 _KEY_BYTES = 8

@@ -23,9 +23,9 @@ import sys
 
 from absl import flags
 
-from data_pipeline.errors import UsageError, no_arguments, run_app
-from launch.supervise import supervise
-from launch.workers import Command, say
+from common.errors import UsageError, no_arguments, run_app
+from launch.processes.supervisor import supervise
+from launch.processes.workers import Command, say
 
 STRATEGY = "multi_worker"
 _HELP = ("--help", "-help", "-h", "-?", "--helpfull", "--helpshort")

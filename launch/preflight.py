@@ -19,11 +19,11 @@ from absl import flags
 from ml_collections import config_flags
 
 import trainer
+from common.errors import UsageError, no_arguments, run_app
 from configs import schema
-from data_pipeline.errors import UsageError, no_arguments, run_app
-from data_pipeline.records import load_manifest
-from launch.tpu_model import chips, compiler, report, run
-from launch.tpu_model.run import PROGRAMS
+from data_pipeline.dataset.manifest import load_manifest
+from launch.tpu_compiler import chips, compiler, report, run
+from launch.tpu_compiler.run import PROGRAMS
 
 DOES_NOT_FIT = 3
 _BOS_ID = 2
@@ -98,8 +98,8 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--programs={','.join(_PROGRAMS.value)}: of {','.join(PROGRAMS)}")
     compiler.check_installed()
     manifest = load_manifest(_DATA_DIR.value) if _DATA_DIR.value else None
-    from trainer import model_dir
-    from trainer.task import Translation
+    from trainer.checkpoints import model_dir
+    from trainer.tasks.translation import Translation
 
     size = _VOCAB_SIZE.value
     task = (

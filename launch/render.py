@@ -20,10 +20,10 @@ import yaml
 from absl import flags
 from ml_collections import config_flags
 
+from common.errors import UsageError, run_app
 from configs import schema
-from data_pipeline.errors import UsageError, run_app
-from launch import clusters
 from launch.cloud import slices
+from launch.clusters import manifests as clusters
 
 TARGETS = ("slurm", "jobset", "gke_tpu", "vertex")
 _OURS = ("strategy", "cluster", "tpu", "tpu_type", "grace_seconds", "num_virtual_devices")
@@ -117,7 +117,7 @@ def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:
 
 
 def _check_batch(config: schema.Config, replicas: int) -> None:
-    from trainer.input import batch_rows  # here, as TensorFlow takes seconds
+    from trainer.input.memory import batch_rows  # here, as TensorFlow takes seconds
 
     batch_rows(config.train, config.data.longest_row, replicas)
 

@@ -23,14 +23,14 @@ import google_crc32c
 from absl import flags
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from data_pipeline.errors import UsageError, run_app
-from launch import buckets
+from common.errors import UsageError, run_app
+from launch.cloud import buckets
 
 MARKERS = ("dataset.json", "config.json")
 """Files that say that a directory is complete."""
 
 _USAGE = "python -m launch.storage push DIR gs://BUCKET/FOLDER, or pull gs://BUCKET/FOLDER DIR"
-_TEMPORARY = "_incomplete-"  # as data_pipeline.files names what is being written
+_TEMPORARY = "_incomplete-"  # as common.files names what is being written
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 60.0  # for one request
 _REPORT_SECONDS = 5.0

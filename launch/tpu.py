@@ -21,7 +21,7 @@ import time
 
 from absl import flags
 
-from data_pipeline.errors import UsageError, no_arguments, run_app
+from common.errors import UsageError, no_arguments, run_app
 from launch.cloud import job, life, slices
 from launch.cloud.service import ADDRESS, DryRun, Service
 from launch.cloud.spec import Spec, check_name, from_json

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.checkpoint import find
+from trainer.checkpoints.saver import find
 
 _ROOT = Path(__file__).parent.parent
 _SMALL = (

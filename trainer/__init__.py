@@ -3,7 +3,7 @@
 import os
 import time
 
-from trainer import google_cloud, xla_cache
+from trainer.runtime import google_cloud, xla_cache
 
 # Nearly the start of the process: what follows, TensorFlow's import above all, takes seconds.
 STARTED = time.monotonic()

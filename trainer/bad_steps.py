@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from trainer.messages import error_text, warn
+from common.console import error_text, warn
 
 MOST_IN_A_ROW = 100  # skipped, before the run ends: then it is not the batch
 MOST_ROLLBACKS = 10  # to one checkpoint

@@ -9,12 +9,13 @@ import os
 import tensorflow as tf
 from absl import flags
 
-from data_pipeline.errors import no_arguments, run_app
-from data_pipeline.records import UsageError, load_manifest, read_pairs
-from trainer import input as trainer_input
-from trainer import model_dir as model_directory
-from trainer import scoring
-from trainer.decode import Decoder
+from common.errors import UsageError, no_arguments, run_app
+from data_pipeline.dataset.examples import read_pairs
+from data_pipeline.dataset.manifest import load_manifest
+from trainer.checkpoints import model_dir as model_directory
+from trainer.decoding import scoring
+from trainer.decoding.search import Decoder
+from trainer.input import memory as trainer_input
 from trainer.step import Steps
 from trainer.validation import total_metrics
 

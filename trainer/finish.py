@@ -3,11 +3,11 @@
 import os
 import sys
 
-from data_pipeline.records import Manifest
-from trainer import model_dir as model_directory
-from trainer import scoring
-from trainer.decode import Decoder
-from trainer.stop import STOPPED_ON_REQUEST, StopAskedError
+from data_pipeline.dataset.manifest import Manifest
+from trainer.checkpoints import model_dir as model_directory
+from trainer.decoding import scoring
+from trainer.decoding.search import Decoder
+from trainer.runtime.signals import STOPPED_ON_REQUEST, StopAskedError
 
 _SAMPLES = 10
 

@@ -7,21 +7,27 @@ import time
 import keras
 import tensorflow as tf
 
+from common import console as messages
+from common.errors import UsageError
 from configs import schema
 from configs.schema import Config
-from data_pipeline import records
-from data_pipeline.records import Manifest, UsageError
-from trainer import bad_steps, cluster, flops, messages, metrics, report
-from trainer import input as trainer_input
-from trainer import model_dir as model_directory
+from data_pipeline.dataset import examples as records
+from data_pipeline.dataset.manifest import Manifest
+from trainer import bad_steps
 from trainer.bad_steps import BadStepsError
-from trainer.checkpoint import Checkpoints
-from trainer.checkpoint_files import Keep
-from trainer.loss_scale import LossScale
-from trainer.optimizer import Optimizer
-from trainer.startup import PHASES
+from trainer.checkpoints import model_dir as model_directory
+from trainer.checkpoints.files import Keep
+from trainer.checkpoints.saver import Checkpoints
+from trainer.distributed import cluster
+from trainer.input import memory as trainer_input
+from trainer.metrics import flops
+from trainer.metrics import reporter as report
+from trainer.metrics import writer as metrics
+from trainer.optim.loss_scale import LossScale
+from trainer.optim.optimizer import Optimizer
+from trainer.runtime.signals import STOPPED_ON_REQUEST, StopAskedError, StopRequest
+from trainer.runtime.startup import PHASES
 from trainer.step import Steps
-from trainer.stop import STOPPED_ON_REQUEST, StopAskedError, StopRequest
 from trainer.validation import Validation
 
 GRACE_SECONDS = 30.0

@@ -17,18 +17,22 @@ import tensorflow as tf
 from absl import flags, logging
 from ml_collections import config_flags
 
+from common.console import error_text
+from common.errors import UsageError, no_arguments, run_app
+from common.files import passing_errors
 from configs import schema
-from data_pipeline.errors import UsageError, no_arguments, run_app
-from data_pipeline.files import passing_errors
-from data_pipeline.records import Manifest, load_manifest
-from trainer import cluster, finish, flops, google_cloud, loop, maintenance, rendezvous
-from trainer.cluster import CLUSTERS
-from trainer.heartbeat import Watch
-from trainer.messages import error_text
-from trainer.rendezvous import MissingWorkersError
-from trainer.startup import PHASES
-from trainer.stop import StopRequest
-from trainer.strategy import STRATEGIES, check_paths, make_strategy, use_xla
+from data_pipeline.dataset.manifest import Manifest, load_manifest
+from trainer import finish, loop
+from trainer.distributed import cluster
+from trainer.distributed import meeting as rendezvous
+from trainer.distributed.cluster import CLUSTERS
+from trainer.distributed.heartbeat import Watch
+from trainer.distributed.meeting import MissingWorkersError
+from trainer.distributed.strategy import STRATEGIES, check_paths, make_strategy, use_xla
+from trainer.metrics import flops
+from trainer.runtime import google_cloud, maintenance
+from trainer.runtime.signals import StopRequest
+from trainer.runtime.startup import PHASES
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 DEMO = "demo"

@@ -29,11 +29,11 @@ class Steps:
     Args:
         strategy: a tf.distribute strategy; `model`, `optimizer` and `loss_scale` were made in its
             scope.
-        task: see `trainer.task`.
+        task: see `trainer.tasks.translation`.
         model: what `task.build_model` gave.
-        optimizer: `trainer.optimizer.Optimizer` of the model's trainable variables; None for
+        optimizer: `trainer.optim.optimizer.Optimizer` of the model's trainable variables; None for
             evaluation only.
-        loss_scale: `trainer.loss_scale.LossScale`, None for evaluation only.
+        loss_scale: `trainer.optim.loss_scale.LossScale`, None for evaluation only.
         config: `configs.schema.Config`.
         jit_compile: compile forward and backward with XLA. Reduction and update stay outside:
             on several CPU devices TensorFlow cannot compile them. Under TPUStrategy always False:

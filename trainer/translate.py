@@ -7,11 +7,10 @@ import sys
 
 from absl import flags
 
-from data_pipeline.errors import no_arguments, run_app
-from data_pipeline.records import UsageError
-from trainer import model_dir as model_directory
-from trainer import scoring
-from trainer.decode import MAX_SOURCE, Decoder
+from common.errors import UsageError, no_arguments, run_app
+from trainer.checkpoints import model_dir as model_directory
+from trainer.decoding import scoring
+from trainer.decoding.search import MAX_SOURCE, Decoder
 
 _PIECE = 2_000  # lines: sorting by length wants many, progress wants few
 

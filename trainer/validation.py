@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline import records
-from data_pipeline.records import UsageError
-from trainer import cluster, metrics, scoring
-from trainer import input as trainer_input
-from trainer.decode import Decoder
+from common.errors import UsageError
+from data_pipeline.dataset import examples as records
+from trainer.decoding import scoring
+from trainer.decoding.search import Decoder
+from trainer.distributed import cluster
+from trainer.input import memory as trainer_input
+from trainer.metrics import writer as metrics
 from trainer.step import Steps
 
 _SAMPLES = 8  # translations shown in TensorBoard

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from benchmarks.common import Meter, Setting, target_tokens
 from configs.schema import ModelConfig, OptimizerConfig
-from data_pipeline.records import Pairs
+from data_pipeline.dataset.examples import Pairs
 
 
 class PositionalEmbedding(keras.layers.Layer):

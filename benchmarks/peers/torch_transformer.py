@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from benchmarks.common import Meter, Setting
 from configs.schema import Config, OptimizerConfig
-from data_pipeline.records import Pairs
+from data_pipeline.dataset.examples import Pairs
 
 # A compiled loop gets lengths that are multiples of this one: few shapes, all met in the warm-up.
 _COMPILED_MULTIPLE = 8

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_pipeline.errors import UsageError
+from common.errors import UsageError
 from launch.cloud.service import address
 from launch.cloud.spec import Spec
 from launch.cloud.store import CODE, JOB, LOGS, STATE, DryStore, Store

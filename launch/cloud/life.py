@@ -8,7 +8,7 @@ removed after the last of it is gone.
 import time
 from collections.abc import Callable
 
-from data_pipeline.errors import UsageError
+from common.errors import UsageError
 from launch.cloud import job
 from launch.cloud.service import DryRun, Machine, Resource, Service
 from launch.cloud.spec import Spec, from_json

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.errors import UsageError
-from launch import buckets
+from common.errors import UsageError
+from launch.cloud import buckets
 from launch.cloud.spec import FOLDER_KEY, LABEL, Spec, request_body
 
 ADDRESS = "https://tpu.googleapis.com"

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from data_pipeline.errors import UsageError
+from common.errors import UsageError
 
 EXAMPLES = "v5litepod-8, v6e-8, v5p-8 or v4-8"
 

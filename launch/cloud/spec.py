@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import UsageError
-from launch import buckets
-from launch.cloud import slices
+from common.errors import UsageError
+from launch.cloud import buckets, slices
 
 AGENT = Path(__file__).with_name("agent.py")
 LABEL = {"launched-by": "transformer-pipeline"}

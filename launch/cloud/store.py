@@ -13,7 +13,7 @@ The last two are what the money was spent on: `delete` leaves them.
 from google.api_core import exceptions
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from launch import buckets
+from launch.cloud import buckets
 
 SPEC, JOB, STATE, CODE, LOGS = "spec.json", "job.json", "state.json", "code/", "logs/"
 TIMEOUT_SECONDS = 60.0  # for one request

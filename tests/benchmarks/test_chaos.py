@@ -14,8 +14,8 @@ from benchmarks import same_run
 from benchmarks.checkpoint_watch import CheckpointWatch
 from benchmarks.soak import command, leg_command, verdict
 from benchmarks.victim import Hit, Times, Victim, expected_codes
-from data_pipeline.errors import UsageError
-from trainer import checkpoint_files as files
+from common.errors import UsageError
+from trainer.checkpoints import files
 
 _ROOT = Path(__file__).parents[2]
 

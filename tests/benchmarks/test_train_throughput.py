@@ -12,25 +12,27 @@ import pytest
 
 from benchmarks import rounds, train_throughput
 from benchmarks.common import Meter, Setting, fitting_pairs, target_tokens
+from common.errors import UsageError
 from configs.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from data_pipeline import packing
-from data_pipeline import tokenizer as tokenizers
-from data_pipeline.errors import UsageError
-from data_pipeline.records import (
-    Manifest,
+from data_pipeline.dataset import packing
+from data_pipeline.dataset import tokenizer as tokenizers
+from data_pipeline.dataset.examples import (
     Pairs,
-    SideInfo,
-    SplitInfo,
-    TokenizerInfo,
     describe_file,
     length_histogram,
-    load_manifest,
     raw_text_name,
     read_pairs,
     shard_name,
     write_pairs,
 )
-from trainer.task import Translation
+from data_pipeline.dataset.manifest import (
+    Manifest,
+    SideInfo,
+    SplitInfo,
+    TokenizerInfo,
+    load_manifest,
+)
+from trainer.tasks.translation import Translation
 
 _ROOT = Path(__file__).parents[2]
 BOS, EOS = 2, 3
@@ -154,7 +156,7 @@ def test_summary_is_the_median_of_the_rounds():
 
 def test_ours_counts_the_tokens_of_its_batches(setting):
     from benchmarks import ours
-    from trainer import input as trainer_input
+    from trainer.input import memory as trainer_input
 
     warm, reports = _train(ours.train, setting.of_variant("off"), turns=6)
     data = trainer_input.training_data(setting.pairs, setting.config, EOS, 1)

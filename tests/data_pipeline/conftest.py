@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.pipeline import Settings, prepare
-from data_pipeline.records import Manifest
+from data_pipeline.dataset.manifest import Manifest
+from data_pipeline.pipeline import prepare
+from data_pipeline.settings import Settings
 
 SOURCE_TEXT = "the a red old dog cat man house runs sees buys likes today slowly in on"
 TARGET_TEXT = "der ein rote alte Hund Katze Mann Haus läuft sieht kauft mag heute in auf ß"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from data_pipeline.cleaning import FILTERS
+from data_pipeline.cleaning.cleaner import FILTERS
 from data_pipeline.settings import CORPUS_FILTERS
 
 Pair = tuple[str, str]

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from dirty_corpora import Pair
 
-from data_pipeline.records import load_tokenizer
-from data_pipeline.rows import FEATURES
+from data_pipeline.dataset.rows import FEATURES
+from data_pipeline.dataset.tokenizer import EOS_ID, load_tokenizer
 from data_pipeline.settings import Settings
 from data_pipeline.shuffle import make_keys
-from data_pipeline.tokenizer import EOS_ID
+from tests.data_pipeline.dirty_corpora import Pair
 
 INVISIBLE = {*map(chr, (0x61C, 0x200E, 0x200F, 0xAD, 0x200B, 0x2060, 0xFEFF))}
 INVISIBLE |= {*map(chr, itertools.chain(range(0x202A, 0x202F), range(0x2066, 0x206A)))}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UsageError
+from common.errors import UsageError
 from data_pipeline.pipeline import prepare
 
 

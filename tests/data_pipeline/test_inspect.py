@@ -11,13 +11,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_pipeline import encoding, inspect, pictures, rows
-from data_pipeline.errors import UsageError
-from data_pipeline.manifest import SideInfo
-from data_pipeline.packing import Rows
+from common.errors import UsageError
+from data_pipeline import encoding, inspect, pictures
+from data_pipeline.dataset import rows
+from data_pipeline.dataset.examples import (
+    describe_file,
+    load_tokenizers,
+    read_pairs,
+    read_raw_text,
+)
+from data_pipeline.dataset.manifest import SideInfo
+from data_pipeline.dataset.packing import Rows
+from data_pipeline.dataset.verify import verify_rows
 from data_pipeline.pipeline import prepare
-from data_pipeline.records import describe_file, load_tokenizers, read_pairs, read_raw_text
-from data_pipeline.row_checks import verify_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import job, steps
-from data_pipeline.errors import UsageError
+from common.errors import UsageError
+from data_pipeline import job
+from data_pipeline import stages as steps
+from data_pipeline.dataset.examples import load_tokenizers, read_pairs, verify
 from data_pipeline.pipeline import WORK_DIR, prepare
-from data_pipeline.records import load_tokenizers, read_pairs, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +33,7 @@ def texts(manifest, split: str = "train") -> list[tuple[str, str]]:
 
 def row_texts(manifest) -> list[tuple[str, str]]:
     """The pairs in the packed rows, in order."""
-    from data_pipeline.rows import read_block
+    from data_pipeline.dataset.rows import read_block
 
     source, target = load_tokenizers(manifest)
     info = manifest.splits["train"].rows

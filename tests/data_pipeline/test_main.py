@@ -8,18 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UsageError
 from data_pipeline import job, pipeline
-from data_pipeline.cleaning import normalize_text
-from data_pipeline.errors import UsageError
+from data_pipeline.cleaning.normalization import normalize_text
+from data_pipeline.dataset.examples import load_tokenizers, read_pairs, read_raw_text, verify
+from data_pipeline.dataset.manifest import Manifest, load_manifest
 from data_pipeline.pipeline import prepare
-from data_pipeline.records import (
-    Manifest,
-    load_manifest,
-    load_tokenizers,
-    read_pairs,
-    read_raw_text,
-    verify,
-)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -153,7 +147,7 @@ def test_valid_and_test_are_kept_whole(make_settings, tmp_path, write_text):
 
 def test_same_bytes_again_and_with_two_workers(dataset, make_settings, tmp_path, monkeypatch):
     # Workers are other processes: this shows as well that the steps work there.
-    monkeypatch.setattr("data_pipeline.chunks.CHUNK_LINES", 100)
+    monkeypatch.setattr("data_pipeline.sources.chunk.CHUNK_LINES", 100)
     prepare(make_settings(tmp_path / "again"))
     assert contents(tmp_path / "again") == contents(dataset.directory)
     prepare(make_settings(tmp_path / "two"), ["--direct_num_workers=2"])

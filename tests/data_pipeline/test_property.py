@@ -14,17 +14,25 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from dirty_corpora import Pair, held_out_inputs, options, sizes, train_inputs
 from hypothesis import HealthCheck, Phase, event, given, settings
-from plain_model import CHANGES, Model, Spelling, read_pair, read_records, read_rows
 
-from data_pipeline import chunks, job, pipeline
-from data_pipeline.errors import UsageError
+from common.errors import UsageError
+from data_pipeline import job, pipeline
+from data_pipeline.dataset.examples import verify
 from data_pipeline.pipeline import WORK_DIR, prepare
 from data_pipeline.progress import Display
-from data_pipeline.records import verify
-from data_pipeline.runner import Runner
+from data_pipeline.runners.local import Runner
 from data_pipeline.settings import Settings
+from data_pipeline.sources import chunk as chunks
+from tests.data_pipeline.dirty_corpora import Pair, held_out_inputs, options, sizes, train_inputs
+from tests.data_pipeline.plain_model import (
+    CHANGES,
+    Model,
+    Spelling,
+    read_pair,
+    read_records,
+    read_rows,
+)
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "2000"))
 

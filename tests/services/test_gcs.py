@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from services.gcs import GcsService
+from tests.services.gcs import GcsService
 
 _ROOT = Path(__file__).parents[2]
 _FOLDERS, _FILES = 6, 4

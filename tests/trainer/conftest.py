@@ -12,27 +12,29 @@ import pytest
 import tensorflow as tf
 
 from configs import schema
-from data_pipeline import tokenizer as tokenizers
-from data_pipeline.records import (
-    Manifest,
+from data_pipeline.dataset import tokenizer as tokenizers
+from data_pipeline.dataset.examples import (
     Pairs,
-    SideInfo,
-    SplitInfo,
-    TokenizerInfo,
     describe_file,
     length_histogram,
-    load_manifest,
-    load_tokenizer,
     raw_text_name,
     shard_name,
     write_pairs,
 )
-from trainer.checkpoint import Checkpoints
-from trainer.checkpoint_files import Keep
-from trainer.loss_scale import LossScale
+from data_pipeline.dataset.manifest import (
+    Manifest,
+    SideInfo,
+    SplitInfo,
+    TokenizerInfo,
+    load_manifest,
+)
+from data_pipeline.dataset.tokenizer import load_tokenizer
+from trainer.checkpoints.files import Keep
+from trainer.checkpoints.saver import Checkpoints
 from trainer.model.transformer import Transformer
-from trainer.optimizer import Optimizer
-from trainer.task import Translation
+from trainer.optim.loss_scale import LossScale
+from trainer.optim.optimizer import Optimizer
+from trainer.tasks.translation import Translation
 
 VOCAB = 30
 BOS, EOS = 2, 3

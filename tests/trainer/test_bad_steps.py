@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_pipeline.records import UsageError
-from trainer import bad_steps, batches, flops, loop, scoring
-from trainer.checkpoint import find
-from trainer.checkpoint_files import read_manifests
-from trainer.stop import StopRequest
-from trainer.task import Translation
+from common.errors import UsageError
+from trainer import bad_steps, loop
+from trainer.checkpoints.files import read_manifests
+from trainer.checkpoints.saver import find
+from trainer.decoding import scoring
+from trainer.input import distribution as batches
+from trainer.metrics import flops
+from trainer.runtime.signals import StopRequest
+from trainer.tasks.translation import Translation
 
 _TRAIN = {
     "steps": 8,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.errors import UsageError
 from configs.schema import (
     Config,
     DataConfig,
@@ -15,10 +16,14 @@ from configs.schema import (
     OptimizerConfig,
     TrainConfig,
 )
-from data_pipeline.pipeline import Settings, prepare
-from data_pipeline.records import Manifest, UsageError
-from trainer import flops, loop, model_dir, scoring
-from trainer.decode import Decoder
+from data_pipeline.dataset.manifest import Manifest
+from data_pipeline.pipeline import prepare
+from data_pipeline.settings import Settings
+from trainer import loop
+from trainer.checkpoints import model_dir
+from trainer.decoding import scoring
+from trainer.decoding.search import Decoder
+from trainer.metrics import flops
 
 _WORDS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "jay", "kite", "mole", "owl"]
 

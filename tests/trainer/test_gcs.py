@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import same_run
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from services.gcs import FAULTS, GcsService
+from tests.services.gcs import FAULTS, GcsService
 
 _ROOT = Path(__file__).parents[2]
 _FLAGS = (

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from services.gcs import GcsService
+from tests.services.gcs import GcsService
 
 _ROOT = Path(__file__).parents[2]
 _LOOK = """

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from worker_script import EOS, VOCAB, make_steps
 
-from data_pipeline.records import Pairs
-from trainer.input import training_data
+from data_pipeline.dataset.examples import Pairs
+from tests.trainer.worker_script import EOS, VOCAB, make_steps
+from trainer.input.memory import training_data
 
 STEPS, LAST = 200, 20
 WALK = 14  # tokens of a target

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_pipeline import packing, records, rows
-from data_pipeline.manifest import Manifest, RowsInfo
-from data_pipeline.records import UsageError, describe_file, load_manifest, shard_name
-from trainer import flops, loop
-from trainer import input as trainer_input
-from trainer.rows_input import StreamedData
+from common.errors import UsageError
+from data_pipeline.dataset import examples as records
+from data_pipeline.dataset import packing, rows
+from data_pipeline.dataset.examples import describe_file, shard_name
+from data_pipeline.dataset.manifest import Manifest, RowsInfo, load_manifest
+from trainer import loop
+from trainer.input import memory as trainer_input
+from trainer.input.rows import StreamedData
+from trainer.metrics import flops
 
 LENGTH, BLOCK = 16, 4
 

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from worker_script import VOCAB, make_steps
 
-from trainer.loss_scale import INITIAL, LossScale
+from tests.trainer.worker_script import VOCAB, make_steps
 from trainer.model.dropout import step_rng
-from trainer.optimizer import Optimizer
+from trainer.optim.loss_scale import INITIAL, LossScale
+from trainer.optim.optimizer import Optimizer
 from trainer.step import Steps
 
 LENGTH = 12

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from worker_script import EOS, Result, load_results, make_steps, save_runs, train_run
 
 from configs import schema
-from trainer.input import training_data
+from tests.trainer.worker_script import EOS, Result, load_results, make_steps, save_runs, train_run
+from trainer.input.memory import training_data
 from trainer.model.dropout import step_rng
 
 STEPS = 20

@@ -11,8 +11,8 @@ import os
 
 import tensorflow as tf
 
-from data_pipeline.errors import run_app
-from launch.tpu_model.programs import forbidden, graphs_of
+from common.errors import run_app
+from launch.tpu_compiler.programs import forbidden, graphs_of
 from trainer import loop, main
 
 seen: dict = {"calls": [], "arguments": [], "forbidden": [], "functions": [], "compiled": []}

@@ -13,13 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from configs import schema
-from data_pipeline.records import Pairs
-from trainer.input import training_data
-from trainer.loss_scale import LossScale
-from trainer.optimizer import Optimizer
+from data_pipeline.dataset.examples import Pairs
+from trainer.distributed.strategy import make_strategy
+from trainer.input.memory import training_data
+from trainer.optim.loss_scale import LossScale
+from trainer.optim.optimizer import Optimizer
 from trainer.step import Steps
-from trainer.strategy import make_strategy
-from trainer.task import Translation
+from trainer.tasks.translation import Translation
 
 VOCAB, BOS, EOS = 30, 2, 3
 _SIDES = ("source_tokens", "source_offsets", "target_tokens", "target_offsets")

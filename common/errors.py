@@ -1,0 +1,48 @@
+"""One way to say "your input is wrong": a single line and exit code 2."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from common.files import passing_errors
+
+
+class UsageError(ValueError):
+    """Bad usage or bad input, told in one line: what is wrong, where, and how to mend it."""
+
+
+def run_app(main: Callable[[list[str]], int | None], parse: Callable = flags.FLAGS) -> None:
+    """Runs `main(argv)` under absl; `UsageError` and bad flags become one line and exit code 2.
+
+    An outage of the storage becomes one line and exit code 1: it may be over at the next start.
+
+    Args:
+        main: gets the arguments that are not flags, the program's name first; returns the
+            exit code, or None for 0.
+        parse: turns the command line into what `main` gets. A command whose unknown flags
+            belong to somebody else, such as Beam, brings its own.
+    """
+    try:
+        app.run(main, flags_parser=parse)
+    except flags.Error as error:
+        _fail(f"{error} (--help lists the flags)")
+    except UsageError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell reports SIGINT
+    except Exception as error:
+        if "tensorflow" in sys.modules and isinstance(error, passing_errors()):
+            sys.exit(f"error: {' '.join(str(error).split())}; start again")
+        raise
+
+
+def no_arguments(argv: list[str]) -> None:
+    """Raises `UsageError` if there is an argument besides the flags."""
+    if len(argv) > 1:
+        raise UsageError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+
+
+def _fail(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -1,0 +1,71 @@
+"""The form in which sentences are compared when looking for near-duplicates and leaks."""
+
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipeline.cleaning.code_points import CodePointTable, Lines
+
+# Marks without meaning of their own: variation selectors and the combining grapheme joiner.
+_NO_MARKS = {*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0)), "\u034f"}
+_DROP = 0
+
+
+def fold(texts: Sequence[str]) -> list[str]:
+    """Reduces texts to what is compared: case, punctuation, white space and width do not count.
+
+    Every character is case-folded and brought to its compatibility form (NFKC), then letters,
+    marks (the vowels of Indic scripts are marks) and numbers are kept. A text with none of them,
+    such as "?!", folds to itself without surrounding white space.
+
+    Args:
+        texts: any texts without newlines.
+
+    Returns:
+        The form of each text.
+    """
+    lines = Lines.of(texts)
+    if not unicodedata.is_normalized("NFC", lines.text):
+        lines = Lines(unicodedata.normalize("NFC", lines.text))
+    return fold_lines(lines)
+
+
+def fold_lines(lines: Lines) -> list[str]:
+    """As `fold`, for lines that are in NFC."""
+    folded = _FOLDED(lines.codes)
+    text = folded[folded != _DROP].tobytes().decode("utf-32-le")
+    # The few characters that become several were left as they are.
+    for character, several in _EXPANSIONS.items():
+        if character in text:
+            text = text.replace(character, several)
+    forms = text.split("\n")[:-1]
+    if "" in forms:
+        texts = lines.text.split("\n")[:-1]
+        return [form or text.strip() for form, text in zip(forms, texts, strict=True)]
+    return forms
+
+
+def fold_character(character: str) -> str:
+    """Returns the folded form of one character; empty if it does not count."""
+    form = unicodedata.normalize("NFKC", character).casefold()
+    # Folding may leave the compatibility form ("ϔ"), so both are done twice.
+    form = unicodedata.normalize("NFKC", form).casefold()
+    return "".join(c for c in form if unicodedata.category(c)[0] in "LMN" and c not in _NO_MARKS)
+
+
+# Character -> its folded form, for those characters seen whose form has several characters.
+_EXPANSIONS: dict[str, str] = {}
+
+
+def _fold_code(character: str) -> int:
+    if character == "\n":
+        return ord("\n")
+    form = fold_character(character)
+    if len(form) > 1:
+        _EXPANSIONS[character] = form
+        return ord(character)
+    return ord(form) if form else _DROP
+
+
+_FOLDED = CodePointTable(_fold_code, np.uint32)

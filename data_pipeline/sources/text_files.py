@@ -1,0 +1,279 @@
+"""Text in plain files, packed or not: `text:` and `tsv:`, and what other sources need of files."""
+
+import re
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from common import files
+from common.errors import UsageError
+from data_pipeline.sources import chunk as chunks
+from data_pipeline.sources.chunk import Chunk
+
+# Small enough that what comes out of the unpacker is too: often four times as much, but gzip may
+# pack a thousand bytes in one.
+_BLOCK_BYTES = 16 << 10
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# How packed files begin, RFC 1952 and RFC 8878 (with the skippable frames that pzstd writes); no
+# text in UTF-8 does.
+_MAGIC = {
+    ".gz": re.compile(rb"\x1f\x8b"),
+    ".zst": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+}
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Two files, line by line translations of each other.
+
+    Attributes:
+        source_path: the source side; plain, `.gz` or `.zst`.
+        target_path: the target side.
+    """
+
+    source_path: str
+    target_path: str
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yields the lines of both files in order.
+
+        Raises:
+            UsageError: a file cannot be read, or the files differ in their number of lines.
+        """
+        return _chunk_lines((self.source_path, self.target_path))
+
+    def fingerprint(self) -> str:
+        """Returns a string that changes when the text does."""
+        return f"text {file_fingerprint(self.source_path)} {file_fingerprint(self.target_path)}"
+
+
+@dataclass(frozen=True)
+class TsvSource:
+    """One file, a pair a line: source, tab, target (further columns are ignored).
+
+    Attributes:
+        path: the file; plain, `.gz` or `.zst`.
+    """
+
+    path: str
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yields the lines in order; `UsageError` if the file cannot be read."""
+        return _chunk_lines((self.path,))
+
+    def fingerprint(self) -> str:
+        """Returns a string that changes when the text does."""
+        return f"tsv {file_fingerprint(self.path)}"
+
+
+def parse_text(rest: str, source_lang: str, target_lang: str) -> list[TextSource]:
+    """Returns the sources of `text:SOURCE_FILE,TARGET_FILE`."""
+    patterns = rest.split(",")
+    if len(patterns) != 2 or not all(patterns):
+        raise UsageError(f"'text:{rest}': expected two files, text:SOURCE_FILE,TARGET_FILE")
+    sources, targets = (_expand(pattern) for pattern in patterns)
+    if len(sources) != len(targets):
+        raise UsageError(
+            f"'text:{rest}': {patterns[0]} matches {len(sources)} files but {patterns[1]} matches "
+            f"{len(targets)}; they are paired in alphabetical order"
+        )
+    return [TextSource(*paths) for paths in zip(sources, targets, strict=True)]
+
+
+def parse_tsv(rest: str, source_lang: str, target_lang: str) -> list[TsvSource]:
+    """Returns the sources of `tsv:FILE,...`."""
+    return [TsvSource(path) for path in expand_list("tsv", rest)]
+
+
+def expand_list(scheme: str, rest: str) -> list[str]:
+    """Returns the files that a comma list of names and globs stands for.
+
+    Args:
+        scheme: of the spec, for messages.
+        rest: the list.
+
+    Raises:
+        UsageError: a file does not exist, or a place in the list is empty.
+    """
+    # The whole is tried as a name first: commas are legal in file names.
+    patterns = [rest] if rest and _exists(rest) else rest.split(",")
+    if not all(patterns):
+        raise UsageError(f"'{scheme}:{rest}': expected a file, {scheme}:FILE or {scheme}:FILE,FILE")
+    return [path for pattern in patterns for path in _expand(pattern)]
+
+
+def read_blocks(path: str) -> Iterator[bytes]:
+    """Yields the content of a file in blocks, unpacked if its name ends in `.gz` or `.zst`.
+
+    Members of a gzip file and frames of a zstd file that follow each other are read as one.
+
+    Raises:
+        UsageError: the file cannot be read, is damaged or is not what its name says.
+    """
+    import tensorflow as tf
+    from zstandard import ZstdDecompressor, ZstdError
+
+    try:
+        with files.open_binary(path) as file:
+            suffix = _check_kind(path, file.peek(4)[:4])
+            blocks = iter(lambda: file.read(_BLOCK_BYTES), b"")
+            if suffix == ".gz":
+                # 31: a gzip header and a window of any size.
+                yield from _unpack(blocks, lambda: zlib.decompressobj(31))
+            elif suffix == ".zst":
+                yield from _unpack(blocks, ZstdDecompressor().decompressobj)
+            else:
+                yield from blocks
+    except (zlib.error, ZstdError, EOFError) as error:
+        kind = "gzip" if path.endswith(".gz") else "zstd"
+        raise UsageError(f"{path}: damaged {kind} file ({error}); copy it again") from error
+    except tf.errors.OpError as error:
+        raise UsageError(f"{path}: cannot be read ({error.message})") from error
+
+
+def file_fingerprint(path: str) -> str:
+    """Returns the SHA-256 of a local file, or size and time of a remote one."""
+    import tensorflow as tf
+
+    try:
+        if "://" not in path:
+            return files.sha256(path)
+        # Hashing would read the file over the network once more.
+        status = tf.io.gfile.stat(path)
+        return f"size={status.length},mtime={status.mtime_nsec}"
+    except tf.errors.OpError as error:
+        raise UsageError(f"{path}: cannot be read ({error.message})") from error
+
+
+def _expand(pattern: str) -> list[str]:
+    """Returns the files that match, sorted; `UsageError` if there is none."""
+    from tensorflow.io import gfile
+
+    # A name is tried as it stands first: brackets are legal in file names.
+    paths = [pattern] if _exists(pattern) else sorted(gfile.glob(pattern))
+    if not paths:
+        raise UsageError(f"{pattern}: no such file")
+    for path in paths:
+        if gfile.isdir(path):
+            raise UsageError(f"{path}: is a directory; name a file or a glob such as {path}/*")
+    return paths
+
+
+def _exists(path: str) -> bool:
+    import tensorflow as tf
+
+    try:
+        return tf.io.gfile.exists(path)
+    except tf.errors.OpError as error:
+        raise UsageError(f"{path}: cannot be read ({error.message})") from error
+
+
+def _check_kind(path: str, head: bytes) -> str | None:
+    """Returns `.gz`, `.zst` or None; `UsageError` if the first bytes do not fit the name."""
+    named = next((suffix for suffix in _MAGIC if path.endswith(suffix)), None)
+    found = next((suffix for suffix, magic in _MAGIC.items() if magic.match(head)), None)
+    if named and named != found:
+        raise UsageError(
+            f"{path}: is not a {named} file, in spite of its name; rename it or pack it"
+        )
+    if found and not named:
+        raise UsageError(f"{path}: is packed; give it a name that ends in {found}")
+    return named
+
+
+def _unpack(packed: Iterator[bytes], new_unpacker: Callable[[], Any]) -> Iterator[bytes]:
+    """Yields the content of members or frames, one after the other.
+
+    Args:
+        packed: the blocks of the file.
+        new_unpacker: makes an object like `zlib.decompressobj`, for one member.
+    """
+    unpacker = new_unpacker()
+    for block in packed:
+        while block:
+            if unpacker.eof:
+                # Zeros may fill up the end of a file; a member cannot begin with one.
+                block = block.lstrip(b"\0")
+                if not block:
+                    break
+                unpacker = new_unpacker()
+            yield unpacker.decompress(block)
+            block = unpacker.unused_data
+    if not unpacker.eof:
+        raise EOFError("it ends too early")
+
+
+def _read_lines(path: str) -> Iterator[tuple[bytes, int]]:
+    """Yields (whole lines, each with its newline; their number), many lines at a time."""
+    # A line that goes on: joined once, for a time linear in its length.
+    unfinished: list[bytes] = []
+    mark = _BYTE_ORDER_MARK
+    for block in read_blocks(path):
+        end = block.rfind(b"\n") + 1
+        if end:
+            lines = b"".join((*unfinished, block[:end])).removeprefix(mark)
+            unfinished, mark = [], b""
+            yield lines, lines.count(b"\n")
+        unfinished.append(block[end:])
+    if last := b"".join(unfinished).removeprefix(mark):
+        yield last + b"\n", 1
+
+
+class _LineBuffer:
+    """The next lines of a file."""
+
+    def __init__(self, path: str):
+        self._unread = _read_lines(path)
+        self._blocks: deque[tuple[bytes, int]] = deque()
+        self._lines = self._bytes = 0
+
+    def fill(self) -> int:
+        """Reads on if need be; returns how many lines the next chunk may have, 0 at the end."""
+        while self._lines < chunks.CHUNK_LINES and self._bytes < chunks.CHUNK_BYTES:
+            block, lines = next(self._unread, (b"", 0))
+            if not block:
+                break
+            self._blocks.append((block, lines))
+            self._lines += lines
+            self._bytes += len(block)
+        return min(self._lines, chunks.CHUNK_LINES)
+
+    def take(self, count: int) -> bytes:
+        """Returns the next `count` lines, at least one, separated by newlines."""
+        taken = []
+        while count:
+            block, lines = self._blocks.popleft()
+            if lines > count:
+                rest = block.split(b"\n", count)[-1]
+                self._blocks.appendleft((rest, lines - count))
+                block, lines = block[: -len(rest)], count
+            taken.append(block)
+            count -= lines
+            self._lines -= lines
+            self._bytes -= len(block)
+        return b"".join(taken)[:-1]
+
+
+def _chunk_lines(paths: tuple[str, ...]) -> Iterator[Chunk]:
+    """Yields the lines of files that have equally many."""
+    buffers = [_LineBuffer(path) for path in paths]
+    first_line = 1
+    while True:
+        counts = [buffer.fill() for buffer in buffers]
+        count = min(counts)
+        if not count:
+            break
+        yield Chunk(paths, first_line, tuple(buffer.take(count) for buffer in buffers))
+        first_line += count
+    if any(counts):
+        _raise_unequal(paths)
+
+
+def _raise_unequal(paths: tuple[str, ...]) -> None:
+    counts = [sum(lines for _, lines in _read_lines(path)) for path in paths]
+    raise UsageError(
+        f"{paths[0]} has {counts[0]} lines but {paths[1]} has {counts[1]}; "
+        "line n of one must be the translation of line n of the other"
+    )

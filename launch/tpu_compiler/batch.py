@@ -1,0 +1,71 @@
+"""The largest batch that fits into a chip's memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from launch.tpu_compiler.compiler import Compiled
+
+_FINEST = 16  # the answer is within a sixteenth of the best
+_MOST_TRIES = 8
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Rows a chip.
+
+    Attributes:
+        fits: most rows that were compiled and fit; 0 if none did.
+        too_many: fewest rows that were compiled and did not fit; None if all did.
+        tried: rows -> bytes of HBM that they need, as the compiler says.
+    """
+
+    fits: int
+    too_many: int | None
+    tried: dict[int, int]
+
+
+def find_largest(
+    compile_rows: Callable[[int], Compiled], rows: int, available: float, multiple: int = 1
+) -> Largest:
+    """Compiles programs of more and fewer rows until it is known where they stop to fit.
+
+    Memory is taken to grow in a straight line with the rows, which gives the next number to try.
+
+    Args:
+        compile_rows: compiles the train step for so many rows a chip.
+        rows: to begin with, a multiple of `multiple`.
+        available: bytes of HBM.
+        multiple: of which the rows have to be, the number of micro-batches.
+
+    Raises:
+        RuntimeError: the program does not compile for another reason than memory.
+    """
+    tried: dict[int, int] = {}
+    fits, too_many = 0, None
+    fixed = 0.0
+    for _ in range(_MOST_TRIES):
+        program = compile_rows(rows)
+        if program.error and not program.needs:
+            raise RuntimeError(program.error)
+        tried[rows] = program.hbm
+        fixed = fixed or float(program.arguments + program.code)
+        if not program.error and program.hbm <= available:
+            fits = max(fits, rows)
+        else:
+            too_many = min(too_many or rows, rows)
+        gap = max(multiple, (too_many or fits) // _FINEST // multiple * multiple)
+        if too_many and too_many - fits <= gap:
+            break
+        rows = _next(tried, fits, too_many, available, fixed, gap, multiple)
+    return Largest(fits, too_many, tried)
+
+
+def _next(tried, fits, too_many, available, fixed, gap, multiple) -> int:
+    slope = max((need - fixed) / rows for rows, need in tried.items())
+    guess = int((available - fixed) / max(slope, 1.0)) // multiple * multiple
+    if not too_many:
+        return max(guess, fits + gap)
+    # Not right below the limit: there the compiler takes long to squeeze things in.
+    if fits + gap <= guess <= too_many - gap:
+        return guess
+    return max((fits + too_many) // 2 // multiple * multiple, fits + multiple)

@@ -1,0 +1,147 @@
+"""Cloud TPU chips and slices: names, memory, bandwidths, and what an all-reduce costs on them."""
+
+import math
+from dataclasses import dataclass
+
+from common.errors import UsageError
+from trainer.metrics import flops
+
+_HOP_SECONDS = 1e-6  # from a chip to its neighbour; "How to Scale Your Model" (DeepMind, 2025)
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SOLID = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one chip of a generation has.
+
+    Attributes:
+        name: of the generation, as in accelerator types.
+        hbm_gib: memory that programs may use, in GiB: what the compiler says it has to itself. The
+            data sheets' figures, of which the system takes a part, are 32, 16, 95 and 32.
+        hbm_bandwidth: bytes/s (Cloud TPU documentation).
+        link_bandwidth: bytes/s of one link to a neighbour, one direction: the documentation's
+            bandwidth of a chip, over its links and both directions.
+        units: numbers in an accelerator type for one chip: 2 where it counts TensorCores.
+        wraps: an axis of a slice is a ring, not a line, if its length is a multiple of this.
+        layouts: of the slices that may be had.
+        chips_per_host: of slices with more than one host.
+        options: what the compiler has to be told about the generation.
+    """
+
+    name: str
+    hbm_gib: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    units: int
+    wraps: int
+    layouts: tuple[str, ...]
+    chips_per_host: int
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def peak_flops(self) -> float:
+        """bfloat16 FLOP/s."""
+        return flops.peak_flops([f"{self.name}-8"], "bfloat16") or math.nan
+
+    @property
+    def clock(self) -> float:
+        """Cycles/s: the peak over the multiply-adds that the matrix units do in a cycle."""
+        per_cycle = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2}
+        return self.peak_flops / (2 * per_cycle[self.name])
+
+
+_MEGACORE = (("chip_config_name", "megacore"),)  # both cores of a chip are one device
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 30.75, 1.228e12, 50e9, 2, 4, _SOLID, 4, _MEGACORE),
+        Chip("v5e", 15.75, 0.819e12, 50e9, 1, 16, _FLAT, 4),
+        Chip("v5p", 95.74, 2.765e12, 100e9, 2, 4, _SOLID, 4),
+        Chip("v6e", 31.25, 1.640e12, 100e9, 1, 16, _FLAT, 4),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Chips that are wired together; each is one replica.
+
+    Attributes:
+        chip: of which kind.
+        layout: chips along each axis, such as (2, 4).
+    """
+
+    chip: Chip
+    layout: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.layout)
+
+    @property
+    def name(self) -> str:
+        """Accelerator type."""
+        return f"{self.chip.name}-{self.chips * self.chip.units}"
+
+    @property
+    def topology(self) -> str:
+        """As the compiler names it: "v5e:2x4"."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.layout))}"
+
+    @property
+    def hosts(self) -> int:
+        """Machines; up to 8 chips of v5e and v6e may hang on one."""
+        if self.chip.units == 1 and self.chips <= 8:
+            return 1
+        return max(1, self.chips // self.chip.chips_per_host)
+
+    def all_reduce_seconds(self, size: float) -> float:
+        """Time to sum `size` bytes over all chips, each of which gets the sum.
+
+        Reduce-scatter, then all-gather, over all axes at a time, each with an equal share of the
+        bytes for its bandwidth (two directions where the axis is a ring, one where it is a line):
+
+            2 * size * (n - 1) / n / sum over axes of (1 or 2) * link bandwidth
+            + 2 * 1 us * sum over axes of (length - 1, or half the length of a ring)
+        """
+        axes = [length for length in self.layout if length > 1]
+        if not axes:
+            return 0.0
+        rings = [length % self.chip.wraps == 0 for length in axes]
+        bandwidth = sum(self.chip.link_bandwidth * (2 if ring else 1) for ring in rings)
+        hops = sum(
+            length / 2 if ring else length - 1 for length, ring in zip(axes, rings, strict=True)
+        )
+        share = (self.chips - 1) / self.chips
+        return 2 * size * share / bandwidth + 2 * hops * _HOP_SECONDS
+
+
+def slices(chip: Chip) -> list[Slice]:
+    """All slices of a generation, the smallest first."""
+    return [Slice(chip, tuple(map(int, layout.split("x")))) for layout in chip.layouts]
+
+
+def parse(accelerator_type: str) -> Slice:
+    """The slice of an accelerator type, such as "v5e-8", "v5litepod-8" or "v5p-8".
+
+    The number counts chips of v5e and v6e, and TensorCores, two a chip, of v4 and v5p.
+
+    Raises:
+        UsageError: for one that does not exist, or that the compiler does not know.
+    """
+    generation, _, number = accelerator_type.partition("-")
+    chip = CHIPS.get(generation.replace("v5litepod", "v5e"))
+    if chip is None:
+        raise UsageError(
+            f"--tpu={accelerator_type}: programs are compiled for {', '.join(CHIPS)}; give one of "
+            "them and its size, such as v5e-8"
+        )
+    found = {str(one.chips * chip.units): one for one in slices(chip)}
+    if number not in found:
+        counted = "chips" if chip.units == 1 else "TensorCores, two a chip"
+        raise UsageError(
+            f"--tpu={accelerator_type}: sizes of {chip.name} are {', '.join(found)}, in {counted}"
+        )
+    return found[number]

@@ -1,0 +1,278 @@
+"""Compiles a StableHLO program for a TPU that is not there, with libtpu's compiler.
+
+It is a program of its own: it needs JAX and libtpu (the extra `preflight`) and no TensorFlow, it
+may die on what the compiler cannot take, and several of them use several cores. `compile_program`
+runs it. Most of what it calls is not public in JAX; hence the pinned versions.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from common.errors import UsageError
+from launch.tpu_compiler import hlo
+
+INSTALL = "pip install -c requirements/preflight.txt -e '.[cpu,preflight]'"
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+_USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm|\({_SIZE}\) exceeds available HBM \({_SIZE}\)")
+# Without them libtpu looks for the machine's own TPU, and complains that there is none.
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # compilers side by side
+    "JAX_PLATFORMS": "cpu",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says about a program. Sizes in bytes, for one chip.
+
+    Attributes:
+        error: why there is no program, "" if there is one.
+        dynamic: TensorFlow operations whose results have no static shape.
+        needs, available: of an error for memory: HBM needed and there; else 0.
+        arguments, outputs, aliased, temporaries, code: HBM of the program. What is aliased is
+            counted among arguments and outputs both.
+        product_flops: FLOPs of all matrix products, as exported.
+        compiler_flops: of all operations, by the compiler's count, which runs loops once.
+        operations: the scheduled operations that count.
+    """
+
+    error: str = ""
+    dynamic: tuple[str, ...] = ()
+    needs: int = 0
+    available: int = 0
+    arguments: int = 0
+    outputs: int = 0
+    aliased: int = 0
+    temporaries: int = 0
+    code: int = 0
+    product_flops: float = 0.0
+    compiler_flops: float = 0.0
+    operations: tuple[hlo.Operation, ...] = ()
+
+    @property
+    def hbm(self) -> int:
+        """All that it needs, in bytes, also where it does not fit."""
+        if self.needs:
+            return self.needs
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+def check_installed() -> None:
+    """Raises `UsageError` with the command that installs the compiler, if it is missing."""
+    missing = [name for name in ("jax", "libtpu") if importlib.util.find_spec(name) is None]
+    if not missing:
+        return
+    if sys.version_info < (3, 11):
+        raise UsageError("launch.preflight needs Python 3.11: the TPU compiler's packages do")
+    raise UsageError(
+        f"launch.preflight needs {' and '.join(missing)}, of the extra preflight; "
+        f"install it: {INSTALL}"
+    )
+
+
+def compile_program(stablehlo: bytes, tpu, *, trips: int = 1, replicas: int | None = None):
+    """Compiles in a process of its own.
+
+    Args:
+        stablehlo: a portable artifact.
+        tpu: `launch.tpu_compiler.chips.Slice`.
+        trips: iterations of the program's loop, if it has one.
+        replicas: chips that run it; all of the slice by default.
+
+    Returns:
+        `Compiled`.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        job = {
+            "program": os.path.join(directory, "program"),
+            "result": os.path.join(directory, "result.json"),
+            "topology": tpu.topology,
+            "options": dict(tpu.chip.options),
+            "replicas": replicas or tpu.chips,
+            "trips": trips,
+        }
+        with open(job["program"], "wb") as file:
+            file.write(stablehlo)
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.tpu_compiler.compiler", json.dumps(job)],
+            env={**os.environ, "PYTHONPATH": root, **_ENVIRONMENT},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+            return Compiled(error=f"the compiler died with code {done.returncode}: {last}")
+        with open(job["result"]) as file:
+            return from_json(json.load(file))
+
+
+def from_json(values: dict[str, Any]) -> Compiled:
+    """What the process wrote."""
+    operations = tuple(hlo.Operation(**one) for one in values.pop("operations", ()))
+    dynamic = tuple(values.pop("dynamic", ()))
+    return Compiled(**values, dynamic=dynamic, operations=operations)
+
+
+def memory_error(message: str) -> tuple[int, int] | None:
+    """HBM needed and available, in bytes, if that is what the compiler's message is about."""
+    found = _USED.search(message)
+    if not found:
+        return None
+    used, used_unit, there, there_unit = [group for group in found.groups() if group is not None]
+    return int(float(used) * _UNITS[used_unit]), int(float(there) * _UNITS[there_unit])
+
+
+def allocations_in(message: str) -> list[tuple[int, str]]:
+    """Bytes and TensorFlow operation ("" if unknown) of the largest arrays, of an error for memory.
+
+    The list is the compiler's, the largest first.
+    """
+    found = []
+    for part in re.split(r"\n\s+\d+\. (?=Size: )", message)[1:]:
+        size = re.match(rf"Size: {_SIZE}", part)
+        name = re.search(r'Operator: op_name="([^"]*)"', part)
+        if size:
+            found.append((int(float(size[1]) * _UNITS[size[2]]), name[1] if name else ""))
+    return found
+
+
+def operations_in(message: str) -> list[str]:
+    """Names of TensorFlow operations that the compiler's message may mean, the likeliest first."""
+    named = re.findall(r'op_name="([^"]+)"', message)
+    return named + [name.split(".")[0] for name in re.findall(r"%([\w.\-/]+)", message)]
+
+
+def _main(job: dict[str, Any]) -> None:
+    import numpy as np
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+    from jax._src.lib import xla_client
+    from jax.experimental import topologies
+    from jaxlib.mlir.dialects import stablehlo
+
+    with open(job["program"], "rb") as file:
+        program = file.read()
+    topology, options = job["topology"], job["options"]
+    if topology.endswith(":1x1"):
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology, **options
+    ).devices[: job["replicas"]]
+    with mlir.make_ir_context() as context:
+        module = stablehlo.deserialize_portable_artifact(context, program)
+        _drop_copies(module.operation)
+        found = _Walk(module, job["trips"])
+        build = compiler.get_compile_options(
+            num_replicas=len(devices),
+            num_partitions=1,
+            device_assignment=np.array([[device.id] for device in devices]),
+        )
+        result: dict[str, Any] = {"dynamic": found.dynamic, "product_flops": found.flops}
+        try:
+            executable = devices[0].client.compile(
+                module, xla_client.DeviceList(tuple(devices)), build
+            )
+        except Exception as error:  # the compiler has one kind of error for everything
+            needs, available = memory_error(str(error)) or (0, 0)
+            result |= {"error": str(error), "needs": needs, "available": available}
+        else:
+            result |= _facts(executable, job["trips"])
+    with open(job["result"], "w") as file:
+        json.dump(result, file)
+
+
+class _Walk:
+    """Goes through a module before it is compiled, from its main function on.
+
+    Attributes:
+        flops: of the matrix products of one run.
+        dynamic: TensorFlow operations whose results have no static shape.
+    """
+
+    def __init__(self, module, trips: int):
+        self.trips = trips
+        self.flops = 0.0
+        self.dynamic: list[str] = []
+        self._functions = {str(one.attributes["sym_name"]): one for one in module.body.operations}
+        self._visit(self._functions['"main"'], 1)
+
+    def _visit(self, operation, times: int) -> None:
+        if operation.name == "stablehlo.while":
+            times *= self.trips
+        for region in operation.regions:
+            for block in region.blocks:
+                for inner in block.operations:
+                    self._visit(inner.operation, times)
+        if operation.name == "func.call":
+            callee = str(operation.attributes["callee"]).removeprefix("@")
+            self._visit(self._functions[f'"{callee}"'], times)
+        if operation.name in ("stablehlo.dot_general", "stablehlo.dot"):
+            self.flops += times * _product_flops(operation)
+        if any("?" in str(value.type) for value in operation.results):
+            self.dynamic.append(_label(operation))
+
+
+def _drop_copies(operation) -> None:
+    """Removes mhlo.copy, TensorFlow's mark for a variable that is read; it is not StableHLO."""
+    for region in operation.regions:
+        for block in region.blocks:
+            for inner in list(block.operations):
+                _drop_copies(inner.operation)
+    if operation.name == "mhlo.copy":
+        operation.results[0].replace_all_uses_with(operation.operands[0])
+        operation.erase()
+
+
+def _product_flops(operation) -> int:
+    left, result = operation.operands[0].type.shape, operation.results[0].type.shape
+    if operation.name == "stablehlo.dot":
+        terms = left[-1]
+    else:
+        numbers = str(operation.attributes["dot_dimension_numbers"])
+        dimensions = re.search(r"lhs_contracting_dimensions = \[([\d, ]*)\]", numbers)
+        terms = 1
+        for dimension in dimensions[1].split(",") if dimensions else []:
+            terms *= left[int(dimension)]
+    elements = 1
+    for size in result:
+        elements *= size
+    return 2 * terms * elements
+
+
+def _label(operation) -> str:
+    """The TensorFlow operation's name, from the location."""
+    names = re.findall(r'"([^"]+)"', str(operation.location))
+    return names[0] if names else operation.name
+
+
+def _facts(executable, trips: int) -> dict[str, Any]:
+    memory = executable.get_compiled_memory_stats()
+    costs = executable.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs
+    operations = hlo.operations(executable.hlo_modules()[0].to_string(), trips)
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "compiler_flops": costs.get("flops", 0.0),
+        "operations": [asdict(one) for one in operations if one.cycles or one.hbm_bytes],
+    }
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))

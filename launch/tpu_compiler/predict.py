@@ -1,0 +1,142 @@
+"""From a compiled program and a chip's figures to times, speeds, scaling and cost.
+
+All are predictions, and none was compared with a run on a TPU. For one step on one chip:
+
+    compute   = FLOPs of the matrix products / peak bfloat16 FLOP/s
+    memory    = bytes of HBM that the scheduled operations read and write / HBM bandwidth
+    roofline  = max(compute, memory)                  what no schedule can beat
+    schedule  = sum of the compiler's cycle estimates / clock
+    step      = max(roofline, schedule) + all-reduce  what to expect
+
+The all-reduce is added whole: the compiler puts all gradients into one operation, which starts when
+the last of them is there, so nothing runs beside it. Not in it: input that comes too late, the
+host's work between steps, evaluation and checkpoints. MFU counts the FLOPs of
+`trainer.metrics.flops.train_flops` for full rows; the trainer's own is lower by what is padding,
+and by attention between sentences of a packed row, which is computed and is no use.
+"""
+
+from dataclasses import dataclass
+
+from launch.tpu_compiler.chips import Chip, Slice, slices
+from launch.tpu_compiler.compiler import Compiled
+from trainer.metrics import flops
+
+_GRADIENT_BYTES = 4  # float32, in every precision
+SCALING = (8, 16, 32, 64, 128, 256)  # chips
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one run of a program on one chip, without communication. Seconds.
+
+    Attributes:
+        compute: of the matrix products at the chip's peak.
+        memory: of the traffic to HBM at its bandwidth.
+        schedule: by the compiler's estimates.
+        hbm_bytes: of that traffic.
+    """
+
+    compute: float
+    memory: float
+    schedule: float
+    hbm_bytes: float
+
+    @property
+    def roofline(self) -> float:
+        return max(self.compute, self.memory)
+
+    @property
+    def seconds(self) -> float:
+        """What to expect."""
+        return max(self.roofline, self.schedule)
+
+
+def speed_of(program: Compiled, chip: Chip) -> Speed:
+    """How fast a program that compiles runs."""
+    cycles = sum(one.cycles * one.times for one in program.operations)
+    hbm = sum(one.hbm_bytes * one.times for one in program.operations)
+    return Speed(
+        program.product_flops / chip.peak_flops, hbm / chip.hbm_bandwidth, cycles / chip.clock, hbm
+    )
+
+
+def step_flops(config, vocab_size: int, rows: int, length: int) -> float:
+    """FLOPs of a train step on full rows, by the formula that the trainer's MFU uses."""
+    return _per_pass(config) * flops.train_flops(
+        config.model, vocab_size, **_full_rows(rows, length)
+    )
+
+
+def forward_flops(config, vocab_size: int, rows: int, length: int) -> float:
+    """FLOPs of an evaluation step on full rows."""
+    return flops.forward_flops(config.model, vocab_size, **_full_rows(rows, length))
+
+
+def _per_pass(config) -> int:
+    return 2 if config.train.rdrop_alpha else 1
+
+
+def _full_rows(rows: int, length: int) -> dict[str, float]:
+    tokens, pairs = float(rows * length), float(rows * length**2)
+    return {
+        "source_tokens": tokens,
+        "target_tokens": tokens,
+        "source_pairs": pairs,
+        "target_pairs": pairs,
+        "cross_pairs": pairs,
+    }
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A slice with the same rows on every chip.
+
+    Attributes:
+        chips: of the slice.
+        batch_tokens: target positions of the global batch.
+        all_reduce: seconds.
+        step: seconds, the all-reduce included.
+        tokens_per_second: target positions, all chips.
+        efficiency: speed of a chip, as a share of that of a chip alone.
+    """
+
+    chips: int
+    batch_tokens: int
+    all_reduce: float
+    step: float
+    tokens_per_second: float
+    efficiency: float
+
+
+def scale(tpu: Slice, speed: Speed, parameters: int, tokens_per_chip: int) -> Scale:
+    """What a slice makes of it.
+
+    Args:
+        tpu: the slice.
+        speed: of the train step on one chip.
+        parameters: trainable weights, whose gradients are reduced.
+        tokens_per_chip: target positions of a chip's share of the batch.
+    """
+    all_reduce = tpu.all_reduce_seconds(_GRADIENT_BYTES * parameters)
+    step = speed.seconds + all_reduce
+    tokens = tokens_per_chip * tpu.chips
+    return Scale(tpu.chips, tokens, all_reduce, step, tokens / step, speed.seconds / step)
+
+
+def scaling(tpu: Slice, speed: Speed, parameters: int, tokens_per_chip: int) -> list[Scale]:
+    """From 8 to 256 chips of the same generation."""
+    return [
+        scale(one, speed, parameters, tokens_per_chip)
+        for one in slices(tpu.chip)
+        if one.chips in SCALING
+    ]
+
+
+def cost(tpu: Slice, step_seconds: float, steps: int, usd_per_chip_hour: float) -> float:
+    """US dollars for so many steps, and nothing besides them."""
+    return steps * step_seconds / 3600 * tpu.chips * usd_per_chip_hour
+
+
+def input_bytes_per_second(rows: int, length: int, tpu: Slice, step_seconds: float) -> float:
+    """What each host has to deliver: source, target and segments of both, int32."""
+    return 4 * 4 * rows * length * tpu.chips / tpu.hosts / step_seconds

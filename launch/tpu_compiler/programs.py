@@ -1,0 +1,263 @@
+"""The trainer's own programs, traced for one chip of a TPU and exported as StableHLO.
+
+What TPUStrategy compiles is the function that it runs on every replica. Here that same function is
+traced under a strategy of one device, which stands for one of `replicas` and turns every reduction
+over replicas into an all-reduce of XLA; then TensorFlow exports it. So the program holds
+everything that a train step does: forward, backward, all-reduce, clipping, update.
+"""
+
+import linecache
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from tensorflow.python.distribute import one_device_strategy
+
+from trainer.decoding.search import beam_search, greedy_search, longest_translation
+from trainer.optim.loss_scale import LossScale
+from trainer.optim.optimizer import Optimizer
+from trainer.step import Steps
+from trainer.tasks.translation import FEATURES
+
+_LIBRARIES = ("site-packages", "dist-packages")
+_NO_TENSOR = (tf.resource, tf.variant)
+_HOST_CALLS = ("PyFunc", "PyFuncStateless", "EagerPyFunc", "Print", "PrintV2")
+
+
+class _OneOfMany(tf.distribute.Strategy):
+    """One replica, whose reductions are those of many."""
+
+    def __init__(self, replicas: int):
+        super().__init__(_OneOfManyExtended(self, replicas))
+
+
+class _OneOfManyExtended(one_device_strategy.OneDeviceExtended):
+    def __init__(self, strategy, replicas: int):
+        super().__init__(strategy, "/device:CPU:0")
+        self._replicas = replicas
+
+    def _reduce_to(self, reduce_op, value, destinations, options):
+        if self._replicas == 1:
+            return value
+        if reduce_op != tf.distribute.ReduceOp.SUM:
+            raise NotImplementedError(f"reduction {reduce_op}")
+        return gen_xla_ops.xla_all_reduce(
+            input=value,
+            group_assignment=tf.constant([list(range(self._replicas))]),
+            reduce_op="Add",
+            mode="CrossReplica",
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a TPU cannot do.
+
+    Attributes:
+        what: for people, with the operation.
+        line: "file:line in function: text" of the Python that made it; "" where nobody knows.
+    """
+
+    what: str
+    line: str
+
+    def __str__(self) -> str:
+        return f"{self.what}, made by {self.line}" if self.line else self.what
+
+
+class Program:
+    """A function with static shapes.
+
+    Args:
+        name: "train", "evaluate" or "decode".
+        function: of int32 tensors.
+        shapes: of its arguments.
+        trips: iterations of its loop, 1 without one.
+        inside: what the loop runs, as a program of its own, only to look at: TensorFlow keeps no
+            Python lines of a loop's operations.
+    """
+
+    def __init__(
+        self, name: str, function, shapes: list[tuple[int, int]], trips: int = 1, inside=None
+    ):
+        self.name, self.trips, self.shapes, self._inside = name, trips, shapes, inside
+        self._function = tf.function(function, jit_compile=True, autograph=False)
+        self._specs = [tf.TensorSpec(shape, tf.int32) for shape in shapes]
+        graph = self._function.get_concrete_function(*self._specs).graph
+        self._operations = [
+            {operation.name: operation for operation in one.get_operations()}
+            for one in graphs_of(graph, set())
+        ]
+
+    def problems(self) -> list[Problem]:
+        """What a TPU forbids, of what can be seen in the graph."""
+        inside = self._inside.problems() if self._inside else []
+        return inside + [
+            Problem(f"{what} ({operation.type} {operation.name})", line_of(operation))
+            for operations in self._operations
+            for operation in operations.values()
+            if (what := forbidden(operation))
+        ]
+
+    def stablehlo(self) -> bytes:
+        """The program as a portable artifact of StableHLO.
+
+        Raises:
+            ExportError: TensorFlow cannot compile an operation.
+        """
+        export = self._function.experimental_get_compiler_ir(*self._specs)
+        try:
+            return export(stage="stablehlo_serialized")
+        except (ValueError, tf.errors.OpError) as error:
+            raise ExportError(self._explain(str(error))) from error
+
+    def line(self, name: str) -> str:
+        """The Python line of an operation, by the name that the compiler knows it by; or "".
+
+        Of an operation of the backward pass: the line of the one that it is the gradient of.
+        """
+        if "gradient_tape/" in name:
+            forward = name.replace("gradient_tape/", "")
+            if found := self._line(forward) or self._line(forward.rpartition("/")[0]):
+                return f"{found} (backward)"
+        return self._line(name) or (self._inside.line(name) if self._inside else "")
+
+    def _line(self, name: str) -> str:
+        called = name.count("StatefulPartitionedCall/")
+        parts = re.sub(r"^.*;", "", name).split("/")
+        # The function that was called comes first, and as much of the name as there is.
+        graphs = self._operations[1:] + self._operations[:1] if called else self._operations
+        for start in range(len(parts)):
+            for operations in graphs:
+                if found := operations.get("/".join(parts[start:])):
+                    return line_of(found)
+        return ""
+
+    def _explain(self, message: str) -> Problem:
+        node = re.search(r"\{\{node (?:\S+/)?([^\s/]+)\}\}", message)
+        full = re.search(r"\{\{node (\S+?)\}\}", message)
+        line = (self.line(full[1]) if full else "") or (self.line(node[1]) if node else "")
+        return Problem(" ".join(message.split("The op is created at")[0].split())[:300], line)
+
+
+class ExportError(Exception):
+    """TensorFlow cannot turn a program into StableHLO; its argument is a `Problem`."""
+
+    @property
+    def problem(self) -> Problem:
+        return self.args[0]
+
+
+class Programs:
+    """What a training run compiles for its chips.
+
+    Args:
+        config: `configs.schema.Config`.
+        task: see `trainer.tasks.translation`.
+        replicas: chips that share a global batch.
+        precision: a Keras dtype policy.
+    """
+
+    def __init__(self, config, task, replicas: int, precision: str):
+        keras.config.set_dtype_policy(precision)
+        self.config = config
+        self._strategy = _OneOfMany(replicas)
+        with self._strategy.scope():
+            self.model = task.build_model()
+            optimizer = Optimizer(
+                config.optimizer, config.train.steps, self.model.trainable_variables
+            )
+            scale = LossScale(precision == "mixed_float16")
+            self._steps = Steps(
+                self._strategy, task, self.model, optimizer, scale, config, jit_compile=False
+            )
+
+    @property
+    def parameters(self) -> int:
+        """Trainable weights."""
+        return sum(int(weight.shape.num_elements()) for weight in self._weights)
+
+    @property
+    def _weights(self) -> list[tf.Variable]:
+        return [variable.value for variable in self.model.trainable_variables]
+
+    def train(self, rows: int, length: int) -> Program:
+        """One train step on `rows` rows of `length` tokens a side, in micro-batches."""
+
+        def step(*features):
+            batch = dict(zip(FEATURES, features, strict=True))
+            return self._strategy.run(self._steps._replica_step, args=(batch,))
+
+        def micro_batch(*features):
+            batch = dict(zip(FEATURES, features, strict=True))
+            return self._steps._micro_gradients(batch, tf.zeros([2], tf.int32), tf.ones([]))
+
+        parts, inside = self.config.train.micro_batches, None
+        if parts > 1:
+            inside = Program("train", micro_batch, [(rows // parts, length)] * len(FEATURES))
+        return Program("train", step, [(rows, length)] * len(FEATURES), parts, inside)
+
+    def evaluate(self, rows: int, length: int) -> Program:
+        """The sums of an evaluation batch; not reduced."""
+
+        def sums(*features):
+            return self._steps._replica_forward(dict(zip(FEATURES, features, strict=True)))
+
+        return Program("evaluate", sums, [(rows, length)] * len(FEATURES))
+
+    def decode(self, rows: int, length: int) -> Program:
+        """Beam or greedy search with the beam size of `trainer.evaluate`, to the last position."""
+        config = self.config.decode
+        longest = longest_translation(length, config.max_length_ratio)
+
+        def search(source):
+            if config.beam_size == 1:
+                return greedy_search(self.model, source, longest)
+            return beam_search(self.model, source, longest, config.beam_size, config.length_penalty)
+
+        return Program("decode", search, [(rows, length)], longest)
+
+
+def line_of(operation: tf.Operation) -> str:
+    """The innermost line outside of libraries that made an operation; "" if it is not kept."""
+    frames = [
+        frame
+        for frame in operation.traceback or ()
+        if not any(library in frame.filename for library in _LIBRARIES)
+    ]
+    if not frames:
+        return ""
+    frame = frames[-1]
+    text = linecache.getline(frame.filename, frame.lineno).strip()
+    return f"{os.path.relpath(frame.filename)}:{frame.lineno} in {frame.name}: {text}"
+
+
+def forbidden(operation: tf.Operation) -> str | None:
+    """Why a TPU cannot run an operation; None if it can, as far as the graph shows."""
+    if operation.type in _HOST_CALLS:
+        return "call to the host inside the step"
+    if any(tensor.dtype == tf.string for tensor in (*operation.inputs, *operation.outputs)):
+        return "text, which a TPU cannot hold"
+    known = all(_is_static(tensor) for tensor in operation.inputs)
+    if operation.traceback and known and not all(map(_is_static, operation.outputs)):
+        return "dynamic shape: its size depends on the data"
+    return None
+
+
+def _is_static(tensor: tf.Tensor) -> bool:
+    return tensor.dtype in _NO_TENSOR or tensor.shape.is_fully_defined()
+
+
+def graphs_of(graph, seen: set[str]) -> Iterator[tf.Graph]:
+    """A graph, and those of all functions that it calls."""
+    yield graph
+    for operation in graph.get_operations():
+        for attribute in operation.node_def.attr.values():
+            for name in (attribute.func.name, *(one.name for one in attribute.list.func)):
+                if name and name not in seen:
+                    seen.add(name)
+                    yield from graphs_of(graph._get_function(name).graph, seen)

@@ -1,0 +1,185 @@
+"""What launch.preflight says, for people and as JSON."""
+
+from typing import Any
+
+from launch.tpu_compiler import predict
+from launch.tpu_compiler.chips import Slice
+from launch.tpu_compiler.compiler import Compiled, allocations_in
+
+_GIB = 2**30
+_SLOWEST = 5
+_LARGEST = 3
+
+
+def program_facts(program: Compiled, tpu: Slice, analytic_flops: float | None) -> dict[str, Any]:
+    """What is known of one program.
+
+    Args:
+        program: compiled.
+        tpu: for which slice.
+        analytic_flops: by formula, None without one.
+
+    Returns:
+        "fits", "error", "hbm" (bytes), and for a program that compiles "flops", "time" (seconds)
+        and more.
+    """
+    available = int(tpu.chip.hbm_gib * _GIB)
+    facts: dict[str, Any] = {
+        "fits": not program.error and program.hbm <= available,
+        "error": " ".join(program.error.split())[:400],
+        "hbm": {"needed": program.hbm, "available": available},
+    }
+    if program.error:
+        return facts
+    facts["hbm"] |= {
+        "arguments": program.arguments,
+        "outputs": program.outputs - program.aliased,
+        "temporaries": program.temporaries,
+        "code": program.code,
+    }
+    speed = predict.speed_of(program, tpu.chip)
+    facts["flops"] = {
+        "products": program.product_flops,
+        "analytic": analytic_flops,
+        "all_operations_loops_once": program.compiler_flops,
+    }
+    facts["hbm_traffic_bytes"] = speed.hbm_bytes
+    facts["flops_per_byte"] = program.product_flops / speed.hbm_bytes if speed.hbm_bytes else None
+    facts["seconds"] = {
+        "compute": speed.compute,
+        "memory": speed.memory,
+        "roofline": speed.roofline,
+        "schedule": speed.schedule,
+        "expected": speed.seconds,
+    }
+    return facts
+
+
+def largest_arrays(error: str, line) -> list[dict[str, Any]]:
+    """Bytes and Python line of the largest arrays, of the compiler's error for memory.
+
+    Args:
+        error: its message.
+        line: as for `slowest`.
+    """
+    return [
+        {"bytes": size, "line": line(name) or "(unknown)"}
+        for size, name in allocations_in(error)[:_LARGEST]
+    ]
+
+
+def slowest(program: Compiled, line) -> list[dict[str, Any]]:
+    """The operations that take most of the time by the compiler's estimate, by Python line.
+
+    Args:
+        program: compiled.
+        line: from the name of an operation to its Python line, or "".
+    """
+    lines: dict[str, str] = {}
+    cycles: dict[str, float] = {}
+    for one in program.operations:
+        if one.name not in lines:
+            lines[one.name] = line(one.name) or "(moves and conversions of the compiler)"
+        where = lines[one.name]
+        cycles[where] = cycles.get(where, 0.0) + one.cycles * one.times
+    total = sum(cycles.values()) or 1.0
+    ranked = sorted(cycles.items(), key=lambda item: -item[1])[:_SLOWEST]
+    return [{"line": where, "share": count / total} for where, count in ranked]
+
+
+def text(facts: dict[str, Any]) -> str:
+    """The report for people, of the same facts as the JSON."""
+    lines = [
+        f"{facts['config']}, {facts['precision']}, on {facts['tpu']}: {facts['chips']} chips "
+        f"({facts['layout']}), {facts['hosts']} host(s)",
+        f"{facts['rows_per_chip']} rows of {facts['row_length']} tokens a side on each chip, "
+        f"{facts['batch_tokens']:,} target positions in the global batch",
+        f"{facts['parameters']:,} weights, vocabulary of {facts['vocab_size']:,}",
+    ]
+    for name, program in facts["programs"].items():
+        lines += ["", *_program(name, program)]
+    if facts["problems"]:
+        lines += ["", "what a TPU forbids:", *(f"  {one}" for one in facts["problems"])]
+    if facts.get("prediction"):
+        lines += ["", *_prediction(facts)]
+    if facts.get("largest_batch"):
+        lines += ["", _largest(facts["largest_batch"])]
+    lines += ["", *facts["notes"]]
+    verdict = "fits" if facts["fits"] else "DOES NOT FIT, or does not compile"
+    return "\n".join([*lines, f"{verdict}; this took {facts['preflight_seconds']:.0f} s"])
+
+
+def _program(name: str, facts: dict[str, Any]) -> list[str]:
+    hbm = facts["hbm"]
+    need = f"{hbm['needed'] / _GIB:.2f} of {hbm['available'] / _GIB:.2f} GiB of HBM a chip"
+    if facts["error"] and hbm["needed"]:
+        arrays = facts.get("largest_arrays", ())
+        return [
+            f"{name:<9} DOES NOT FIT: needs {need}; the largest arrays are of",
+            *(f"{'':9} {one['bytes'] / _GIB:.2f} GiB  {one['line']}" for one in arrays),
+        ]
+    if facts["error"]:
+        where = f"; {facts['line']}" if facts.get("line") else ""
+        return [f"{name:<9} DOES NOT COMPILE: {facts['error']}{where}"]
+    parts = ", ".join(
+        f"{part} {hbm[part] / _GIB:.2f}" for part in ("arguments", "outputs", "temporaries", "code")
+    )
+    flops, seconds = facts["flops"], facts["seconds"]
+    formula = ""
+    if flops["analytic"]:
+        apart = flops["products"] / flops["analytic"] - 1
+        formula = f" (formula {flops['analytic'] / 1e12:.4g}: {apart:+.1%})"
+    per_byte = facts["flops_per_byte"]
+    intensity = f", {per_byte:.0f} FLOP a byte" if per_byte else ""
+    return [
+        f"{name:<9} {'fits' if facts['fits'] else 'DOES NOT FIT'}: {need} ({parts})",
+        f"{'':9} {flops['products'] / 1e12:.4g} TFLOP{formula}, "
+        f"{facts['hbm_traffic_bytes'] / 1e9:.2f} GB to and from HBM{intensity}",
+        f"{'':9} roofline {1e3 * seconds['roofline']:.2f} ms (compute "
+        f"{1e3 * seconds['compute']:.2f}, memory {1e3 * seconds['memory']:.2f}); by the compiler's "
+        f"schedule {1e3 * seconds['schedule']:.2f} ms",
+    ]
+
+
+def _prediction(facts: dict[str, Any]) -> list[str]:
+    found = facts["prediction"]
+    lines = [
+        "predicted for training, not measured on a TPU:",
+        f"  step {1e3 * found['step_seconds']:.2f} ms, of it all-reduce "
+        f"{1e3 * found['all_reduce_seconds']:.2f} ms",
+        f"  {found['tokens_per_second']:,.0f} target positions/s, "
+        f"{found['tokens_per_second_per_chip']:,.0f} a chip; MFU {found['mfu']:.1%} "
+        f"(at the roofline {found['roofline_tokens_per_second_per_chip']:,.0f} and "
+        f"{found['roofline_mfu']:.1%})",
+        f"  input: each host has to deliver {found['input_bytes_per_second_per_host'] / 1e6:.2f} "
+        f"MB/s, {found['input_tokens_per_second_per_host']:,.0f} target positions/s"
+        + (
+            f"; this machine reads {found['measured_input_tokens_per_second']:,.0f}"
+            if found.get("measured_input_tokens_per_second")
+            else ""
+        ),
+    ]
+    if found.get("usd"):
+        lines.append(
+            f"  {found['steps']:,} steps: {found['hours']:.1f} hours, {found['usd']:,.2f} US "
+            f"dollars, {found['usd_per_billion_tokens']:.2f} a billion target positions"
+        )
+    lines += ["  most of the time, by the compiler's estimates:"]
+    lines += [f"    {one['share']:5.1%}  {one['line']}" for one in found["slowest"]]
+    lines += ["", "the same rows on every chip:"]
+    lines += ["    chips   global batch   all-reduce   step        target positions/s   efficiency"]
+    lines += [
+        f"    {one['chips']:>5}   {one['batch_tokens']:>12,}   {1e3 * one['all_reduce']:>7.2f} ms"
+        f"   {1e3 * one['step']:>6.2f} ms   {one['tokens_per_second']:>18,.0f}   "
+        f"{one['efficiency']:>10.1%}"
+        for one in found["scaling"]
+    ]
+    return lines
+
+
+def _largest(found: dict[str, Any]) -> str:
+    beyond = f"; {found['too_many']} do not" if found["too_many"] else ""
+    return (
+        f"largest batch: {found['fits']} rows a chip fit{beyond}: "
+        f"--config.train.batch_tokens={found['batch_tokens']}"
+    )

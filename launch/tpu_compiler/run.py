@@ -1,0 +1,206 @@
+"""Compiles the programs of one configuration for one slice, and puts together what is reported."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from configs import schema
+from data_pipeline.dataset.manifest import Manifest
+from launch.tpu_compiler import batch, chips, compiler, predict, report
+from launch.tpu_compiler.compiler import Compiled
+
+PROGRAMS = ("train", "evaluate", "decode")
+
+
+class Preflight:
+    """One configuration on one slice.
+
+    Args:
+        config: validated.
+        task: see `trainer.tasks.translation`.
+        tpu: `launch.tpu_compiler.chips.Slice`.
+        precision: a Keras dtype policy.
+
+    Attributes:
+        rows: of a chip's share of the batch.
+        length: tokens a side of a row.
+
+    Raises:
+        UsageError: the batch cannot be shared out over the chips.
+    """
+
+    def __init__(self, config, task, tpu: chips.Slice, precision: str):
+        # Here, so that bad usage and a missing compiler are told before TensorFlow's seconds.
+        from launch.tpu_compiler.programs import Programs
+        from trainer.input.memory import batch_rows
+
+        self.config, self.tpu, self.vocab_size = config, tpu, task.target_vocab_size
+        self.length = config.data.longest_row
+        self.rows = batch_rows(config.train, self.length, tpu.chips) // tpu.chips
+        self.programs = Programs(config, task, tpu.chips, precision)
+        self.problems: list[str] = []
+
+    def run(self, names: Sequence[str] = PROGRAMS) -> dict[str, Any]:
+        """Compiles programs, two or more at a time; what `report.text` reads."""
+        rows, length, config = self.rows, self.length, self.config
+        decoded = max(1, config.decode.batch_tokens // length)
+        evaluated = rows // config.train.micro_batches
+        analytic = {
+            "train": predict.step_flops(config, self.vocab_size, rows, length),
+            "evaluate": predict.forward_flops(config, self.vocab_size, evaluated, length),
+        }
+        with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1)) as pool:
+            traces: dict[str, Callable[[], Any]] = {
+                "train": lambda: self.programs.train(rows, length),
+                "evaluate": lambda: self.programs.evaluate(evaluated, length),
+                "decode": lambda: self.programs.decode(decoded, length),
+            }
+            jobs = [self._start(pool, traces[name]) for name in names]
+            facts: dict[str, Any] = {}
+            prediction: dict[str, Any] = {}
+            for program, job in jobs:
+                compiled = job.result()
+                if compiled.dynamic and not compiled.error:
+                    self._note_dynamic(program, compiled)
+                name = program.name
+                found = report.program_facts(compiled, self.tpu, analytic.get(name))
+                if compiled.needs:
+                    found["largest_arrays"] = report.largest_arrays(compiled.error, program.line)
+                else:
+                    found["line"] = self._failing_line(program, compiled)
+                facts[name] = found
+                if name == "train" and not compiled.error:
+                    prediction = self._predict(program, compiled, analytic["train"])
+        fits = all(found["fits"] for found in facts.values()) and not self.problems
+        return {
+            "tpu": self.tpu.name,
+            "chips": self.tpu.chips,
+            "layout": "x".join(map(str, self.tpu.layout)),
+            "hosts": self.tpu.hosts,
+            "rows_per_chip": rows,
+            "row_length": length,
+            "batch_tokens": rows * length * self.tpu.chips,
+            "parameters": self.programs.parameters,
+            "vocab_size": self.vocab_size,
+            "fits": fits,
+            "programs": facts,
+            "problems": self.problems,
+            "prediction": prediction,
+        }
+
+    def _start(self, pool: ThreadPoolExecutor, trace: Callable[[], Any]):
+        """Traces and exports a program here, and has it compiled beside what comes next."""
+        from launch.tpu_compiler.programs import ExportError
+
+        program = trace()
+        job: Future[Compiled] = Future()
+        problems = program.problems()
+        self.problems += [f"{program.name}: {problem}" for problem in problems]
+        if problems:
+            job.set_result(Compiled(error=str(problems[0])))
+            return program, job
+        try:
+            artifact = program.stablehlo()
+        except ExportError as error:
+            job.set_result(Compiled(error=str(error.problem)))
+            return program, job
+        replicas = self.tpu.chips if program.name == "train" else 1
+        return program, pool.submit(
+            compiler.compile_program, artifact, self.tpu, trips=program.trips, replicas=replicas
+        )
+
+    def _note_dynamic(self, program, compiled: Compiled) -> None:
+        for name in sorted(set(compiled.dynamic)):
+            where = program.line(name)
+            self.problems.append(
+                f"{program.name}: dynamic shape ({name})" + (f", made by {where}" if where else "")
+            )
+
+    @staticmethod
+    def _failing_line(program, compiled: Compiled) -> str:
+        """The Python line of the first operation that the compiler's error names."""
+        for name in compiler.operations_in(compiled.error):
+            if line := program.line(name):
+                return line
+        return ""
+
+    def _predict(self, program, compiled: Compiled, analytic: float) -> dict[str, Any]:
+        tpu, tokens = self.tpu, self.rows * self.length
+        speed = predict.speed_of(compiled, tpu.chip)
+        here = predict.scale(tpu, speed, self.programs.parameters, tokens)
+        peak = tpu.chip.peak_flops
+        per_host = tokens * tpu.chips / tpu.hosts / here.step
+        return {
+            "step_seconds": here.step,
+            "all_reduce_seconds": here.all_reduce,
+            "tokens_per_second": here.tokens_per_second,
+            "tokens_per_second_per_chip": here.tokens_per_second / tpu.chips,
+            "mfu": analytic / here.step / peak,
+            "roofline_tokens_per_second_per_chip": tokens / speed.roofline,
+            "roofline_mfu": analytic / speed.roofline / peak,
+            "input_tokens_per_second_per_host": per_host,
+            "input_bytes_per_second_per_host": predict.input_bytes_per_second(
+                self.rows, self.length, tpu, here.step
+            ),
+            "slowest": report.slowest(compiled, program.line),
+            "scaling": [
+                asdict(one) for one in predict.scaling(tpu, speed, self.programs.parameters, tokens)
+            ],
+        }
+
+    def largest_batch(self) -> dict[str, Any]:
+        """The most rows a chip for which the train step fits."""
+
+        def compile_rows(rows: int) -> Compiled:
+            say(f"compiling {rows} rows a chip ...")
+            program = self.programs.train(rows, self.length)
+            return compiler.compile_program(program.stablehlo(), self.tpu, trips=program.trips)
+
+        found = batch.find_largest(
+            compile_rows,
+            self.rows,
+            self.tpu.chip.hbm_gib * 2**30,
+            self.config.train.micro_batches,
+        )
+        tokens = found.fits * self.length * self.tpu.chips
+        return {**asdict(found), "batch_tokens": tokens}
+
+
+def measured_input(manifest: Manifest, config: schema.Config, seconds: float = 3.0) -> float:
+    """Target positions a second that this machine reads, one process, with its batches thrown away.
+
+    Args:
+        manifest: of the dataset.
+        config: with the layout of the batches.
+        seconds: how long it is measured.
+    """
+    from trainer.input.memory import load_training_data
+
+    data = load_training_data(manifest, config, replicas=1)
+    batches = iter(data.dataset(0))
+    next(batches)
+    began, positions = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        positions += int(next(batches)["target"].shape.num_elements())
+    return positions / (time.perf_counter() - began)
+
+
+def add_cost(facts: dict[str, Any], tpu: chips.Slice, steps: int, usd: float) -> None:
+    """Adds hours and money of so many steps to the prediction, at `usd` a chip and hour."""
+    found = facts["prediction"]
+    total = predict.cost(tpu, found["step_seconds"], steps, usd)
+    found |= {
+        "steps": steps,
+        "hours": steps * found["step_seconds"] / 3600,
+        "usd": total,
+        "usd_per_billion_tokens": total / (steps * facts["batch_tokens"]) * 1e9,
+    }
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)

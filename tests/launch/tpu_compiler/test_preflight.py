@@ -1,0 +1,186 @@
+"""Verdicts, reports and exit codes, with another compiler in the place of the TPU's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from common.errors import UsageError
+from configs import schema
+from launch.tpu_compiler import chips, compiler, hlo, report, run
+from trainer.tasks.translation import Translation
+
+_ROOT = Path(__file__).parents[3]
+CONFIG = {
+    "model": {"width": 16, "feed_forward": 24, "heads": 2, "encoder_layers": 1}
+    | {"decoder_layers": 1},
+    "data": {"row_length": 8},
+    "train": {"batch_tokens": 64},
+    "decode": {"beam_size": 2, "batch_tokens": 16},
+}
+# The command, with a compiler that takes no time and finds that nothing fits.
+_PATCHED = """
+import runpy, sys
+from launch.tpu_model import compiler
+compiler.check_installed = lambda: None
+compiler.compile_program = lambda *_, **__: compiler.Compiled(error="too large", needs=2**40)
+sys.argv[0] = "preflight.py"
+runpy.run_module("launch.preflight", run_name="__main__")
+"""
+_CONFIG_FILE = f"""
+from configs.schema import from_dict
+
+def get_config():
+    return from_dict({CONFIG})
+"""
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """Makes a preflight on v5e-4, which has 2 rows of 8 tokens for each chip.
+
+    Each program needs `hbm` bytes, and has one operation of a million cycles.
+    """
+
+    def make(hbm=2**20):
+        config = schema.from_dict(CONFIG)
+        task = Translation(config, 32, 32, joint=True, bos_id=2)
+        made = run.Preflight(config, task, chips.parse("v5e-4"), "mixed_bfloat16")
+
+        def compile_program(artifact, tpu, *, trips=1, replicas=None):
+            if hbm > tpu.chip.hbm_gib * 2**30:
+                return compiler.Compiled(error="RESOURCE_EXHAUSTED", needs=hbm)
+            operation = hlo.Operation("ResourceApplyAdam", 1e6, 1e6)
+            return compiler.Compiled(temporaries=hbm, product_flops=1e9, operations=(operation,))
+
+        monkeypatch.setattr(compiler, "compile_program", compile_program)
+        return made
+
+    return make
+
+
+def as_text(facts) -> str:
+    rest = {"config": "small", "precision": "mixed_bfloat16", "notes": [], "preflight_seconds": 1.0}
+    return report.text(rest | facts)
+
+
+def test_a_run_that_fits(make):
+    facts = make().run()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["fits"]
+    assert (facts["tpu"], facts["chips"], facts["rows_per_chip"]) == ("v5e-4", 4, 2)
+    assert facts["batch_tokens"] == 64
+    assert set(facts["programs"]) == set(run.PROGRAMS)
+    found = facts["prediction"]
+    step = 1e6 / chips.CHIPS["v5e"].clock + found["all_reduce_seconds"]
+    assert found["step_seconds"] == pytest.approx(step)
+    assert found["tokens_per_second"] == pytest.approx(64 / step)
+    assert found["input_tokens_per_second_per_host"] == pytest.approx(64 / step)
+    assert "trainer/optim/optimizer.py" in found["slowest"][0]["line"]
+    assert found["slowest"][0]["share"] == 1.0
+    text = as_text(facts)
+    assert "train     fits: 0.00 of 15.75 GiB of HBM a chip" in text
+    assert "\n      256 " in text  # the last line of the scaling table
+    assert "fits; this took 1 s" in text
+
+
+def test_a_run_that_does_not_fit(make):
+    facts = make(hbm=20 * 2**30).run(["train"])
+    assert not facts["fits"]
+    assert not facts["prediction"]
+    assert "train     DOES NOT FIT: needs 20.00 of 15.75 GiB" in as_text(facts)
+
+
+def test_the_largest_batch(make, monkeypatch):
+    made = make()
+    stub = SimpleNamespace(stablehlo=lambda: b"program", trips=1)
+    rows = []
+    monkeypatch.setattr(made.programs, "train", lambda *shape: rows.append(shape) or stub)
+
+    def compile_program(artifact, tpu, *, trips):
+        need = rows[-1][0] * 2**30
+        error = "RESOURCE_EXHAUSTED" if need > 15.75 * 2**30 else ""
+        return compiler.Compiled(error=error, needs=need if error else 0, temporaries=need)
+
+    monkeypatch.setattr(compiler, "compile_program", compile_program)
+    found = made.largest_batch()
+    assert (found["fits"], found["too_many"]) == (15, 16)
+    assert found["batch_tokens"] == 15 * 8 * 4
+    assert {length for _, length in rows} == {8}
+
+
+def test_what_a_tpu_forbids_is_not_compiled(make, monkeypatch):
+    made = make()
+    monkeypatch.setattr(
+        "launch.tpu_compiler.programs._HOST_CALLS", ("StatelessRandomUniformFullIntV2",)
+    )
+    facts = made.run(["train", "evaluate"])
+    assert not facts["fits"]
+    assert "call to the host" in facts["programs"]["train"]["error"]
+    line = "in call: words = tf.random.stateless_uniform("
+    assert any(line in one and "trainer/model/dropout.py" in one for one in facts["problems"])
+    assert facts["programs"]["evaluate"]["fits"]  # it has no dropout
+    assert "DOES NOT COMPILE" in as_text(facts)
+
+
+def test_a_batch_that_the_chips_cannot_share_is_refused():
+    config = schema.from_dict(CONFIG)
+    task = Translation(config, 32, 32, joint=True, bos_id=2)
+    with pytest.raises(UsageError, match=r"8 rows of 8 tokens, which 16 replica\(s\) cannot"):
+        run.Preflight(config, task, chips.parse("v5e-16"), "float32")
+
+
+def test_cost_by_hand(make):
+    tpu = chips.parse("v5e-4")
+    facts = {"batch_tokens": 1000, "prediction": {"step_seconds": 0.5}}
+    run.add_cost(facts, tpu, steps=7200, usd=2.0)
+    assert facts["prediction"]["hours"] == pytest.approx(1.0)
+    assert facts["prediction"]["usd"] == pytest.approx(8.0)
+    assert facts["prediction"]["usd_per_billion_tokens"] == pytest.approx(8.0 / 7.2e6 * 1e9)
+
+
+def test_a_missing_compiler_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
+    wanted = "install it: pip install -c requirements/preflight.txt -e '.[cpu,preflight]'"
+    if sys.version_info < (3, 11):
+        wanted = "needs Python 3.11"
+    with pytest.raises(UsageError) as error:
+        compiler.check_installed()
+    assert wanted in str(error.value)
+
+
+def test_a_compiler_that_dies_is_told(monkeypatch):
+    monkeypatch.setattr(compiler.sys, "executable", "false")
+    found = compiler.compile_program(b"", chips.parse("v5e-4"))
+    assert "died with code 1" in found.error
+
+
+def command(*arguments: str, program=("-m", "launch.preflight")) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *program, *arguments],
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_exit_code_of_what_does_not_fit(tmp_path):
+    (tmp_path / "small.py").write_text(_CONFIG_FILE)
+    arguments = ["--tpu=v5e-4", "--vocab_size=32", "--json", "--programs=train"]
+    done = command(f"--config={tmp_path}/small.py", *arguments, program=("-c", _PATCHED))
+    assert done.returncode == 3
+    facts = json.loads(done.stdout)
+    assert not facts["fits"]
+    assert facts["programs"]["train"]["hbm"]["needed"] == 2**40
+
+
+def test_bad_usage_is_one_line():
+    done = command("--config=configs/transformer_tiny.py", "--tpu=v5e-8", "--programs=serve")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == (
+        "error: --programs=serve: of train,evaluate,decode"
+    )

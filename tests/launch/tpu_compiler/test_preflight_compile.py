@@ -1,0 +1,110 @@
+"""The TPU's own compiler: opt-in, as it takes minutes and the extra `preflight`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import schema, transformer_tiny
+from launch.tpu_compiler import chips, compiler, predict, programs
+from trainer.tasks.translation import Translation
+
+pytest.importorskip("libtpu", reason="the extra preflight is not installed")
+pytestmark = [pytest.mark.preflight, pytest.mark.timeout(1200)]
+
+VOCAB, LENGTH = 512, 64
+MODEL = {"width": 128, "feed_forward": 256, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+_FLAGS = ("--tpu=v6e-4", "--vocab_size=512", "--json")
+_ROOT = Path(__file__).parents[3]
+
+
+def make(tpu, task_class=Translation, **train):
+    config = schema.from_dict(
+        {"model": MODEL, "data": {"row_length": LENGTH}, "train": train, "decode": {}}
+    )
+    task = task_class(config, VOCAB, VOCAB, joint=True, bos_id=2)
+    return config, programs.Programs(config, task, tpu.chips, "mixed_bfloat16")
+
+
+def test_memory_flops_and_a_batch_that_is_too_large():
+    """Sizes, against what is known of the program; 2 and 4 micro-batches do what 1 does."""
+    tpu = chips.parse("v5e-4")
+    config, made = make(tpu)
+    small = compiler.compile_program(made.train(8, LENGTH).stablehlo(), tpu)
+    assert not small.error
+    # float32 weights and two slots of Adam, four features; all but the latter are updated in place.
+    state = 3 * 4 * made.parameters
+    assert small.arguments == pytest.approx(state + 4 * 4 * 8 * LENGTH, rel=0.05)
+    assert small.aliased == pytest.approx(state, rel=0.05)
+    analytic = predict.step_flops(config, VOCAB, 8, LENGTH)
+    assert small.product_flops == pytest.approx(analytic, rel=0.05)
+    assert predict.speed_of(small, tpu.chip).schedule > 0
+
+    large = compiler.compile_program(made.train(200_000, LENGTH).stablehlo(), tpu)
+    assert large.available == tpu.chip.hbm_gib * 2**30
+    assert large.needs > large.available
+    assert not large.operations
+
+    config, made = make(tpu, micro_batches=4)
+    program = made.train(8, LENGTH)
+    parts = compiler.compile_program(program.stablehlo(), tpu, trips=program.trips)
+    assert parts.product_flops == pytest.approx(analytic, rel=0.05)
+    assert {one.times for one in parts.operations} == {1, 4}
+
+
+def test_memory_is_what_the_compiler_refuses_by():
+    """What a program needs, of one that just fits, predicts what the compiler says of a larger one.
+
+    Nearly all of an evaluation step's memory is logits, which grow in a straight line.
+    """
+    config = transformer_tiny.get_config()
+    config.data.row_length = LENGTH
+    config.model.encoder_layers = config.model.decoder_layers = 1
+    tpu = chips.parse("v5e-4")
+    task = Translation(config, 8000, 8000, joint=True, bos_id=2)
+    made = programs.Programs(config, task, tpu.chips, "mixed_bfloat16")
+
+    def compiled(rows):
+        return compiler.compile_program(made.evaluate(rows, LENGTH).stablehlo(), tpu, replicas=1)
+
+    fits, refused = compiled(5400), compiled(5800)
+    available = tpu.chip.hbm_gib * 2**30
+    assert not fits.error
+    assert 0.95 * available < fits.hbm < available
+    assert refused.available == available
+    assert refused.needs == pytest.approx(fits.hbm * 5800 / 5400, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["v4-8", "v5e-8", "v5p-8", "v6e-8"])
+def test_every_generation_has_the_memory_of_the_table(name):
+    tpu = chips.parse(name)
+    _, made = make(tpu)
+    program = made.evaluate(4_000_000, LENGTH)
+    large = compiler.compile_program(program.stablehlo(), tpu, replicas=1)
+    assert large.available == pytest.approx(tpu.chip.hbm_gib * 2**30, abs=2**20)
+
+
+def test_the_command(tmp_path):
+    (tmp_path / "small.py").write_text(
+        f"from configs.schema import from_dict\ndef get_config():\n"
+        f"    return from_dict({{'model': {MODEL}, 'data': {{'row_length': 64}}}})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.preflight", f"--config={tmp_path}/small.py", *_FLAGS],
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert set(facts["programs"]) == {"train", "evaluate", "decode"}
+    for name in ("train", "evaluate"):
+        found = facts["programs"][name]["flops"]
+        assert found["products"] == pytest.approx(found["analytic"], rel=0.05)
+    prediction = facts["prediction"]
+    # At the roofline 1 is what a program has that only computes.
+    assert 0 < prediction["mfu"] < prediction["roofline_mfu"] <= 1 + 1e-9
+    assert not facts["problems"]

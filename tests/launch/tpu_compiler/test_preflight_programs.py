@@ -1,0 +1,149 @@
+"""What is exported: the trainer's own step, for many replicas; what a TPU forbids, and where."""
+
+import re
+
+import pytest
+import tensorflow as tf
+
+from configs import schema
+from launch.tpu_compiler import programs
+from trainer.tasks.translation import Translation
+
+ROWS, LENGTH, REPLICAS = 2, 8, 4
+CONFIG = {
+    "model": {"width": 16, "feed_forward": 24, "heads": 2, "encoder_layers": 1}
+    | {"decoder_layers": 1},
+    "data": {"row_length": LENGTH},
+    "train": {"batch_tokens": ROWS * LENGTH * REPLICAS},
+    "decode": {"beam_size": 2},
+}
+
+
+def make(task_class=Translation, **train) -> programs.Programs:
+    config = schema.from_dict({**CONFIG, "train": CONFIG["train"] | train})
+    task = task_class(config, 32, 32, joint=True, bos_id=2)
+    return programs.Programs(config, task, REPLICAS, "mixed_bfloat16")
+
+
+def text_of(program: programs.Program) -> str:
+    export = program._function.experimental_get_compiler_ir(*program._specs)
+    return export(stage="stablehlo")
+
+
+def test_the_train_step_holds_reduction_and_update():
+    made = make()
+    program = made.train(ROWS, LENGTH)
+    assert program.problems() == []
+    text = text_of(program)
+    weights = len(made.model.trainable_variables)
+    # Each gradient and each sum is reduced; each weight, its two slots and two counters change.
+    sums = len(Translation.SUMS)
+    assert text.count("stablehlo.all_reduce") == weights + sums
+    assert "[[0, 1, 2, 3]]" in text
+    assert text.count("may_alias") == 3 * weights + 2
+
+
+def test_micro_batches_make_a_loop():
+    program = make(micro_batches=2).train(ROWS, LENGTH)
+    assert program.trips == 2
+    assert program.problems() == []
+    assert text_of(program).count("stablehlo.while") == 1
+
+
+def test_evaluation_and_decoding_have_static_shapes():
+    made = make()
+    for program in (made.evaluate(ROWS, LENGTH), made.decode(ROWS, LENGTH)):
+        assert program.problems() == []
+        assert program.stablehlo()
+    assert program.trips == LENGTH * 1.5 + 10
+
+
+class WithDynamicShape(Translation):
+    """Counts the tokens of a batch by gathering them, which has a size that depends on them."""
+
+    def sums(self, model, batch, rng, *, training):
+        sums = super().sums(model, batch, rng, training=training)
+        kept = tf.boolean_mask(batch["target"], batch["target_segments"] > 0)  # planted here
+        sums["positions"] = tf.cast(tf.size(kept), tf.float32)
+        return sums
+
+
+class WithHostCall(Translation):
+    def sums(self, model, batch, rng, *, training):
+        sums = super().sums(model, batch, rng, training=training)
+        tf.py_function(print, [sums["loss"]], [])  # planted here
+        return sums
+
+
+class WithText(Translation):
+    def sums(self, model, batch, rng, *, training):
+        sums = super().sums(model, batch, rng, training=training)
+        tf.strings.as_string(sums["loss"])  # planted here
+        return sums
+
+
+class WithoutKernel(Translation):
+    """Uses an operation that XLA does not have."""
+
+    def sums(self, model, batch, rng, *, training):
+        sums = super().sums(model, batch, rng, training=training)
+        sums["loss"] += tf.raw_ops.RandomGamma(shape=[1], alpha=sums["loss"])[0]  # planted here
+        return sums
+
+
+def planted_line() -> dict[str, int]:
+    """Line numbers of the planted lines of this file, by class."""
+    lines, name = {}, ""
+    with open(__file__, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if found := re.match(r"class (\w+)", line):
+                name = found[1]
+            if line.rstrip().endswith("# planted here"):
+                lines[name] = number
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("task", "what"),
+    [
+        (WithDynamicShape, "dynamic shape"),
+        (WithHostCall, "call to the host"),
+        (WithText, "text"),
+    ],
+)
+def test_what_a_tpu_forbids_is_caught_with_its_line(task, what):
+    found = [str(one) for one in make(task).train(ROWS, LENGTH).problems()]
+    assert found
+    assert what in found[0]
+    line = planted_line()[task.__name__]
+    assert f"test_preflight_programs.py:{line} in sums: " in found[0]
+    assert found[0].endswith("# planted here")
+
+
+def test_what_is_forbidden_is_caught_inside_of_micro_batches_too():
+    found = make(WithDynamicShape, micro_batches=2).train(ROWS, LENGTH).problems()
+    line = planted_line()["WithDynamicShape"]
+    assert f"test_preflight_programs.py:{line} in sums: " in str(found[0])
+
+
+def test_an_operation_that_cannot_be_exported_is_named_with_its_line():
+    program = make(WithoutKernel).train(ROWS, LENGTH)
+    with pytest.raises(programs.ExportError) as error:
+        program.stablehlo()
+    assert "RandomGamma" in error.value.problem.what
+    line = planted_line()["WithoutKernel"]
+    assert f"test_preflight_programs.py:{line} in sums" in error.value.problem.line
+
+
+def test_lines_of_operations_by_their_compiled_names():
+    """Names as the compiler has them: with calls, and of the backward pass."""
+    program = make().train(ROWS, LENGTH)
+    names = [name for one in program._operations for name in one]
+    model = next(name.split("/")[0] for name in names if name.endswith("self_attention_1/Softmax"))
+    forward = program.line(f"StatefulPartitionedCall/{model}/MatMul")
+    assert "trainer/model/transformer.py" in forward
+    assert "logits = tf.matmul" in forward
+    backward = program.line(f"StatefulPartitionedCall/gradient_tape/{model}/MatMul/MatMul_1")
+    assert backward == f"{forward} (backward)"
+    assert "trainer/optim/optimizer.py" in program.line("ResourceApplyAdam")
+    assert program.line("nobody/knows") == ""

@@ -1,0 +1,267 @@
+"""Decoding with a cache against full forward passes, and beam search against exhaustive search."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from configs.schema import DecodeConfig
+from trainer.decoding.search import Decoder, beam_search, greedy_search, longest_translation
+
+BOS, EOS = 2, 3
+NEVER = (0, 1, BOS)
+
+
+def sources(vocab: int, count: int, length: int, seed: int = 0) -> np.ndarray:
+    """Random source rows of different lengths, each with its end token, then padding."""
+    rng = np.random.default_rng(seed)
+    rows = np.zeros([count, length], np.int32)
+    for row in rows:
+        size = rng.integers(1, length)
+        row[:size], row[size] = rng.integers(4, vocab, size), EOS
+    return rows
+
+
+def logits_of(model, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The whole model at once, without a cache."""
+    segments = np.ones_like(target)
+    return model(source, (source > 0).astype(np.int32), target, segments).numpy()
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("norm", "tied", "source_vocab"),
+    [("post", "all", None), ("pre", "none", None), ("post", "target", 50), ("pre", "none", 20)],
+)
+def test_cached_equals_uncached(make_model, norm, tied, source_vocab):
+    """Position by position, the cached step gives the logits of the whole model."""
+    model = make_model(source_vocab=source_vocab, norm=norm, tied_embeddings=tied, decoder_layers=2)
+    source = sources(source_vocab or 30, 3, 6)
+    target = np.random.default_rng(1).integers(4, 30, [3, 7]).astype(np.int32)
+    expected = logits_of(model, source, target)
+    segments = (source > 0).astype(np.int32)
+    cache = model.start_cache(model.encode(source, segments), 9)
+    step = tf.function(model.decode_step)
+    token = tf.fill([3], BOS)
+    for position in range(7):
+        logits, cache = step(token, cache, tf.constant(position), segments)
+        np.testing.assert_allclose(logits, expected[:, position], rtol=2e-5, atol=2e-5)
+        token = tf.constant(target[:, position])
+
+
+def graph(search):
+    """`search` compiled for any shape, as `Decoder` compiles it."""
+    return tf.function(
+        search, input_signature=[tf.TensorSpec([None, None], tf.int32)], autograph=False
+    )
+
+
+def naive_greedy(model, source: np.ndarray, max_length: int) -> np.ndarray:
+    """A full forward pass for every token."""
+    forward = tf.function(model)
+    segments = (source > 0).astype(np.int32)
+    written = np.zeros([len(source), max_length], np.int32)
+    finished = np.zeros(len(source), bool)
+    for position in range(max_length):
+        logits = forward(source, segments, written, np.ones_like(written)).numpy()[:, position]
+        logits[:, NEVER] = -np.inf
+        written[:, position] = np.where(finished, 0, logits.argmax(-1))
+        finished |= written[:, position] == EOS
+    return written
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    """30 tokens, with logits far enough apart that rounding decides nothing."""
+    return make_model(scale=2.0, seed=3, norm="pre", tied_embeddings="none")
+
+
+def test_greedy_equals_a_naive_loop(model):
+    """Some sentences end before others, and stay as they are."""
+    source = sources(30, 12, 6)
+    result = graph(lambda x: greedy_search(model, x, 8))(source).numpy()
+    np.testing.assert_array_equal(result, naive_greedy(model, source, 8))
+    ends = [row.tolist().index(EOS) if EOS in row else 8 for row in result]
+    assert len(set(ends)) > 2
+    assert all((row[end + 1 :] == 0).all() for row, end in zip(result, ends, strict=True))
+    assert not np.isin(result[result > 0], NEVER).any()
+
+
+def test_a_beam_of_one_is_greedy(model):
+    source = sources(30, 64, 6, seed=1)
+    beams, _ = graph(lambda x: beam_search(model, x, 8, 1, 0.6))(source)
+    greedy = graph(lambda x: greedy_search(model, x, 8))(source)
+    np.testing.assert_array_equal(beams[:, 0], greedy)
+
+
+SMALL, WORDS, LONGEST = 7, (4, 5, 6), 4
+
+
+@pytest.fixture(scope="module")
+def small_model(make_model):
+    """3 words: few enough translations to look at all of them."""
+    return make_model(vocab=SMALL, scale=1.5, seed=3)
+
+
+def prefix_table(model, source: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
+    """Log probabilities of the next token after every prefix of less than `LONGEST` words."""
+    full = np.array(list(itertools.product(WORDS, repeat=LONGEST)), np.int32)
+    repeated = np.repeat(source[np.newaxis], len(full), axis=0)
+    log_p = log_softmax(logits_of(model, repeated, full))
+    return {
+        tuple(row[:length].tolist()): log_p[index, length]
+        for index, row in enumerate(full)
+        for length in range(LONGEST)
+    }
+
+
+def penalty(length: int, alpha: float) -> float:
+    return ((5 + length) / 6) ** alpha
+
+
+def padded(ids) -> list[int]:
+    return [*ids, *[0] * (LONGEST - len(ids))]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+def test_a_wide_beam_is_exhaustive(small_model, alpha):
+    """With room for every hypothesis, the finished ones come in the order of their scores."""
+    source = sources(SMALL, 3, 4)
+    search = graph(lambda x: beam_search(small_model, x, LONGEST, 120, alpha))
+    beams, scores = (x.numpy() for x in search(source))
+    for row in range(len(source)):
+        table = prefix_table(small_model, source[row])
+        finished = []
+        for length in range(LONGEST):
+            for words in itertools.product(WORDS, repeat=length):
+                ids = (*words, EOS)
+                total = sum(table[words[:i]][token] for i, token in enumerate(ids))
+                finished.append((total / penalty(length + 1, alpha), padded(ids)))
+        finished.sort(reverse=True)
+        assert len(finished) == 1 + 3 + 9 + 27
+        np.testing.assert_allclose(scores[row, :40], [s for s, _ in finished], rtol=1e-5)
+        assert beams[row, :40].tolist() == [ids for _, ids in finished]
+        # Then what did not end, with the likeliest first, and far below.
+        assert (scores[row, 40:] < -1e20).all()
+        unfinished = [
+            (sum(table[words[:i]][word] for i, word in enumerate(words)), list(words))
+            for words in itertools.product(WORDS, repeat=LONGEST)
+        ]
+        best = sorted(unfinished, reverse=True)[:10]
+        assert beams[row, 40:50].tolist() == [ids for _, ids in best]
+
+
+def numpy_beam(table, beams: int, alpha: float) -> list[list[int]]:
+    """The search of `beam_search`'s docstring, as plainly as possible."""
+    alive: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    done: list[tuple[float, tuple[int, ...]]] = []
+    for position in range(LONGEST):
+        candidates = sorted(
+            (
+                (score + table[ids][token], (*ids, token))
+                for score, ids in alive
+                for token in (*WORDS, EOS)
+            ),
+            reverse=True,
+        )[: 2 * beams]
+        ended = [c for c in candidates[:beams] if c[1][-1] == EOS]
+        done += [(score / penalty(position + 1, alpha), ids) for score, ids in ended]
+        done = sorted(done, reverse=True)[:beams]
+        alive = [c for c in candidates if c[1][-1] != EOS][:beams]
+        if len(done) == beams:
+            break
+    return [padded(ids) for _, ids in [*done, *alive][:beams]]
+
+
+@pytest.mark.parametrize(("beams", "alpha"), [(2, 0.6), (3, 0.0), (4, 1.0)])
+def test_a_narrow_beam(small_model, beams, alpha):
+    """All hypotheses of 16 sentences, in one batch, which end at different times."""
+    source = sources(SMALL, 16, 5, seed=2)
+    search = graph(lambda x: beam_search(small_model, x, LONGEST, beams, alpha))
+    result, scores = (x.numpy() for x in search(source))
+    for row in range(len(source)):
+        expected = numpy_beam(prefix_table(small_model, source[row]), beams, alpha)
+        assert result[row].tolist() == expected, row
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_a_batch_of_a_static_shape(small_model):
+    """As a SavedModel for one shape would have it."""
+    source = tf.constant(sources(SMALL, 3, 4))
+    signature = [tf.TensorSpec([3, 4], tf.int32)]
+
+    def search(source):
+        return beam_search(small_model, source, LONGEST, 2, 0.6)
+
+    static = tf.function(search, input_signature=signature)(source)
+    np.testing.assert_array_equal(static[0], graph(search)(source)[0])
+
+
+def sentences(count: int, longest: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(4, 30, rng.integers(1, longest)).tolist() for _ in range(count)]
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_translations_do_not_depend_on_the_batch(model, beam_size):
+    """One at a time, or together with others, longer and shorter ones: all the same."""
+    lines = sentences(8, 30)
+    config = DecodeConfig(batch_tokens=64, max_length_ratio=0.1, length_penalty=3.0)
+    decoder = Decoder(model, config, beam_size)
+    together = decoder.translate(lines)
+    assert together == [decoder.translate([line])[0] for line in lines]
+    assert together == decoder.translate(lines[::-1])[::-1]
+    assert len({tuple(ids) for ids in together}) > 2
+    assert not np.isin(np.concatenate(together), (*NEVER, EOS)).any()
+
+
+def test_decoder_is_greedy_search_in_order(model):
+    """Empty sentences stay empty."""
+    lines = sentences(6, 15)
+    lines[2:2] = [[]]
+    lines.append([])
+    config = DecodeConfig(batch_tokens=32, max_length_ratio=0.2)
+    result = Decoder(model, config, 1).translate(lines)
+    source = np.zeros([len(lines), 16], np.int32)
+    for row, line in zip(source, lines, strict=True):
+        row[: len(line) + 1] = [*line, EOS]
+    expected = naive_greedy(model, source, longest_translation(16, 0.2)).tolist()
+    for line, ids, tokens in zip(lines, result, expected, strict=True):
+        wanted = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
+        assert ids == (wanted if line else [])
+
+
+def test_nothing_to_translate(model):
+    decoder = Decoder(model, DecodeConfig(), 1)
+    assert decoder.translate([]) == [] and decoder.translate([[], []]) == [[], []]
+
+
+def test_an_over_long_source_is_cut(model):
+    """At 1,023 tokens and the end token."""
+    line = np.random.default_rng(0).integers(4, 30, 1500).tolist()
+    decoder = Decoder(model, DecodeConfig(max_length_ratio=0.001), 1)
+    long, cut = decoder.translate([line, line[:1023]])
+    assert long == cut and 0 < len(long) <= 11
+
+
+@pytest.mark.parametrize(("length", "ratio"), [(16, 1.5), (64, 1.2), (1024, 2.0), (512, 0.3)])
+def test_longest_translation(length, ratio):
+    """The same whether the length is known when the graph is made or not."""
+    assert longest_translation(length, ratio) == int(length * ratio) + 10
+    assert int(longest_translation(tf.constant(length), ratio)) == int(length * ratio) + 10
+
+
+def test_compiled_decoding_is_the_same(model):
+    """With XLA, whose batches are filled up with empty rows."""
+    lines = sentences(3, 15)
+    config = DecodeConfig(batch_tokens=32, max_length_ratio=0.1, length_penalty=3.0)
+    plain, jit = (
+        Decoder(model, config, 2, jit_compile=jit_compile).translate(lines)
+        for jit_compile in (False, True)
+    )
+    assert jit == plain and any(plain)

@@ -1,0 +1,81 @@
+"""Scores of detokenised text, and translations in the order of the lines."""
+
+import pytest
+
+from configs.schema import DecodeConfig
+from data_pipeline.dataset.examples import load_tokenizers, read_raw_text
+from trainer.decoding.scoring import score, score_split, translate_lines
+from trainer.decoding.search import Decoder
+
+LINES = ["A man sees the red house.", "The old dog sleeps in the garden, as always."]
+
+
+def test_perfect_and_hopeless_translations():
+    perfect, hopeless = score(LINES, LINES), score(["xyz", "qqq"], LINES)
+    assert (perfect["bleu"], perfect["chrf"]) == (100.0, 100.0)
+    assert hopeless["bleu"] < 1 and hopeless["chrf"] < 5
+    assert "case:mixed" in perfect["signature"] and "tok:13a" in perfect["signature"]
+
+
+def test_bleu_by_hand():
+    """5 of 6, 3 of 5, 2 of 4 and 1 of 3 n-grams right, with no brevity penalty."""
+    result = score(["the cat sat on the rug"], ["the cat sat in the rug"])
+    expected = 100 * (5 / 6 * 3 / 5 * 1 / 4 * (1 / 2) / 3) ** 0.25
+    assert result["bleu"] == pytest.approx(expected, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def decoder(make_model):
+    return Decoder(make_model(vocab=280, scale=2.0), DecodeConfig(max_length_ratio=0.1), 1)
+
+
+def test_lines_keep_their_order(manifest, decoder):
+    tokenizers = load_tokenizers(manifest)
+    lines = ["red dog", "", "man sees cat", "Hund"]
+    result = translate_lines(lines, tokenizers, decoder)
+    assert len(result) == 4 and result[1] == ""
+    for line, translation in zip(lines, result, strict=True):
+        assert translate_lines([line], tokenizers, decoder) == [translation]
+
+
+def test_score_split(manifest, decoder):
+    """The raw text is scored, all of it or the first lines."""
+    tokenizers = load_tokenizers(manifest)
+    sources, references = read_raw_text(manifest, "valid")
+    _, rows = score_split(manifest, "valid", tokenizers, decoder)
+    assert [row[:2] for row in rows] == list(zip(sources, references, strict=True))
+    result, first = score_split(manifest, "valid", tokenizers, decoder, limit=3)
+    assert first == rows[:3]
+    assert result == score([row[2] for row in first], references[:3])
+
+
+def test_source_and_target_have_their_own_vocabulary(manifest_of_two):
+    """Lines are encoded by the one and decoded by the other."""
+    source, target = load_tokenizers(manifest_of_two)
+    assert (source.vocab_size, target.vocab_size) == (288, 281)
+    assert source.encode(["red dog"]) != target.encode(["red dog"])
+    seen = []
+
+    class Fake:
+        def translate(self, sentences, between=None):
+            seen.extend(sentences)
+            return target.encode(["alte Katze"])
+
+    assert translate_lines(["red dog"], (source, target), Fake()) == ["alte Katze"]
+    assert seen == source.encode(["red dog"])
+
+
+def test_a_line_feed_in_a_translation_makes_no_second_line(manifest):
+    """Single bytes are pieces, so a model can spell any character."""
+    tokenizer, _ = load_tokenizers(manifest)
+    (red, dog) = tokenizer.encode(["red", "dog"])
+    line_feed = next(i for i in range(tokenizer.vocab_size) if tokenizer.decode([[i]]) == ["\n"])
+
+    class SpellsLineFeeds:
+        def translate(self, sentences, between=None):
+            return [[*red, line_feed, line_feed, *dog] for _ in sentences]
+
+    assert translate_lines(["a", "b"], (tokenizer, tokenizer), SpellsLineFeeds()) == [
+        "red dog",
+        "red dog",
+    ]

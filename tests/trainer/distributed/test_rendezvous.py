@@ -1,0 +1,294 @@
+"""How workers meet before TensorFlow starts: each a thread here, with its real port."""
+
+import hashlib
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageError
+from trainer.distributed import meeting as rendezvous
+from trainer.distributed.meeting import MissingWorkersError, code_facts, difference, meet
+from trainer.distributed.wire import MOST_BYTES, BrokenLineError, Lines
+
+FACTS = {"TensorFlow": "2", "--config.data.buckets": (8, 16), "--init_from": None}
+
+
+def free_addresses(count: int) -> list[str]:
+    sockets = [socket.create_server(("", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return [f"localhost:{port}" for port in ports]
+
+
+def answers(address: str) -> bool:
+    try:
+        socket.create_connection(("localhost", int(address.split(":")[1]))).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+class Worker(threading.Thread):
+    """One that calls `meet`; keeps what comes of it."""
+
+    def __init__(self, addresses, index: int, facts=FACTS, seconds: float = 20.0):
+        super().__init__(daemon=True)
+        self._arguments = addresses, index, facts, seconds
+        self.connections, self.error, self.chief_answers = None, None, None
+        self.start()
+
+    def run(self):
+        try:
+            self.connections = meet(*self._arguments)
+            if self._arguments[1]:  # TensorFlow would dial the chief now
+                self.chief_answers = answers(self._arguments[0][0])
+        except (UsageError, MissingWorkersError) as error:
+            self.error = error
+
+
+def wait_for(*workers: Worker) -> None:
+    for worker in workers:
+        worker.join(30)
+        assert not worker.is_alive()
+
+
+def hello(addresses, index: int) -> bytes:
+    facts = {"TensorFlow": "2", "--config.data.buckets": [8, 16]}
+    said = {"worker": index, "addresses": addresses, "facts": facts, "token": "t"}
+    return json.dumps(said).encode() + b"\n"
+
+
+def connect(address: str) -> socket.socket:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return socket.create_connection(("localhost", int(address.split(":")[1])))
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def refusal_of(*workers: Worker) -> str:
+    """The reason, which is the same on all of them."""
+    wait_for(*workers)
+    assert {type(worker.error) for worker in workers} == {UsageError}
+    (reason,) = {str(worker.error) for worker in workers}
+    assert "\n" not in reason
+    return reason
+
+
+def test_all_meet_and_leave_their_ports_free():
+    """The chief may come last. All ports can be had again while the connections stay open."""
+    addresses = free_addresses(3)
+    workers = [Worker(addresses, index) for index in (2, 1)]
+    time.sleep(0.3)
+    workers.append(Worker(addresses, 0))
+    wait_for(*workers)
+    chief = workers[-1].connections
+    assert sorted(chief) == [1, 2] and [w.connections.keys() for w in workers[:2]] == [{0}] * 2
+    assert [worker.chief_answers for worker in workers] == [False, False, None]
+    for address in addresses:
+        socket.create_server(("", int(address.split(":")[1]))).close()
+    for number, worker in enumerate(workers[:2]):
+        chief[2 - number].send({"number": number})
+        deadline = time.monotonic() + 10
+        while not (messages := worker.connections[0].read()):
+            assert time.monotonic() < deadline
+        assert messages == [{"number": number}]
+
+
+def test_whoever_else_knocks_does_no_harm():
+    addresses = free_addresses(2)
+    chief = Worker(addresses, 0)
+    silent = connect(addresses[0])
+    for words in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x00\xff",
+        b"[1]\n",
+        b'{"worker": "1"}\n',
+    ):
+        connect(addresses[0]).sendall(words)
+    connect(addresses[0]).close()
+    guest = Worker(addresses, 1)
+    wait_for(chief, guest)
+    assert chief.error is None and guest.error is None and list(chief.connections) == [1]
+    silent.close()
+
+
+def test_a_worker_that_was_started_again_takes_its_place():
+    addresses = free_addresses(3)
+    workers = [Worker(addresses, 0), Worker(addresses, 2)]
+    old = connect(addresses[0])  # its host has lost power: the connection stays
+    old.sendall(hello(addresses, 1))
+    time.sleep(0.3)
+    workers.append(Worker(addresses, 1))
+    wait_for(*workers)
+    assert [worker.error for worker in workers] == [None] * 3
+    old.close()
+
+
+def test_two_of_the_same_index(monkeypatch):
+    monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", 1.0)
+    addresses = free_addresses(3)
+    chief = Worker(addresses, 0)
+    doubles = []
+    for _ in range(4):
+        doubles.append(connect(addresses[0]))
+        doubles[-1].sendall(hello(addresses, 1))
+        time.sleep(0.3)
+    reason = refusal_of(chief)
+    assert reason.startswith(f"two processes say that they are worker 1 ({addresses[1]}); ")
+    doubles[-1].settimeout(5)
+    assert {"refused": reason} in map(json.loads, doubles[-1].recv(10_000).splitlines())
+
+
+def test_what_differs_is_named_on_all_workers():
+    addresses = free_addresses(3)
+    other = FACTS | {"TensorFlow": "3", "trainer/x.py": "ab"}
+    reason = refusal_of(*(Worker(addresses, i, other if i == 2 else FACTS) for i in range(3)))
+    assert reason.startswith(
+        f"worker 2 ({addresses[2]}) differs from worker 0 ({addresses[0]}): TensorFlow is '3', "
+        "not '2'; trainer/x.py is 'ab', not None; "
+    )
+
+
+def test_another_list_of_addresses():
+    first, second, third = free_addresses(3)
+    reason = refusal_of(Worker([first, second], 0), Worker([first, third], 1))
+    assert reason.startswith(
+        f"worker 1 has the addresses {first}, {third}, and worker 0 has {first}, {second}; "
+    )
+
+
+def test_another_number_of_workers():
+    addresses = free_addresses(3)
+    reason = refusal_of(Worker(addresses[:2], 0), Worker(addresses, 1))
+    assert reason.startswith(f"worker 1 has the addresses {', '.join(addresses)}, and worker 0 ")
+
+
+def test_an_address_that_leads_nowhere(monkeypatch):
+    addresses = free_addresses(3)
+    real = rendezvous._try_address
+
+    def fail(address, token):
+        return "No route to host" if address == addresses[2] else real(address, token)
+
+    monkeypatch.setattr(rendezvous, "_try_address", fail)
+    reason = refusal_of(*(Worker(addresses, i) for i in range(3)))
+    assert reason in {
+        f"worker {i} ({addresses[i]}) cannot reach worker 2 ({addresses[2]}): No route to host"
+        for i in (0, 1)
+    }
+
+
+def test_what_an_address_leads_to(monkeypatch):
+    monkeypatch.setattr(rendezvous, "_DIAL_SECONDS", 0.5)
+    assert rendezvous._try_address(free_addresses(1)[0], "t") == "Connection refused"
+    for answer, expected in (
+        (b'{"worker": 4, "token": "t"}\n', None),
+        (b'{"worker": 4, "token": "u"}\n', "another process, worker 4, answers there"),
+        (b"HTTP/1.1 400 Bad Request\r\n", "something else answers there"),
+    ):
+        with socket.create_server(("localhost", 0)) as server:
+
+            def serve(server=server, answer=answer):
+                for _ in range(3):
+                    try:
+                        connection, _ = server.accept()
+                    except OSError:
+                        return
+                    with connection:
+                        connection.recv(100)
+                        connection.sendall(answer)
+
+            threading.Thread(target=serve, daemon=True).start()
+            address = f"localhost:{server.getsockname()[1]}"
+            assert rendezvous._try_address(address, "t") == expected
+
+
+def test_missing_workers_are_named_by_all_that_came(monkeypatch):
+    told = []
+    monkeypatch.setattr(rendezvous, "_TELL_SECONDS", 0.3)
+    monkeypatch.setattr(rendezvous, "say", told.append)
+    addresses = free_addresses(4)
+    workers = [Worker(addresses, 0, seconds=1.5), Worker(addresses, 2)]
+    wait_for(*workers)
+    missing = f"worker 1 ({addresses[1]}), worker 3 ({addresses[3]})"
+    for worker in workers:
+        assert type(worker.error) is MissingWorkersError
+        assert f" s in vain for {missing}: " in str(worker.error)
+    assert f"waiting for {missing}" in told
+
+
+def test_a_chief_that_is_missing():
+    addresses = free_addresses(2)
+    worker = Worker(addresses, 1, seconds=0.3)
+    wait_for(worker)
+    assert f"in vain for worker 0 ({addresses[0]}) (Connection refused): " in str(worker.error)
+
+
+def test_a_port_in_use():
+    addresses = free_addresses(2)
+    port = int(addresses[1].split(":")[1])
+    with socket.create_server(("", port)):
+        worker = Worker(addresses, 1)
+        assert refusal_of(worker).startswith(f"port {port} of this machine is in use")
+
+
+def test_difference():
+    ours, theirs = dict.fromkeys("abcde", 1), dict.fromkeys("bcdef", 2)
+    assert difference(ours, ours) == ""
+    assert difference({"a": 1}, {"a": 1.5}) == "a is 1.5, not 1"
+    assert difference(ours, theirs) == "a is None, not 1; b is 2, not 1; c is 2, not 1; and 3 more"
+
+
+def test_code_facts():
+    facts, root = code_facts(), Path(__file__).parents[3]
+    content = (root / "trainer/model/transformer.py").read_bytes()
+    assert facts["trainer/model/transformer.py"] == hashlib.sha256(content).hexdigest()[:12]
+    assert "data_pipeline/dataset/examples.py" in facts
+
+
+def test_lines():
+    """Parts of lines wait for the rest; what is no JSON object is refused; the end is seen."""
+    with socket.create_server(("localhost", 0)) as server:
+        plain = socket.create_connection(server.getsockname())
+        lines = Lines(server.accept()[0])
+    assert lines.read() == []
+    plain.sendall(b'{"a": 1}\n{"b"')
+    time.sleep(0.05)
+    assert lines.read() == [{"a": 1}]
+    plain.sendall(b": 2}\n")
+    time.sleep(0.05)
+    assert lines.read() == [{"b": 2}] and not lines.ended
+    lines.send({"c": "x" * 100_000})
+    received = b""
+    while not received.endswith(b"\n"):
+        received += plain.recv(1 << 16)
+        lines.flush()
+    assert json.loads(received) == {"c": "x" * 100_000}
+    plain.sendall(b"[3]\n")
+    time.sleep(0.05)
+    with pytest.raises(BrokenLineError):
+        lines.read()
+    plain.close()
+    time.sleep(0.05)
+    assert lines.read() == [] and lines.ended
+    lines.close()
+
+
+def test_a_line_has_an_end():
+    with socket.create_server(("localhost", 0)) as server:
+        plain = socket.create_connection(server.getsockname())
+        lines = Lines(server.accept()[0])
+    threading.Thread(target=lambda: plain.sendall(b"x" * (MOST_BYTES + 2)), daemon=True).start()
+    with pytest.raises(BrokenLineError, match="too long"):
+        for _ in range(1000):
+            lines.read()
+            time.sleep(0.005)
+    lines.close()

@@ -1,0 +1,180 @@
+"""What is measured and where it is written."""
+
+import json
+import math
+
+import pytest
+import tensorflow as tf
+
+from common.errors import UsageError
+from trainer.metrics import writer as metrics
+from trainer.metrics.writer import MetricsWriter, averages, clock, translations_table
+
+
+def test_averages():
+    sums = {"loss": 50.0, "nll": 40.0, "correct": 5.0, "tokens": 20.0, "positions": 32.0}
+    assert averages(sums) == {
+        "loss": 2.5,
+        "nll": 2.0,
+        "perplexity": pytest.approx(math.e**2, rel=1e-12),
+        "token_accuracy": 0.25,
+        "fill_rate": 0.625,
+    }
+
+
+def test_perplexity_of_a_diverged_model_is_a_number():
+    sums = {"loss": 5e6, "nll": 5e6, "correct": 0.0, "tokens": 1.0, "positions": 1.0}
+    assert json.loads(json.dumps(averages(sums)))["perplexity"] == pytest.approx(math.exp(100))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00:00"), (59.4, "0:00:59"), (59.6, "0:01:00"), (3600, "1:00:00"), (90061, "25:01:01")],
+)
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def lines(directory) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_hold_step_split_and_metrics(tmp_path):
+    writer = MetricsWriter(str(tmp_path), 0)
+    writer.write("train", 3, {"loss": 1.5})
+    writer.write("valid", 4, {"bleu": 12.25, "signature": "a|b"})
+    writer.text("valid", 4, "translations", "| a |")
+    writer.flush()
+    first, second = lines(tmp_path)
+    assert first.pop("time") > 1e9
+    assert first == {"step": 3, "split": "train", "loss": 1.5}
+    assert (second["split"], second["bleu"], second["signature"]) == ("valid", 12.25, "a|b")
+    for split in ("train", "valid"):
+        (events,) = (tmp_path / "tensorboard" / split).iterdir()
+        assert events.stat().st_size > 100
+
+
+def test_what_lies_beyond_the_step_is_dropped(tmp_path):
+    """A run that was killed at step 7 and resumes at 5 writes 6 and 7 again."""
+    writer = MetricsWriter(str(tmp_path), 0)
+    for step in range(1, 8):
+        writer.write("train", step, {"loss": float(step)})
+    writer.write("valid", 5, {"loss": 0.5})
+    MetricsWriter(str(tmp_path), 5).write("train", 6, {"loss": 60.0})
+    result = [(line["step"], line["split"], line["loss"]) for line in lines(tmp_path)]
+    assert result == [
+        *((step, "train", float(step)) for step in range(1, 6)),
+        (5, "valid", 0.5),
+        (6, "train", 60.0),
+    ]
+    assert not (tmp_path / "metrics.jsonl.incomplete").exists()
+
+
+@pytest.mark.parametrize("half", ['{"step": 2, "lo', '{"step": 2}', "{"])
+def test_half_a_line_is_removed(tmp_path, half):
+    MetricsWriter(str(tmp_path), 0).write("train", 1, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(half)
+    MetricsWriter(str(tmp_path), 9).write("train", 2, {"loss": 2.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [1.0, 2.0]
+
+
+def test_starting_anew_forgets_everything(tmp_path):
+    MetricsWriter(str(tmp_path), 0).write("train", 1, {"loss": 1.0})
+    MetricsWriter(str(tmp_path), 0)
+    assert lines(tmp_path) == []
+
+
+def test_unicode_line_separators(tmp_path):
+    """Line separators that only Unicode knows do not end a line."""
+    MetricsWriter(str(tmp_path), 0).write("train", 1, {"note": "a\u2028b"})
+    MetricsWriter(str(tmp_path), 1)
+    assert lines(tmp_path)[0]["note"] == "a\u2028b"
+
+
+def test_translations_table():
+    table = translations_table([("a | b", "c", "d")])
+    assert table.splitlines() == [
+        "| source | reference | translation |",
+        "|---|---|---|",
+        "| a \\| b | c | d |",
+    ]
+    assert metrics.translations_table([]).count("\n") == 1
+
+
+def fail(*arguments, **options):
+    raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+
+def test_a_full_disk_costs_one_warning(tmp_path, monkeypatch, capsys):
+    """Of everything that is written; later lines are there when there is room again."""
+    writer = MetricsWriter(str(tmp_path), 0)
+    writer.write("train", 1, {"loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.gfile, "GFile", fail)
+        patch.setattr(tf.summary, "scalar", fail)
+        patch.setattr(tf.summary, "text", fail)
+        patch.setattr(tf.summary, "create_file_writer", fail)
+        writer.write("train", 2, {"loss": 2.0})
+        writer.write("valid", 2, {"loss": 2.0})
+        writer.text("valid", 2, "translations", "| a |")
+        writer.translations("valid", 2, ["a"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"warning: metrics cannot be written to {tmp_path}: No space left on device; training "
+        "goes on, and this is said once"
+    )
+    writer.write("train", 3, {"loss": 3.0})
+    writer.translations("valid", 3, ["a", "b"])
+    written = [(line["split"], line["step"]) for line in lines(tmp_path)]
+    assert written == [("train", 1), ("train", 2), ("valid", 2), ("train", 3)]
+    assert (tmp_path / "translations" / "valid-3.txt").read_text() == "a\nb\n"
+
+
+def test_half_a_line_of_a_full_disk_is_removed(tmp_path, monkeypatch):
+    writer = MetricsWriter(str(tmp_path), 0)
+    writer.write("train", 1, {"loss": 1.0})
+    gfile = tf.io.gfile.GFile
+
+    class HalfFile(gfile):
+        def write(self, text):
+            super().write(text[:9])
+            self.flush()
+            fail()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.gfile, "GFile", HalfFile)
+        writer.write("train", 2, {"loss": 2.0})
+    assert not (tmp_path / "metrics.jsonl").read_text().endswith("\n")
+    writer.flush()
+    assert [line["loss"] for line in lines(tmp_path)] == [1.0, 2.0]
+
+
+def test_a_line_of_which_it_is_unknown_whether_it_is_written_is_there_once(tmp_path, monkeypatch):
+    writer = MetricsWriter(str(tmp_path), 0)
+    gfile = tf.io.gfile.GFile
+
+    class FailsLate(gfile):
+        def close(self):
+            super().close()
+            fail()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.gfile, "GFile", FailsLate)
+        writer.write("train", 1, {"loss": float("nan")})
+    assert len(lines(tmp_path)) == 1
+    writer.write("train", 2, {"loss": 2.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_a_full_disk_at_the_start(tmp_path, monkeypatch):
+    MetricsWriter(str(tmp_path), 0).write("train", 5, {"loss": 1.0})
+    monkeypatch.setattr(tf.io.gfile, "rename", fail)
+    with pytest.raises(UsageError, match=r"metrics.jsonl cannot be written: No space left"):
+        MetricsWriter(str(tmp_path), 3)
+    MetricsWriter(str(tmp_path), 5)  # there is nothing to remove, so nothing is written
+
+
+@pytest.mark.parametrize(("name", "higher"), [("bleu", True), ("chrf", True), ("loss", False)])
+def test_direction(name, higher):
+    assert metrics.higher_is_better(name) is higher

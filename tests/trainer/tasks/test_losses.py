@@ -1,0 +1,237 @@
+"""Token sums and R-Drop against the distributions written out in NumPy."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.tasks.losses import symmetric_divergence, token_sums
+from trainer.tasks.translation import FEATURES, Translation
+
+B, T, V = 3, 5, 11
+
+
+@pytest.fixture
+def batch():
+    """float32 logits, targets, and weights that leave out the end of two rows."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, [B, T, V]).astype(np.float32)
+    targets = rng.integers(0, V, [B, T]).astype(np.int32)
+    targets[0, 0], targets[2, 4] = logits[0, 0].argmax(), logits[2, 4].argmax()
+    weights = np.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]], np.float32)
+    return logits, targets, weights
+
+
+def log_softmax(logits) -> np.ndarray:
+    """In float64."""
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def expected(logits, targets, weights, smoothing):
+    """The four sums, from explicit target distributions, in float64."""
+    log_p = log_softmax(logits)
+    one_hot = np.eye(logits.shape[-1])[targets]
+    smooth = (1 - smoothing) * one_hot + smoothing / logits.shape[-1]
+    return {
+        "loss": -((smooth * log_p).sum(-1) * weights).sum(),
+        "nll": -((one_hot * log_p).sum(-1) * weights).sum(),
+        "correct": ((logits.argmax(-1) == targets) * weights).sum(),
+        "tokens": weights.sum(),
+    }
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_equals_the_written_out_sums(batch, smoothing):
+    result = token_sums(*batch, smoothing)
+    wanted = expected(*batch, smoothing)
+    assert result.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert result[key].dtype == tf.float32 and result[key].shape == ()
+        np.testing.assert_allclose(result[key], value, rtol=1e-6, err_msg=key)
+    assert wanted["correct"] >= 2
+
+
+def test_no_smoothing_is_sparse_cross_entropy(batch):
+    logits, targets, weights = batch
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+    result = token_sums(*batch, 0.0)
+    np.testing.assert_allclose(result["loss"], tf.reduce_sum(losses * weights), rtol=1e-6)
+    np.testing.assert_array_equal(result["loss"], result["nll"])
+
+
+def test_padding_counts_for_nothing(batch):
+    """Logits and targets under a weight of 0 change no sum and get no gradient."""
+    logits, targets, weights = batch
+    padding = weights == 0
+    other_logits, other_targets = logits.copy(), targets.copy()
+    other_logits[padding] = 1e4
+    other_targets[padding] = 0
+    for key, value in token_sums(logits, targets, weights, 0.1).items():
+        np.testing.assert_array_equal(
+            token_sums(other_logits, other_targets, weights, 0.1)[key], value
+        )
+    variable = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(variable)
+        loss = token_sums(variable, targets, weights, 0.1)["loss"]
+    gradient = tape.gradient(loss, variable).numpy()
+    assert (gradient[padding] == 0).all() and (gradient[~padding] != 0).any(-1).all()
+
+
+def test_gradient_is_the_softmax_minus_the_smoothed_target(batch):
+    logits, targets, weights = batch
+    variable = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(variable)
+        loss = token_sums(variable, targets, weights, 0.1)["loss"]
+    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    wanted = (softmax - 0.9 * np.eye(V)[targets] - 0.1 / V) * weights[..., np.newaxis]
+    np.testing.assert_allclose(tape.gradient(loss, variable), wanted, atol=1e-6)
+
+
+def test_empty_batch(batch):
+    logits, targets, _ = batch
+    sums = token_sums(logits, targets, np.zeros([B, T], np.float32), 0.1)
+    assert {key: float(value) for key, value in sums.items()} == dict.fromkeys(sums, 0.0)
+
+
+def divergence(logits, others, weights) -> float:
+    """KL(p || q) + KL(q || p), each from its definition, in float64."""
+    log_p, log_q = log_softmax(logits), log_softmax(others)
+    forward = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    backward = (np.exp(log_q) * (log_q - log_p)).sum(-1)
+    return float(((forward + backward) * weights).sum())
+
+
+@pytest.fixture
+def others(batch):
+    """Logits of a second pass."""
+    logits, *_ = batch
+    return logits + np.random.default_rng(1).normal(0, 0.5, logits.shape).astype(np.float32)
+
+
+def test_symmetric_divergence(batch, others):
+    logits, _, weights = batch
+    result = symmetric_divergence(tf.constant(logits), tf.constant(others), weights)
+    assert result.dtype == tf.float32 and result.shape == ()
+    wanted = divergence(logits, others, weights)
+    assert wanted > 1
+    np.testing.assert_allclose(result, wanted, rtol=1e-5)
+    np.testing.assert_allclose(symmetric_divergence(others, logits, weights), result, rtol=1e-6)
+    # By hand: the logits ln 3 and 0 are 3/4 and 1/4; against 1/2 and 1/2 it is ln(3) / 4.
+    first, second = tf.constant([[[np.log(3.0), 0.0]]], tf.float32), tf.zeros([1, 1, 2])
+    by_hand = symmetric_divergence(first, second, tf.ones([1, 1]))
+    np.testing.assert_allclose(by_hand, np.log(3) / 4, rtol=1e-6)
+
+
+def test_no_divergence_between_equals(batch):
+    """Nor where logits differ by a constant, which the softmax does not see."""
+    logits, _, weights = batch
+    assert float(symmetric_divergence(logits, logits, weights)) == 0.0
+    assert abs(float(symmetric_divergence(logits, logits + 2.0, weights))) < 1e-5
+
+
+def test_padding_does_not_diverge(batch, others):
+    logits, _, weights = batch
+    changed = others.copy()
+    changed[weights == 0] = np.random.default_rng(2).normal(0, 50, changed[weights == 0].shape)
+    np.testing.assert_array_equal(
+        symmetric_divergence(logits, changed, weights),
+        symmetric_divergence(logits, others, weights),
+    )
+    assert float(symmetric_divergence(logits, others, np.zeros_like(weights))) == 0.0
+
+
+def test_gradient_of_the_divergence(batch, others):
+    """Into both passes, equal to central differences in float64."""
+    logits, _, weights = batch
+    first, second = tf.constant(logits), tf.constant(others)
+    with tf.GradientTape() as tape:
+        tape.watch([first, second])
+        value = symmetric_divergence(first, second, weights)
+    gradients = tape.gradient(value, [first, second])
+    for position in ((0, 0, 1), (1, 0, 4), (2, 4, 10)):
+        step = np.zeros(logits.shape)
+        step[position] = 1e-4
+        differences = (
+            divergence(logits + step, others, weights) - divergence(logits - step, others, weights),
+            divergence(logits, others + step, weights) - divergence(logits, others - step, weights),
+        )
+        for gradient, difference in zip(gradients, differences, strict=True):
+            np.testing.assert_allclose(gradient[position], difference / 2e-4, rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture
+def sentences(rows_of) -> dict[str, np.ndarray]:
+    """Two rows of 10 positions: 8 source and 11 target tokens, ends included."""
+    return rows_of([[([5, 6, 7], [8, 9]), ([4], [10, 11, 12])], [([13], [14, 15, 16])]], 10)
+
+
+def sums_of(tiny_config, model, batch, training: bool = True, rng=(7, 0), **train):
+    config = tiny_config(train={"label_smoothing": 0.1, **train})
+    task = Translation(config, 30, 30, joint=True, bos_id=2)
+    sums = task.sums(model, batch, tf.constant(rng), training=training)
+    assert set(sums) == set(Translation.SUMS)
+    return {key: float(value) for key, value in sums.items()}
+
+
+def rdrop_sums(first, second, batch, alpha: float) -> dict[str, float]:
+    """Half of the paper's loss (Liang et al. 2021, equation 4), from the logits of two passes."""
+    weights = batch["target_segments"] > 0
+    passes = [expected(logits.numpy(), batch["target"], weights, 0.1) for logits in (first, second)]
+    sums = {key: (passes[0][key] + passes[1][key]) / 2 for key in passes[0]}
+    # The paper's own halves: 1/2 of both divergences, next to the sum of both losses.
+    sums["loss"] += alpha * (divergence(first, second, weights) / 2) / 2
+    return sums | {"source_tokens": 8, "tokens": 11, "positions": 20, "empty_rows": 0}
+
+
+def test_rdrop_is_two_passes(tiny_config, make_model, sentences):
+    """The loss and all other sums from two separate passes, whose dropout differs."""
+    model = make_model(dropout=0.3)
+    seeds = [tf.constant([1, 2]), tf.constant([3, 4])]
+
+    def one_after_the_other(*features, rng):
+        assert rng is not None
+        halves = zip(*(tf.split(feature, 2) for feature in features), strict=True)
+        passes = zip(halves, seeds, strict=True)
+        return tf.concat([model(*half, rng=seed) for half, seed in passes], axis=0)
+
+    features = [sentences[name] for name in FEATURES]
+    first, second = (model(*features, rng=seed) for seed in seeds)
+    wanted = rdrop_sums(first, second, sentences, alpha=5.0)
+    result = sums_of(tiny_config, one_after_the_other, sentences, rdrop_alpha=5.0)
+    assert result == pytest.approx(wanted, rel=1e-5)
+    without = rdrop_sums(first, second, sentences, alpha=0.0)
+    assert wanted["loss"] > without["loss"] + 1
+
+
+def test_rdrop_draws_two_masks(tiny_config, make_model, sentences):
+    """One call of the model on every sentence twice; its halves have other masks."""
+    model = make_model(dropout=0.3)
+    twice = [np.concatenate([sentences[name]] * 2) for name in FEATURES]
+    first, second = tf.split(model(*twice, rng=tf.constant([7, 0])), 2)
+    weights = sentences["target_segments"] > 0
+    assert divergence(first, second, weights) > 1
+    for alpha in (0.5, 5.0):
+        result = sums_of(tiny_config, model, sentences, rdrop_alpha=alpha)
+        assert result == pytest.approx(rdrop_sums(first, second, sentences, alpha), rel=1e-5)
+
+
+def test_rdrop_without_dropout_changes_nothing(tiny_config, make_model, sentences):
+    """The same loss, and counts of one pass, not of two."""
+    model = make_model()
+    plain = sums_of(tiny_config, model, sentences)
+    assert sums_of(tiny_config, model, sentences, rdrop_alpha=5.0) == pytest.approx(plain, rel=1e-6)
+    assert plain["loss"] != plain["nll"]
+    assert (plain["source_tokens"], plain["tokens"], plain["positions"]) == (8, 11, 20)
+
+
+def test_rdrop_is_for_training(tiny_config, make_model, sentences):
+    model = make_model(dropout=0.3)
+    config = tiny_config(train={"rdrop_alpha": 5.0})
+    task = Translation(config, 30, 30, joint=True, bos_id=2)
+    sums = task.sums(model, sentences, None, training=False)
+    logits = model(*(sentences[name] for name in FEATURES)).numpy()
+    wanted = expected(logits, sentences["target"], sentences["target_segments"] > 0, 0.0)
+    for key, value in wanted.items():
+        np.testing.assert_allclose(sums[key], value, rtol=1e-5, err_msg=key)

@@ -1,0 +1,317 @@
+"""Checkpoints as files: what makes one, whether it is intact, which ones stay.
+
+The checkpoint of step 500 is what TensorFlow writes, ckpt-500.index and ckpt-500.data-*, and
+ckpt-500.json, its manifest, which is written last, under a temporary name, and renamed. Without a
+manifest it does not count. The listing of the directory says what there is, and no other file has
+to be kept in step with it, so that this works on object stores too, where a directory cannot be
+renamed at once.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from common import files as storage
+from common.console import error_text, warn
+from common.errors import UsageError
+from common.files import list_names
+from trainer.metrics.writer import higher_is_better
+
+_BLOCK_BYTES = 1 << 20
+_MANIFEST = re.compile(r"ckpt-(\d+)\.json")
+_PART = re.compile(
+    r"ckpt-(\d+)(?:\.|_temp).*(?<!\.damaged)"
+)  # _temp: TensorFlow's, while it writes
+_DAMAGED = ".damaged"
+
+Facts = dict[str, dict[str, Any]]
+"""What a checkpoint depends on: "model", its shape and vocabularies, and "run", all else that may
+not change when a run goes on. Name -> value each."""
+
+
+class DamageError(Exception):
+    """A checkpoint is not what was written; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the manifest of a checkpoint holds.
+
+    Attributes:
+        path: the prefix of its files, as TensorFlow wants it.
+        step: steps made.
+        time: when it was written, Unix seconds.
+        files: name -> {"bytes", "sha256"} of each file.
+        metrics: of the evaluation at this step, finite numbers; empty if there was none.
+        averages: whether it holds a moving average of the weights, which is then what was
+            evaluated.
+        facts: what it depends on.
+    """
+
+    path: str
+    step: int
+    time: float
+    files: dict[str, dict[str, Any]]
+    metrics: dict[str, float]
+    averages: bool
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: those that one of the rules keeps.
+
+    Attributes:
+        newest: so many of the newest.
+        best: so many of the best by `metric`, of those that were evaluated.
+        every_hours: the first, and then one every so many hours; 0 for none.
+        metric: a metric of the validation split.
+    """
+
+    newest: int = 5
+    best: int = 1
+    every_hours: float = 0.0
+    metric: str = "bleu"
+
+    def select(self, checkpoints: list[Checkpoint]) -> set[int]:
+        """The steps of those that stay."""
+        by_step = sorted(checkpoints, key=lambda one: one.step)
+        kept = {one.step for one in by_step[-self.newest :]}
+        kept |= {one.step for one in ranked(by_step, self.metric)[: self.best]}
+        last = -math.inf
+        for one in by_step if self.every_hours else []:
+            if one.time - last >= 3600 * self.every_hours:
+                kept.add(one.step)
+                last = one.time
+        return kept
+
+
+def ranked(checkpoints: list[Checkpoint], metric: str) -> list[Checkpoint]:
+    """Those that have the metric, the best first, of equals the earlier."""
+    sign = -1 if higher_is_better(metric) else 1
+    scored = [one for one in checkpoints if metric in one.metrics]
+    return sorted(scored, key=lambda one: (sign * one.metrics[metric], one.step))
+
+
+def prefix(directory: str, step: int) -> str:
+    """Path of a checkpoint, without the ends that its files have."""
+    return os.path.join(directory, f"ckpt-{step}")
+
+
+def _names(directory: str) -> list[str]:
+    """Names in the directory; none if it does not exist. Raises `UsageError`, not for an outage."""
+    try:
+        return list_names(directory)
+    except storage.passing_errors():
+        raise
+    except tf.errors.OpError as error:
+        raise _unreadable(directory, error) from error
+
+
+def _unreadable(path: str, error: tf.errors.OpError) -> UsageError:
+    return UsageError(f"{path} cannot be read: {error_text(error)}; mend that and start again")
+
+
+def steps(directory: str) -> list[int]:
+    """Steps of the checkpoints that have a manifest, rising.
+
+    Raises:
+        UsageError: when the directory cannot be read.
+    """
+    matches = (_MANIFEST.fullmatch(name) for name in _names(directory))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def unfinished(directory: str) -> list[int]:
+    """Steps of which there are files, but no manifest, rising."""
+    matches = (_PART.fullmatch(name) for name in _names(directory))
+    return sorted({int(match[1]) for match in matches if match} - set(steps(directory)))
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def describe_files(directory: str, step: int) -> dict[str, dict[str, Any]]:
+    """Sizes and checksums of the files of a checkpoint, read back from where they are."""
+    start = f"ckpt-{step}."
+    names = sorted(
+        name for name in _names(directory) if name.startswith((f"{start}index", f"{start}data-"))
+    )
+    return {name: _describe(os.path.join(directory, name)) for name in names}
+
+
+def _describe(path: str) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def write_manifest(checkpoint: Checkpoint) -> None:
+    """From now on the checkpoint counts."""
+    values = asdict(checkpoint)
+    del values["path"]  # the directory may move
+    path = f"{checkpoint.path}.json"
+    with tf.io.gfile.GFile(f"{path}.incomplete", "w") as file:
+        file.write(json.dumps({**values, "sha256": _digest(values)}, indent=1) + "\n")
+    tf.io.gfile.rename(f"{path}.incomplete", path, overwrite=True)
+
+
+def read_manifest(directory: str, step: int) -> Checkpoint:
+    """Reads a manifest, and checks that it is what was written.
+
+    Raises:
+        DamageError: when it is not.
+        UsageError: when it cannot be read.
+    """
+    path = prefix(directory, step)
+    name = f"ckpt-{step}.json"
+    try:
+        with tf.io.gfile.GFile(f"{path}.json", "rb") as file:
+            values = json.loads(file.read())
+        expected = values.pop("sha256")
+        if expected != _digest(values):
+            raise DamageError(f"{name} has another checksum than when it was written")
+        checkpoint = Checkpoint(path=path, **values)
+    except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError) as error:
+        raise DamageError(f"{name} is missing") from error
+    except storage.passing_errors():
+        raise
+    except tf.errors.OpError as error:
+        raise _unreadable(f"{path}.json", error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamageError(f"{name} is no manifest") from error
+    if checkpoint.step != step:
+        raise DamageError(f"{name} is the manifest of step {checkpoint.step}")
+    return checkpoint
+
+
+def verified(directory: str, step: int) -> Checkpoint:
+    """A checkpoint of which every byte is as it was written.
+
+    Raises:
+        DamageError: when it is not.
+        UsageError: when it cannot be read, for want of a permission or of the network.
+    """
+    checkpoint = read_manifest(directory, step)
+    for name, expected in checkpoint.files.items():
+        path = os.path.join(directory, name)
+        try:
+            found = _describe(path)
+        except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError) as error:
+            raise DamageError(f"{name} is missing") from error
+        except storage.passing_errors():
+            raise
+        except tf.errors.OpError as error:
+            raise _unreadable(path, error) from error
+        if found["bytes"] != expected["bytes"]:
+            raise DamageError(f"{name} has {found['bytes']:,} bytes, not {expected['bytes']:,}")
+        if found != expected:
+            raise DamageError(f"{name} has another checksum than when it was written")
+    return checkpoint
+
+
+def first_intact(directory: str, order: list[int]) -> tuple[Checkpoint | None, dict[int, str]]:
+    """The first checkpoint that is intact, with a warning for each that is not.
+
+    Args:
+        directory: of the checkpoints.
+        order: steps to look at.
+
+    Returns:
+        the checkpoint, None if all are damaged; and step -> what is wrong with those before it.
+
+    Raises:
+        UsageError: when one cannot be read.
+    """
+    damaged: dict[int, str] = {}
+    for step in order:
+        try:
+            return verified(directory, step), damaged
+        except DamageError as error:
+            damaged[step] = str(error)
+            warn(f"checkpoint {prefix(directory, step)} is damaged ({error}); not used")
+    return None, damaged
+
+
+def check_remains(directory: str) -> None:
+    """Checks that a directory without any manifest is one in which a run may start.
+
+    Raises:
+        UsageError: when it holds damaged checkpoints, or some of an earlier version.
+    """
+    names = _names(directory)
+    if "checkpoint" in names:
+        raise UsageError(
+            f"{directory} holds checkpoints of an earlier version of this program, which have no "
+            "manifests; take another --model_dir"
+        )
+    if any(name.endswith(_DAMAGED) for name in names):
+        raise UsageError(
+            f"{directory} holds nothing but damaged checkpoints; bring back a copy of an intact "
+            "one, or delete the directory to start anew"
+        )
+
+
+def remove(directory: str, step: int) -> None:
+    """Deletes the files of a checkpoint, the manifest first; those set aside stay."""
+    storage.remove(f"{prefix(directory, step)}.json")
+    for name in _names(directory):
+        match = _PART.fullmatch(name)
+        if match and int(match[1]) == step:
+            path = os.path.join(directory, name)
+            if tf.io.gfile.isdir(path):
+                storage.remove_tree(path)
+            else:
+                storage.remove(path)
+
+
+def set_aside(directory: str, step: int) -> None:
+    """Renames the files of a damaged checkpoint to *.damaged."""
+    for name in _names(directory):
+        match = _PART.fullmatch(name)
+        if match and int(match[1]) == step:
+            path = os.path.join(directory, name)
+            tf.io.gfile.rename(path, path + _DAMAGED, overwrite=True)
+
+
+def read_manifests(directory: str) -> list[Checkpoint]:
+    """All manifests that are intact, by step; the files that they speak of are not looked at."""
+    checkpoints = []
+    for step in steps(directory):
+        with contextlib.suppress(DamageError):  # told of when it is to be used
+            checkpoints.append(read_manifest(directory, step))
+    return checkpoints
+
+
+def clean(directory: str, keep: Keep) -> None:
+    """Deletes what no rule keeps, and what killed runs have left unfinished.
+
+    A checkpoint with a damaged manifest stays, and does not count.
+    """
+    checkpoints = read_manifests(directory)
+    kept = keep.select(checkpoints)
+    dropped = [one.step for one in checkpoints if one.step not in kept]
+    for step in dropped + unfinished(directory):
+        remove(directory, step)
+    # On an object store a rename is a copy and a deletion, and a run can be killed between them.
+    for name in _names(directory):
+        if name.endswith(".json.incomplete"):
+            storage.remove(os.path.join(directory, name))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Facts that differ, "a 1 -> 2; b 3 -> 4"; one that only one side knows does not count."""
+    new = json.loads(json.dumps(new))  # tuples become lists, as in the manifest
+    changed = (name for name in old if name in new and old[name] != new[name])
+    return "; ".join(f"{name} {old[name]!r} -> {new[name]!r}" for name in changed)

@@ -1,0 +1,231 @@
+"""Where the training runs: one device, the GPUs of one machine or of several, or a TPU."""
+
+import os
+import re
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from common.errors import UsageError
+from trainer.distributed.cluster import Cluster, check_port, find_cluster, set_heartbeat
+
+STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
+
+_NO_REASON = re.compile(r"Graph execution error|Detected at node|<stack traces")
+
+Made = tuple[tf.distribute.Strategy, str]
+
+
+def make_strategy(
+    name: str,
+    num_virtual_devices: int = 0,
+    *,
+    cluster: str = "auto",
+    timeout_seconds: float | None = None,
+    heartbeat_seconds: float | None = None,
+    meet: Callable[[Cluster], object] | None = None,
+    tpu: str = "local",
+    tpu_zone: str | None = None,
+    tpu_project: str | None = None,
+) -> Made:
+    """The distribution strategy of that name, and a line that says what it runs on.
+
+    It must come before any other TensorFlow operation of the process: multi_worker and tpu set
+    up TensorFlow's runtime, which can be done only once. Under multi_worker it returns when all
+    workers have called it.
+
+    Args:
+        name: one of `STRATEGIES`.
+        num_virtual_devices: splits the CPU into so many devices, each a replica of "mirrored";
+            0 for none. For tests and demonstrations: it makes nothing faster.
+        cluster: for multi_worker, where to read who the workers are: see
+            `trainer.distributed.cluster.find_cluster`.
+        timeout_seconds: for multi_worker, after how many seconds a collective operation that
+            waits for another worker fails; None for TensorFlow's default, which is to wait. It
+            must be longer than the chief's longest pause between steps.
+        heartbeat_seconds: for multi_worker, after how many seconds without a heartbeat TensorFlow
+            takes another worker for dead; None for its default, which is 10.
+        meet: for multi_worker, called with the cluster when nothing of TensorFlow runs yet, to
+            meet the other workers first.
+        tpu: "local" for the TPU of this machine; else the name or the grpc:// address of a slice.
+        tpu_zone: the Google Cloud zone of a slice given by name; None for that of this machine.
+        tpu_project: its project, likewise.
+
+    Raises:
+        UsageError: for a strategy that does not exist or that this machine cannot run.
+    """
+    _check_name(name)
+    if name != "mirrored" and num_virtual_devices > (1 if name == "one_device" else 0):
+        raise UsageError(
+            f"--num_virtual_devices={num_virtual_devices} is for --strategy=mirrored; "
+            f"--strategy={name} runs on real devices: leave it out"
+        )
+    if name == "multi_worker":
+        return _multi_worker(cluster, timeout_seconds, heartbeat_seconds, meet)
+    if os.environ.get("TF_CONFIG") and find_cluster("tf_config").worker.count > 1:
+        raise UsageError(
+            f"--strategy={name}, but TF_CONFIG names several workers, which would each train by "
+            "themselves, into the same model directory; use --strategy=multi_worker"
+        )
+    if name == "tpu":
+        return _tpu(tpu, tpu_zone, tpu_project)
+    gpus = tf.config.list_logical_devices("GPU") if not num_virtual_devices else []
+    if name == "one_device":
+        device = gpus[0].name if gpus else "/device:CPU:0"
+        return tf.distribute.OneDeviceStrategy(device), f"one device, {device}"
+    if num_virtual_devices:
+        return _virtual_cpus(num_virtual_devices)
+    if gpus:
+        return tf.distribute.MirroredStrategy(), f"{len(gpus)} replicas, one a GPU"
+    strategy = tf.distribute.MirroredStrategy(["/device:CPU:0"])
+    return strategy, "1 replica on the CPU: this machine has no GPU that TensorFlow can use"
+
+
+def _check_name(name: str) -> None:
+    if name == "parameter_server":
+        raise UsageError(
+            "--strategy=parameter_server is not supported: Keras 3 does not train under it, and "
+            "its updates are asynchronous, while this trainer promises the same update on any "
+            "number of workers; use --strategy=multi_worker"
+        )
+    if name not in STRATEGIES:
+        raise UsageError(
+            f"--strategy={name} is not known; this version runs "
+            f"{', '.join(STRATEGIES[:-1])} and {STRATEGIES[-1]}"
+        )
+
+
+def _virtual_cpus(count: int) -> Made:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if len(tf.config.get_logical_device_configuration(cpu) or []) < count:
+        split = [tf.config.LogicalDeviceConfiguration()] * count
+        try:
+            tf.config.set_logical_device_configuration(cpu, split)
+        except RuntimeError as error:
+            raise UsageError(
+                f"the CPU cannot be split any more in this process: {error}"
+            ) from error
+    devices = [f"/device:CPU:{i}" for i in range(count)]
+    return tf.distribute.MirroredStrategy(devices), f"{count} replicas on virtual CPU devices"
+
+
+def _multi_worker(
+    source: str,
+    timeout_seconds: float | None,
+    heartbeat_seconds: float | None,
+    meet: Callable[[Cluster], object] | None,
+) -> Made:
+    cluster = find_cluster(source)
+    worker, addresses = cluster.worker, cluster.addresses
+    check_port(addresses[worker.index])
+    if meet:
+        meet(cluster)
+    if heartbeat_seconds:
+        set_heartbeat(cluster, heartbeat_seconds)
+    # Visible, not logical devices: listing those would start the runtime too early.
+    gpus = len(tf.config.get_visible_devices("GPU"))
+    options = tf.distribute.experimental.CommunicationOptions(
+        # NCCL between GPUs; rings over gRPC between CPUs.
+        implementation=tf.distribute.experimental.CommunicationImplementation.AUTO,
+        timeout_seconds=timeout_seconds,
+    )
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver(gpus), options)
+    shown = ", ".join(addresses[:4]) + (", ..." if len(addresses) > 4 else "")
+    description = (
+        f"worker {worker.index} of {worker.count} ({shown}), "
+        f"{strategy.num_replicas_in_sync} replicas in all, {'one a GPU' if gpus else 'on CPUs'}"
+    )
+    return strategy, description
+
+
+def _tpu(name: str, zone: str | None, project: str | None) -> Made:
+    """The TPU of this machine, or a slice that this one process drives.
+
+    Connecting comes first: it drops what TensorFlow knows of devices. Initializing clears the
+    memory of the TPU, so both come before anything is put there.
+    """
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+            tpu=name, zone=zone, project=project
+        )
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    # Any: looking a slice up by name raises errors of packages that need not be installed.
+    except Exception as error:
+        raise UsageError(_tpu_trouble(name, error)) from error
+    strategy = tf.distribute.TPUStrategy(resolver)
+    hosts = strategy.extended.num_hosts
+    return strategy, f"{strategy.num_replicas_in_sync} replicas on TPU {name}, {hosts} host(s)"
+
+
+def _tpu_trouble(name: str, error: Exception) -> str:
+    if "No OpKernel was registered" in str(error):
+        return (
+            "--strategy=tpu: this TensorFlow is a build without TPU support; on the TPU machine "
+            "install the extra tpu into an empty environment: pip install -e '.[tpu]'"
+        )
+    mend = (
+        "run on a TPU VM, where no other process holds the TPU"
+        if name == "local"
+        else "check its name, --tpu_zone and --tpu_project; look-up by name needs the package "
+        "cloud-tpu-client"
+    )
+    # Above the reason TensorFlow puts where in a graph it happened.
+    lines = [line for line in str(error).splitlines() if line and not _NO_REASON.match(line)]
+    reason = lines[0].strip() if lines else type(error).__name__
+    return f"--strategy=tpu finds no TPU ({name}): {reason}; {mend}"
+
+
+def check_paths(name: str, strategy: tf.distribute.Strategy, *paths: str) -> None:
+    """Checks that all hosts of a TPU slice can read and write these files.
+
+    One process drives the slice, but the other hosts open the files too: the input pipelines run
+    there, and checkpoints are written from there.
+
+    Args:
+        name: the strategy's name; only for "tpu" is there anything to check.
+        strategy: the strategy.
+        paths: of data and model directories.
+
+    Raises:
+        UsageError: if the slice has several hosts and a path is not on gs://.
+    """
+    if name != "tpu" or strategy.extended.num_hosts == 1:
+        return
+    for path in paths:
+        if not path.startswith("gs://"):
+            raise UsageError(
+                f"{path} is a path of this machine, and the TPU slice has "
+                f"{strategy.extended.num_hosts} hosts that all open it: use a gs:// path"
+            )
+
+
+def use_xla(jit_compile: str, strategy: tf.distribute.Strategy, precision: str) -> bool:
+    """What --jit_compile ("auto", "on" or "off") means under this strategy.
+
+    Raises:
+        UsageError: for "on" under TPUStrategy.
+    """
+    if jit_compile == "auto":
+        return jit_default(strategy, precision)
+    if jit_compile == "on" and _device_type(strategy) == "TPU":
+        raise UsageError(
+            "--jit_compile=on is not for --strategy=tpu: TPUStrategy compiles the step itself, and "
+            "TensorFlow's TPU builds cannot compile for the host's CPU; leave the flag out"
+        )
+    return jit_compile == "on"
+
+
+def jit_default(strategy: tf.distribute.Strategy, precision: str) -> bool:
+    """Whether --jit_compile=auto compiles forward and backward with XLA: on GPUs, in any precision.
+
+    Not on TPUs: TPUStrategy compiles the whole step itself. Not on CPUs: it takes longer to
+    compile and is not faster.
+    """
+    del precision  # an argument so that a measurement may let it matter without other changes
+    return _device_type(strategy) == "GPU"
+
+
+def _device_type(strategy: tf.distribute.Strategy) -> str:
+    """CPU, GPU or TPU."""
+    return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type

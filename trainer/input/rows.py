@@ -1,0 +1,188 @@
+"""Packed rows from the files of a dataset, read while the training runs.
+
+The order is shuffled twice. Each epoch reads the blocks in another order; so many of them in a row
+as make `BUFFER_ROWS` rows form a buffer, whose rows are shuffled again:
+
+    blocks of an epoch    7 2 | 5 0 | 3 6 | 1 4 | 8      8 is the last one, which may be smaller
+    buffers                 0     1     2     3   4
+    rows in buffer 1      rows of 5 and 0, mixed
+
+So the place in this order of every row, and with it the global batch of step s, follows from
+(seed, s) alone, and a run that starts at any step reads the buffer it needs and none before it.
+All is done by operations of TensorFlow: Python threads would share one lock with the training.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline.dataset import rows as packed_rows
+from data_pipeline.dataset.manifest import Manifest, RowsInfo
+from trainer.input import distribution as batches
+
+BUFFER_ROWS = 4096  # 16 MB of 256 tokens a side; three buffers are in memory at a time
+_READERS = 16  # blocks read at a time: a bucket in the cloud takes long to answer
+
+
+def _permutation(size, seed: int, stream) -> tf.Tensor:
+    """int64 [size], the numbers below `size` in an order that follows from seed and stream."""
+    seeds = tf.stack([tf.constant(seed, tf.int64), tf.cast(stream, tf.int64)])
+    keys = tf.random.stateless_uniform(
+        tf.reshape(size, [1]), seeds, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    )
+    return tf.cast(tf.argsort(keys, stable=True), tf.int64)
+
+
+@dataclass(frozen=True)
+class StreamedData:
+    """The training split in batches of one static shape, from files of packed rows.
+
+    Attributes:
+        manifest: of the dataset.
+        info: of its packed rows.
+        batch_rows: rows of a global batch.
+        seed: decides the order.
+        skip_corrupt: make the rows of a damaged block empty instead of stopping.
+        buffer_rows: rows that are shuffled together.
+    """
+
+    manifest: Manifest
+    info: RowsInfo
+    batch_rows: int
+    seed: int
+    skip_corrupt: bool = False
+    buffer_rows: int = BUFFER_ROWS
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Rows and tokens a side of the global batches."""
+        return [(self.batch_rows, self.info.row_length)]
+
+    @property
+    def origin(self) -> str:
+        """Where the rows come from, for people."""
+        return f"{self.info.rows:,} packed rows, read from {len(self.info.files)} files as needed"
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return max(1, round(self.info.rows / self.batch_rows))
+
+    def fill_rate(self) -> float:
+        """Share of positions in the rows, both sides together, that are not padding."""
+        return self.info.fill_rate
+
+    def left_out(self) -> int:
+        """Sentence pairs that are longer than a row."""
+        return self.info.left_out
+
+    def dataset(self, first_step: int, replicas: int = 1, first: int = 0, local: int = 1):
+        """Batches from `first_step` on, without end; see
+        `trainer.input.memory.TrainingData.dataset`."""
+        size = self.batch_rows // replicas
+        first_position = first_step * self.batch_rows
+
+        @tf.autograph.experimental.do_not_convert
+        def rows_of_buffer(number):
+            """This worker's rows of a buffer, in order: `FEATURES`, int32 [n, L], n may be 0."""
+            epoch, buffer = number // self._buffers, number % self._buffers
+            begin = buffer * self._buffer_rows
+            count = tf.minimum(self.info.rows - begin, self._buffer_rows)
+            places = tf.range(count)
+            positions = epoch * self.info.rows + begin + places
+            part = positions % self.batch_rows // size
+            mine = (positions >= first_position) & (part >= first) & (part < first + local)
+            order = tf.boolean_mask(_permutation(count, self.seed, number), mine)
+            records = tf.map_fn(
+                self._read_block,
+                self._blocks(epoch, buffer),
+                parallel_iterations=_READERS,
+                fn_output_signature=tf.TensorSpec([self.info.block_rows], tf.string),
+            )
+            # The smaller block is the last one, so what it lacks stands at the end.
+            records = tf.gather(tf.reshape(records, [-1]), order)
+            return packed_rows.parse(records, self.info.row_length, self.info.token_dtype)
+
+        buffers = tf.data.Dataset.counter(self._buffer_of(first_position), dtype=tf.int64)
+        # One buffer is read while another is used up.
+        rows = buffers.map(rows_of_buffer, num_parallel_calls=1).prefetch(1)
+        return batches.endless(rows.rebatch(size, drop_remainder=True).prefetch(2 * local))
+
+    def distribute(self, strategy: tf.distribute.Strategy, first_step: int):
+        """A distributed iterator that starts with the batch of `first_step`."""
+        return batches.distribute(self, strategy, first_step)
+
+    def check(self, step: int, steps: int = 1) -> None:
+        """Reads again what `steps` batches from `step` on are made of, after a failure.
+
+        Raises:
+            UsageError: a block there is missing or damaged; it says which one.
+        """
+        buffer = self._buffer_of(step * self.batch_rows)
+        # With the next ones: a batch may lie in several, and may have been read ahead.
+        after = self._buffer_of((step + steps + 1) * self.batch_rows) + 2
+        for number in tf.range(buffer, after, dtype=tf.int64):
+            for block in self._blocks(number // self._buffers, number % self._buffers).numpy():
+                packed_rows.read_block(self.manifest, self.info, int(block))
+
+    @property
+    def _buffer_rows(self) -> int:
+        return max(1, self.buffer_rows // self.info.block_rows) * self.info.block_rows
+
+    @property
+    def _buffers(self) -> int:
+        """Buffers an epoch."""
+        return -(-self.info.rows // self._buffer_rows)
+
+    def _buffer_of(self, position: int) -> int:
+        """The buffer, counted over all epochs, that holds a position of the endless order."""
+        epoch, place = divmod(position, self.info.rows)
+        return epoch * self._buffers + place // self._buffer_rows
+
+    def _blocks(self, epoch, buffer) -> tf.Tensor:
+        """int64 [n], the blocks of a buffer; a last block with fewer rows is the epoch's last."""
+        full = self.info.rows // self.info.block_rows
+        blocks = _permutation(full, self.seed, -1 - epoch)  # another stream than the buffers'
+        if full * self.info.block_rows < self.info.rows:
+            blocks = tf.concat([blocks, [full]], axis=0)
+        size = self._buffer_rows // self.info.block_rows
+        return blocks[buffer * size : (buffer + 1) * size]
+
+    def _read_block(self, block) -> tf.Tensor:
+        """string [block_rows], the records of a block; what a smaller block lacks is ""."""
+        info = self.info
+        path, begin, rows = self._find(block)
+        records = packed_rows.read_records(
+            path, begin, rows, info.record_bytes, up_to_damage=self.skip_corrupt
+        )
+        digests = np.frombuffer(bytes.fromhex("".join(info.blocks)), np.uint8)
+        written = tf.constant(digests.reshape(-1, packed_rows.DIGEST_BYTES))[block]
+        found = tf.fingerprint(tf.strings.reduce_join(records)[tf.newaxis])[0]
+        fits = tf.reduce_all(found == written)
+        last = begin + rows * info.record_bytes - 1
+        place = tf.strings.join([path, ", bytes ", tf.as_string(begin), " to ", tf.as_string(last)])
+        if self.skip_corrupt:
+            records = tf.cond(fits, lambda: records, lambda: self._empty(rows, place))
+        else:
+            tf.debugging.Assert(fits, [place])
+        return tf.concat([records, tf.fill([info.block_rows - tf.size(records)], "")], axis=0)
+
+    def _find(self, block) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Path of the block's file, the block's first byte, and how many rows it has."""
+        info = self.info
+        sizes = np.array([file.records for file in info.files], np.int64)
+        ends = np.cumsum(-(-sizes // info.block_rows))  # of each file, in blocks
+        file = tf.searchsorted(tf.constant(ends), block[tf.newaxis], side="right")[0]
+        first = (block - tf.constant([0, *ends[:-1]], tf.int64)[file]) * info.block_rows
+        rows = tf.minimum(tf.constant(sizes)[file] - first, info.block_rows)
+        path = tf.constant([self.manifest.path(file) for file in info.files])[file]
+        return path, first * info.record_bytes, rows
+
+    def _empty(self, rows, place) -> tf.Tensor:
+        """string [rows], records of empty rows; says so on stderr."""
+        record = packed_rows.empty_record(self.info.row_length, self.info.token_dtype)
+        note = tf.print(
+            tf.strings.join(["warning: ", place, " are damaged; their rows are left empty"])
+        )
+        with tf.control_dependencies([note]):
+            return tf.fill([rows], record)

@@ -1,0 +1,215 @@
+"""What is measured, and where it goes: metrics.jsonl, TensorBoard and the console."""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from common.console import error_text, warn
+from common.errors import UsageError
+
+# TensorBoard shows two groups of charts unfolded: these metrics are one, all others the second.
+_QUALITY = ("loss", "nll", "perplexity", "token_accuracy", "bleu", "chrf")
+
+
+def averages(sums: dict[str, float]) -> dict[str, float]:
+    """Metrics per target token from the sums of `Translation.sums`.
+
+    Returns:
+        "loss", "nll" (nats per token), "perplexity", "token_accuracy", and "fill_rate", the
+        share of target positions that are not padding.
+    """
+    tokens = max(sums["tokens"], 1.0)  # there is none where only damaged data was skipped
+    nll = sums["nll"] / tokens
+    return {
+        "loss": sums["loss"] / tokens,
+        "nll": nll,
+        "perplexity": math.exp(min(nll, 100.0)),  # e**100 is a number in JSON, infinity is not
+        "token_accuracy": sums["correct"] / tokens,
+        "fill_rate": sums["tokens"] / sums["positions"],
+    }
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether the better of two values of a metric is the higher one."""
+    return name not in ("loss", "nll", "perplexity")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+class MetricsWriter:
+    """Writes the metrics of a run into its model directory.
+
+    What cannot be written, to a full disk perhaps, costs one warning and does not end the run.
+    Lines of metrics.jsonl wait until there is room again; TensorBoard's points are lost.
+
+    An object store cannot add to an object: every line would send the whole file again. There,
+    metrics.jsonl and TensorBoard's files are written on this machine and go to the model directory
+    when `flush` is called, each of TensorBoard's files once, closed.
+
+    Args:
+        model_dir: gets metrics.jsonl, tensorboard/{train,valid,test} and translations/.
+        step: the step that the run starts at; what metrics.jsonl holds of later steps, which are
+            about to be run again, is removed. TensorBoard's files are only ever added to.
+        active: False for a writer that writes nothing, on workers that are not the chief.
+
+    Raises:
+        UsageError: when metrics.jsonl cannot be read, or not be written anew.
+    """
+
+    def __init__(self, model_dir: str, step: int, *, active: bool = True):
+        self._active = active
+        self._model_dir = model_dir
+        self._path = os.path.join(model_dir, "metrics.jsonl")
+        self._spool: tempfile.TemporaryDirectory | None = None
+        self._writers: dict[str, Any] = {}
+        self._warned = False
+        self._waiting: list[str] = []  # lines that are not written yet
+        self._torn = False  # the file may end in one of them, or in half of it
+        self._unsent = False
+        if active:
+            remote = self._path
+            if "://" in model_dir:
+                self._spool = tempfile.TemporaryDirectory(prefix="metrics-")
+                self._path = os.path.join(self._spool.name, "metrics.jsonl")
+            try:
+                if self._spool and tf.io.gfile.exists(remote):
+                    tf.io.gfile.copy(remote, self._path)
+                # Test scores stand at the end of a run, which is still to come.
+                self._keep(lambda line: line["step"] <= step and line["split"] != "test")
+            except tf.errors.OpError as error:
+                raise UsageError(f"{remote} cannot be written: {error_text(error)}") from error
+        self._boards = os.path.join(self._spool.name if self._spool else model_dir, "tensorboard")
+
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Removes lines from metrics.jsonl; half a line at its end too, as a killed run leaves."""
+        if not tf.io.gfile.exists(self._path):
+            return
+        with tf.io.gfile.GFile(self._path) as file:
+            text = file.read()
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        kept = "".join(
+            line for number, line in enumerate(lines, start=1) if wanted(self._parse(line, number))
+        )
+        if kept == text:
+            return
+        temporary = f"{self._path}.incomplete"
+        with tf.io.gfile.GFile(temporary, "w") as file:
+            file.write(kept)
+        tf.io.gfile.rename(temporary, self._path, overwrite=True)
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            if not self._warned:
+                warn(
+                    f"metrics cannot be written to {self._model_dir}: {error_text(error)}; "
+                    "training goes on, and this is said once"
+                )
+            self._warned = True
+
+    def _parse(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise UsageError(
+                f"{self._path}, line {number} is not JSON ({error}); delete the line"
+            ) from error
+
+    def _writer(self, split: str):
+        if split not in self._writers:
+            self._writers[split] = tf.summary.create_file_writer(
+                os.path.join(self._boards, split), flush_millis=30_000
+            )
+        return self._writers[split]
+
+    def write(self, split: str, step: int, metrics: dict[str, Any]) -> None:
+        """Adds one line to metrics.jsonl, and the numbers in it to TensorBoard."""
+        if not self._active:
+            return
+        line = {"step": step, "time": round(time.time(), 3), "split": split, **metrics}
+        self._waiting.append(json.dumps(line))
+        self._write_waiting()
+        with self._tolerant(), self._writer(split).as_default(step=step):
+            for name, value in metrics.items():
+                if isinstance(value, int | float):
+                    group = "quality" if name in _QUALITY else "training"
+                    tf.summary.scalar(f"{group}/{name}", value)
+
+    def _write_waiting(self) -> None:
+        with self._tolerant():
+            if self._torn:
+                self._keep(lambda line: json.dumps(line) not in self._waiting)
+            while self._waiting:
+                self._torn = True
+                with tf.io.gfile.GFile(self._path, "a") as file:
+                    file.write(self._waiting[0] + "\n")
+                self._torn, self._unsent = False, True
+                del self._waiting[0]
+
+    def text(self, split: str, step: int, name: str, markdown: str) -> None:
+        """Shows a text, in Markdown, under TensorBoard's Text tab."""
+        if not self._active:
+            return
+        with self._tolerant(), self._writer(split).as_default(step=step):
+            tf.summary.text(name, markdown)
+
+    def translations(self, split: str, step: int, lines: list[str]) -> None:
+        """Writes translations/SPLIT-STEP.txt."""
+        if not self._active:
+            return
+        folder = os.path.join(self._model_dir, "translations")
+        with self._tolerant():
+            tf.io.gfile.makedirs(folder)
+            with tf.io.gfile.GFile(os.path.join(folder, f"{split}-{step}.txt"), "w") as file:
+                file.write("".join(f"{line}\n" for line in lines))
+
+    def flush(self) -> None:
+        """Writes what is still held back, so that a run that is killed now has all of it."""
+        self._write_waiting()
+        for writer in self._writers.values():
+            with self._tolerant():
+                writer.close() if self._spool else writer.flush()
+        if self._spool:
+            self._writers.clear()
+            with self._tolerant():
+                self._send()
+
+    def _send(self) -> None:
+        """Moves TensorBoard's files to the model directory, and copies metrics.jsonl there."""
+        for folder, _, names in os.walk(self._boards):
+            remote = os.path.join(
+                self._model_dir, "tensorboard", os.path.relpath(folder, self._boards)
+            )
+            for name in names:
+                path = os.path.join(folder, name)
+                tf.io.gfile.copy(path, os.path.join(remote, name), overwrite=True)
+                os.remove(path)
+        if self._unsent:
+            remote = os.path.join(self._model_dir, "metrics.jsonl")
+            tf.io.gfile.copy(self._path, remote, overwrite=True)
+            self._unsent = False
+
+
+def translations_table(rows: list[tuple[str, str, str]]) -> str:
+    """A Markdown table of (source, reference, translation)."""
+
+    def cell(text: str) -> str:
+        return text.replace("|", "\\|")
+
+    lines = ["| source | reference | translation |", "|---|---|---|"]
+    lines += ["| " + " | ".join(cell(text) for text in row) + " |" for row in rows]
+    return "\n".join(lines)
