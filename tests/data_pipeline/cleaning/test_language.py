@@ -131,8 +131,8 @@ def test_language_filter_looks_at_what_is_left(model):
     assert model.asked == [source[0], target[0], source[1]]
 
 
+@pytest.mark.langid
 def test_real_identifier():
-    pytest.importorskip("py3langid")
     rules = CleaningRules("en", "de", 250, 9.0, (*DEFAULT_FILTERS, "language"))
     source = [
         "A man in an orange hat is starring at something.",

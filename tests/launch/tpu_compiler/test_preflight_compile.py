@@ -12,7 +12,6 @@ from configs import schema, transformer_tiny
 from launch.tpu_compiler import chips, compiler, predict, programs
 from trainer.tasks.translation import Translation
 
-pytest.importorskip("libtpu", reason="the extra preflight is not installed")
 pytestmark = [pytest.mark.preflight, pytest.mark.timeout(1200)]
 
 VOCAB, LENGTH = 512, 64

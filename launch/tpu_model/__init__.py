@@ -1,1 +1,0 @@
-"""A Cloud TPU without one: its compiler, its figures, and what follows from both."""
