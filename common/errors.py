@@ -7,6 +7,12 @@ from absl import app, flags
 
 from common.files import passing_errors
 
+# Exit codes of every command. A supervisor starts a command again on EXIT_RETRY and EXIT_STOPPED.
+EXIT_DONE = 0
+EXIT_RETRY = 1  # another worker or the storage failed, or there is a bug
+EXIT_USAGE = 2  # bad usage or bad input: no new start can help
+EXIT_STOPPED = 42  # stopped on request, and everything is saved
+
 
 class UsageError(ValueError):
     """Bad usage or bad input, told in one line: what is wrong, where, and how to mend it."""
@@ -45,4 +51,4 @@ def no_arguments(argv: list[str]) -> None:
 
 def _fail(message: str) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(EXIT_USAGE)
