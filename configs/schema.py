@@ -65,8 +65,8 @@ class OptimizerConfig:
     and Stern 2018; hardly any memory, no momentum, does not use the betas and `epsilon`)."""
     schedule: str = "inverse_sqrt"
     """After the linear warm-up to `learning_rate`: "inverse_sqrt" falls with 1/sqrt(step) (the
-    paper's, also called Noam), "cosine" and "linear" fall to 0 at `train.steps`, "constant"
-    stays."""
+    paper's, also called Noam), "cosine" and "linear" fall to 0, which they reach after the last of
+    `train.steps`, "constant" stays."""
     learning_rate: float = 7e-4
     """The peak, reached after `warmup_steps`. The paper's base model peaks at 7e-4:
     512**-0.5 * 4000**-0.5. Adafactor's is relative to the size of the weights: 1e-2 is usual."""

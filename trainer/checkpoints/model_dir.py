@@ -175,8 +175,8 @@ def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
         new.config.optimizer.schedule in ("cosine", "linear")
     ):
         print(
-            f"warning: the learning rate falls to 0 at step {new.config.train.steps:,} now, it was "
-            f"{old.config.train.steps:,}: it jumps",
+            f"warning: the learning rate falls to 0 after step {new.config.train.steps:,} now, and "
+            f"after {old.config.train.steps:,} before: it jumps",
             file=sys.stderr,
         )
     if differences:

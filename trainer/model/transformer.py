@@ -10,6 +10,7 @@ import tensorflow as tf
 from trainer.model import positions
 from trainer.model.attention import dense
 from trainer.model.dropout import Dropout, number_dropouts
+from trainer.model.embeddings import float32_logits, token_embedding
 from trainer.model.layers import DecoderLayer, EncoderLayer, layer_norm
 
 
@@ -44,11 +45,11 @@ class Transformer(keras.Model):
         self.config = config
         self.target_vocab_size = target_vocab_size
         self.bos_id = bos_id
-        self.target_embedding = self._embedding("target_embedding", target_vocab_size)
+        self.target_embedding = token_embedding(target_vocab_size, config.width, "target_embedding")
         self.source_embedding = (
             self.target_embedding
             if shared
-            else self._embedding("source_embedding", source_vocab_size)
+            else token_embedding(source_vocab_size, config.width, "source_embedding")
         )
         self.softmax = (
             dense(config.width, target_vocab_size, use_bias=False, name="softmax")
@@ -75,14 +76,6 @@ class Transformer(keras.Model):
         )
         number_dropouts(self)
         self.built = True
-
-    def _embedding(self, name: str, vocab_size: int) -> keras.layers.Embedding:
-        initializer = keras.initializers.RandomNormal(stddev=self.config.width**-0.5)
-        layer = keras.layers.Embedding(
-            vocab_size, self.config.width, embeddings_initializer=initializer, name=name
-        )
-        layer.build([None])
-        return layer
 
     def call(self, source, source_segments, target, target_segments, rng=None):
         """Logits of each target token given the source and the target tokens before it.
@@ -171,9 +164,7 @@ class Transformer(keras.Model):
         if self.decoder_norm is not None:
             x = self.decoder_norm(x)
         if self.softmax is not None:
-            return tf.cast(self.softmax(x), tf.float32)
+            kernel = tf.cast(self.softmax.kernel, x.dtype)  # [D, V]
+            return float32_logits(x, kernel, transposed=False)  # [B, T, V]
         table = tf.cast(self.target_embedding.embeddings, x.dtype)  # [V, D]
-        flat = tf.reshape(x, [-1, self.config.width])  # [B * T, D]
-        logits = tf.matmul(flat, table, transpose_b=True)  # [B * T, V]
-        shape = [tf.shape(x)[0], tf.shape(x)[1], self.target_vocab_size]
-        return tf.cast(tf.reshape(logits, shape), tf.float32)  # [B, T, V]
+        return float32_logits(x, table, transposed=True)  # [B, T, V]

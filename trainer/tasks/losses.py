@@ -24,10 +24,14 @@ def token_sums(
         (right guesses) and "tokens" (the sum of the weights).
     """
     nll, loss, target_logits = _cross_entropies(logits, targets, label_smoothing)  # [B, T] each
-    # Right when no other logit reaches the target's. XLA turns this count into vector code, which
-    # an argmax over V does not become on a CPU.
-    reached = tf.cast(logits >= target_logits[..., tf.newaxis], tf.float32)  # [B, T, V]
-    correct = tf.cast(tf.reduce_sum(reached, axis=-1) == 1.0, tf.float32)  # [B, T]
+    # Right when the target is the argmax: no logit before it is as high, and none after it is
+    # higher. XLA turns this count into vector code, which an argmax does not become on a CPU.
+    vocab_size = tf.shape(logits)[-1]
+    is_before = tf.range(vocab_size) < targets[..., tf.newaxis]  # [B, T, V]
+    highest = target_logits[..., tf.newaxis]
+    beaten = tf.where(is_before, highest > logits, highest >= logits)  # [B, T, V]
+    beaten = tf.reduce_sum(tf.cast(beaten, tf.float32), axis=-1)  # [B, T]
+    correct = tf.cast(beaten == tf.cast(vocab_size, tf.float32), tf.float32)  # [B, T]
     return {
         "loss": tf.reduce_sum(loss * weights),
         "nll": tf.reduce_sum(nll * weights),

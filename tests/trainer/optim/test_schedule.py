@@ -40,17 +40,29 @@ def test_inverse_sqrt_is_the_papers():
 
 
 def test_cosine():
-    """From the peak at the end of the warm-up, by quarters of the rest, to nothing at the end."""
-    quarters = [0.5 * (1 + math.cos(math.pi * part)) / 2 for part in (0, 0.25, 0.5, 0.75)]
-    result = rates("cosine", 24, 4, [3, 8, 13, 18, 23])
-    assert result[:4] == pytest.approx(quarters, rel=1e-6)
-    assert result[4] == pytest.approx(0, abs=1e-9)
+    """From the peak at the end of the warm-up, by quarters of the rest, to 0 after the last step.
+
+    With 23 steps, of which 4 warm up, the 24th would be the first with a rate of 0.
+    """
+    quarters = [0.5 * (1 + math.cos(math.pi * part)) / 2 for part in (0, 0.25, 0.5, 0.75, 0.95)]
+    result = rates("cosine", 23, 4, [3, 8, 13, 18, 22, 23])
+    assert result[:5] == pytest.approx(quarters, rel=1e-5)
+    assert result[5] == pytest.approx(0, abs=1e-9)
 
 
 def test_linear():
-    result = rates("linear", 24, 4, [3, 8, 13, 18, 22, 23])
+    result = rates("linear", 23, 4, [3, 8, 13, 18, 22, 23])
     assert result[:5] == pytest.approx([0.5, 0.375, 0.25, 0.125, 0.025], rel=1e-5)
     assert result[5] == 0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("warmup", [0, 4, 19, 20])
+def test_the_last_step_trains(schedule, warmup):
+    """Its rate is above 0; the next one's is 0, and stays there."""
+    last, after, later = rates(schedule, 20, warmup, [19, 20, 99])
+    assert last > 1e-3
+    assert (after, later) == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9))
 
 
 def test_constant():
@@ -61,8 +73,8 @@ def test_constant():
     ("schedule", "second"),
     [
         ("inverse_sqrt", 0.5 * 2**-0.5),
-        ("cosine", 0.25 * (1 + math.cos(math.pi / 9))),
-        ("linear", 0.5 * 8 / 9),
+        ("cosine", 0.25 * (1 + math.cos(math.pi / 10))),
+        ("linear", 0.5 * 9 / 10),
         ("constant", 0.5),
     ],
 )

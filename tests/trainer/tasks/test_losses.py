@@ -51,6 +51,30 @@ def test_equals_the_written_out_sums(batch, smoothing):
     assert wanted["correct"] >= 2
 
 
+def test_a_tie_counts_as_the_argmax_does():
+    """Of equal logits the first is the guess, as NumPy's and TensorFlow's argmax have it."""
+    logits = np.array([[[1, 3, 3, 0], [3, 1, 3, 3], [2, 2, 2, 2], [0, 1, 2, 3]]], np.float32)
+    for target in range(4):
+        targets = np.full([1, 4], target, np.int32)
+        sums = token_sums(logits, targets, np.ones([1, 4], np.float32), 0.0)
+        assert float(sums["correct"]) == (logits.argmax(-1) == target).sum()
+    by_position = [
+        float(token_sums(logits, np.full([1, 4], 0, np.int32), weights, 0.0)["correct"])
+        for weights in np.eye(4, dtype=np.float32)[:, np.newaxis]
+    ]
+    assert by_position == [0, 1, 1, 0]
+
+
+def test_no_guess_is_right_where_logits_are_not_numbers():
+    sums = token_sums(
+        np.full([1, 2, 4], np.nan, np.float32),
+        np.array([[0, 3]], np.int32),
+        np.ones([1, 2], np.float32),
+        0.0,
+    )
+    assert float(sums["correct"]) == 0
+
+
 def test_no_smoothing_is_sparse_cross_entropy(batch):
     logits, targets, weights = batch
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
