@@ -12,15 +12,13 @@ Exit codes: 0 everything compiles and fits; 2 bad usage; 3 something does not co
 """
 
 import json
-import os
 import time
 
 from absl import flags
-from ml_collections import config_flags
 
 import trainer
 from common.errors import UsageError, no_arguments, run_app
-from configs import schema
+from configs import flags as config_flags
 from data_pipeline.dataset.manifest import load_manifest
 from launch.tpu_compiler import chips, compiler, report, run
 from launch.tpu_compiler.run import PROGRAMS
@@ -33,7 +31,6 @@ _DECODE_ON_HOST = (
 _BUCKETS = "note: batching is bucketed, and only the longest bucket was compiled"
 _EMPTY = "note: positions, not tokens: multiply by the fill rate of your rows"
 
-FLAGS = flags.FLAGS
 _TPU = flags.DEFINE_string("tpu", None, "Accelerator type, such as v5e-8, v4-8, v5p-8 or v6e-8.")
 _PRECISION = flags.DEFINE_enum(
     "precision", "mixed_bfloat16", ["float32", "mixed_bfloat16"], "Dtype policy."
@@ -56,41 +53,10 @@ _USD = flags.DEFINE_float(
 )
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with a one-line error for a configuration field that does not exist."""
-    try:
-        config_flags.DEFINE_config_file(
-            "config", None, "File with get_config(); configs/schema.py lists the fields."
-        )
-        return FLAGS(argv)
-    except KeyError as error:  # what ml_collections raises
-        message = f"--config: {error.args[0]}; configs/schema.py lists the fields"
-        raise UsageError(message) from error
-    except SyntaxError as error:
-        raise UsageError(f"--config: {error.filename} is not Python: {error}") from error
-
-
-def _config() -> tuple[str, schema.Config]:
-    config = FLAGS.config
-    if config is None:
-        raise UsageError("give --config=FILE, such as --config=configs/transformer_base.py")
-    path = config_flags.get_config_filename(FLAGS["config"])
-    if not isinstance(config, schema.Config):
-        raise UsageError(
-            f"--config={path}: no such file, or its get_config() does not return a "
-            "configs.schema.Config"
-        )
-    try:
-        schema.validate(config)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return os.path.splitext(os.path.basename(path))[0], config
-
-
 def main(argv: list[str]) -> int:
     """Flags to report."""
     no_arguments(argv)
-    name, config = _config()
+    name, config = config_flags.read()
     if not _TPU.value:
         raise UsageError("give --tpu=TYPE, such as --tpu=v5e-8")
     tpu = chips.parse(_TPU.value)
@@ -127,4 +93,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_app(main, parse_flags)
+    run_app(main, config_flags.parse)

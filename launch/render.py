@@ -18,9 +18,9 @@ import shlex
 
 import yaml
 from absl import flags
-from ml_collections import config_flags
 
 from common.errors import UsageError, run_app
+from configs import flags as config_flags
 from configs import schema
 from launch.cloud import slices
 from launch.clusters import manifests as clusters
@@ -67,21 +67,10 @@ def read_config(trainer_flags: list[str]) -> schema.Config:
     Raises:
         UsageError: if it is not valid.
     """
-    own = flags.FlagValues()
     wanted = [flag for flag in trainer_flags if re.match(r"--?config[.=]", flag)]
-    try:
-        config_flags.DEFINE_config_file("config", "configs/demo.py", flag_values=own)
-        own(["trainer", *wanted])
-        config = own.config
-    except (KeyError, SyntaxError, flags.Error) as error:
-        raise UsageError(f"--config after --: {error.args[0]}") from error
-    if not isinstance(config, schema.Config):
-        raise UsageError("--config after --: no such file, or it gives no configs.schema.Config")
-    try:
-        schema.validate(config)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return config
+    own = flags.FlagValues()
+    config_flags.parse(["trainer.main", *wanted], config_flags.DEMO_FILE, own)
+    return config_flags.read(own)[1]
 
 
 def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:

@@ -13,7 +13,7 @@ from configs import schema
 FILES = sorted(
     path.stem
     for path in Path(configs.schema.__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "schema")
+    if path.stem not in ("__init__", "flags", "schema")
 )
 
 

@@ -25,7 +25,7 @@ CONFIG = {
 # The command, with a compiler that takes no time and finds that nothing fits.
 _PATCHED = """
 import runpy, sys
-from launch.tpu_model import compiler
+from launch.tpu_compiler import compiler
 compiler.check_installed = lambda: None
 compiler.compile_program = lambda *_, **__: compiler.Compiled(error="too large", needs=2**40)
 sys.argv[0] = "preflight.py"

@@ -1,0 +1,79 @@
+"""The flag --config of every command: how it is parsed, and what its errors say."""
+
+import os
+
+from absl import flags
+from ml_collections import config_flags
+
+from common.errors import UsageError
+from configs import schema
+
+DEMO_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo.py")
+
+# The smallest model that learns something, for tests and for benchmarks of what surrounds it.
+SMALL_MODEL = (
+    "--config.model.width=32",
+    "--config.model.feed_forward=64",
+    "--config.model.heads=2",
+    "--config.model.encoder_layers=1",
+    "--config.model.decoder_layers=1",
+    "--config.data.row_length=64",
+)
+
+
+def parse(
+    argv: list[str], default: str | None = None, values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
+    """Parse a command line with --config and --config.FIELD among its flags.
+
+    Args:
+        argv: the program's name, and its arguments.
+        default: configuration file of a command line without --config.
+        values: the defined flags, to which --config is added.
+
+    Returns:
+        The arguments that are not flags, the program's name first.
+
+    Raises:
+        UsageError: if the configuration has no such field, or its file is not Python.
+        absl.flags.Error: if another flag is wrong.
+    """
+    try:
+        # Defined here and not at import, because ml_collections reads the overrides already here.
+        config_flags.DEFINE_config_file(
+            "config",
+            default,
+            "Python file with get_config(). Set single fields with --config.GROUP.FIELD=VALUE; "
+            "configs/schema.py lists them.",
+            flag_values=values,
+            sys_argv=argv,
+        )
+        return values(argv)
+    except KeyError as error:  # what ml_collections raises for an unknown field
+        message = f"--config: {error.args[0]}; configs/schema.py lists the fields"
+        raise UsageError(message) from error
+    except SyntaxError as error:
+        raise UsageError(f"--config: {error.filename} is not Python: {error}") from error
+
+
+def read(values: flags.FlagValues = flags.FLAGS) -> tuple[str, schema.Config]:
+    """Return the name and the configuration that `parse` found.
+
+    The name is that of the file, without its directory and ".py".
+
+    Raises:
+        UsageError: if there is no configuration, or one of its fields is not valid.
+    """
+    config = values.config
+    if config is None:
+        raise UsageError("give --config=FILE, such as --config=configs/transformer_base.py")
+    path = config_flags.get_config_filename(values["config"])
+    if not os.path.isfile(path):
+        raise UsageError(f"--config={path}: no such file")
+    if not isinstance(config, schema.Config):
+        raise UsageError(f"--config={path}: its get_config() returns no configs.schema.Config")
+    try:
+        schema.validate(config)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return os.path.splitext(os.path.basename(path))[0], config
