@@ -1,7 +1,7 @@
 """How fast does training go, next to PyTorch and to Keras' fit, on one corpus and one machine?
 
     python -m benchmarks.train_throughput --data_dir=DATA --model=tiny --precision=float32
-    python -m benchmarks.train_throughput --data_dir=DATA --model=base \
+    python -m benchmarks.train_throughput --data_dir=DATA --model=base \\
         --precision=mixed_bfloat16 --seconds=60 --rounds=3
 
 All contenders train a Transformer of the same size on the same sentence pairs, batches of about as
@@ -173,4 +173,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    run_app(main, result_on_stdout=True)

@@ -1,50 +1,70 @@
-"""One way to say "your input is wrong": a single line and exit code 2."""
+"""Exit codes, and how every command ends: bad input is one line and code 2."""
 
 import sys
 from collections.abc import Callable
 
 from absl import app, flags
 
-from common.files import passing_errors
+from common import console
 
 # Exit codes of every command. A supervisor starts a command again on EXIT_RETRY and EXIT_STOPPED.
 EXIT_DONE = 0
 EXIT_RETRY = 1  # another worker or the storage failed, or there is a bug
 EXIT_USAGE = 2  # bad usage or bad input: no new start can help
 EXIT_STOPPED = 42  # stopped on request, and everything is saved
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE: nobody reads the result any more
 
 
 class UsageError(ValueError):
     """Bad usage or bad input, told in one line: what is wrong, where, and how to mend it."""
 
 
-def run_app(main: Callable[[list[str]], int | None], parse: Callable = flags.FLAGS) -> None:
-    """Runs `main(argv)` under absl; `UsageError` and bad flags become one line and exit code 2.
+def run_app(
+    main: Callable[[list[str]], int | None],
+    parse: Callable = flags.FLAGS,
+    *,
+    result_on_stdout: bool = False,
+) -> None:
+    """Run `main(argv)` under absl and end the process.
 
-    An outage of the storage becomes one line and exit code 1: it may be over at the next start.
+    `UsageError`, bad flags and standard streams that fail become one line and code 2. An outage of
+    the storage becomes one line and code 1: it may be over at the next start.
 
     Args:
-        main: gets the arguments that are not flags, the program's name first; returns the
-            exit code, or None for 0.
-        parse: turns the command line into what `main` gets. A command whose unknown flags
-            belong to somebody else, such as Beam, brings its own.
+        main: gets the arguments that are not flags, the program's name first; returns the exit
+            code, or None for 0.
+        parse: turns the command line into what `main` gets. A command whose unknown flags belong
+            to somebody else, such as Beam, brings its own.
+        result_on_stdout: whether standard output is what the command is for. If not, it is a job
+            that goes on when its messages cannot be written.
     """
+    console.guard_streams(result_on_stdout)
     try:
-        app.run(main, flags_parser=parse)
+        try:
+            app.run(main, flags_parser=parse)
+        finally:
+            sys.stdout.flush()
+    except console.StreamError as error:
+        if error.closed_pipe:
+            sys.exit(EXIT_CLOSED_PIPE)
+        _fail(str(error))
     except flags.Error as error:
         _fail(f"{error} (--help lists the flags)")
     except UsageError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell reports SIGINT
+        sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
+        from common.files import passing_errors  # which imports this module
+
         if "tensorflow" in sys.modules and isinstance(error, passing_errors()):
-            sys.exit(f"error: {' '.join(str(error).split())}; start again")
+            sys.exit(f"error: {console.error_text(error)}; start again")
         raise
 
 
 def no_arguments(argv: list[str]) -> None:
-    """Raises `UsageError` if there is an argument besides the flags."""
+    """Raise `UsageError` if there is an argument besides the flags."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
 

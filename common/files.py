@@ -1,4 +1,4 @@
-"""Small file helpers for local and remote (`gs://`) paths alike."""
+"""Helpers for files, local and remote (`gs://`) alike."""
 
 import contextlib
 import hashlib
@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from common.console import error_text
+from common.errors import UsageError
+
 _BLOCK_BYTES = 1 << 20
 _TEMPORARY = "_incomplete-"
 _ATTEMPTS = 6
@@ -17,15 +20,17 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds
 
 
 def passing_errors() -> tuple[type[Exception], ...]:
-    """Errors of storage that may be gone at the next start: TensorFlow's, for a gs:// that does not
-    answer, after it has tried ten times."""
+    """Return the errors of storage that may be gone at the next start.
+
+    TensorFlow raises them for a gs:// that does not answer, after it has tried ten times.
+    """
     from tensorflow import errors
 
     return errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError
 
 
 class _RawFile(io.RawIOBase):
-    """A file of `tf.io.gfile` as Python's io classes want it."""
+    """Adapt a file of `tf.io.gfile` to Python's io classes."""
 
     def __init__(self, path: str):
         from tensorflow.io import gfile
@@ -46,21 +51,16 @@ class _RawFile(io.RawIOBase):
 
 
 def open_binary(path: str) -> io.BufferedReader:
-    """Opens a file for reading bytes.
+    """Open a file for reading bytes.
 
-    Unlike GFile, whose readline takes away every carriage return, it gives the lines as they are.
-
-    Args:
-        path: the file, local or remote.
-
-    Returns:
-        A reader, to be closed. Reading raises `tf.errors.OpError` if the file cannot be read.
+    GFile's own readline drops every carriage return; this reader gives the lines as they are.
+    The caller closes it. Reading raises `tf.errors.OpError` if the file cannot be read.
     """
     return io.BufferedReader(_RawFile(path), _BLOCK_BYTES)
 
 
 def sha256(path: str) -> str:
-    """Returns the SHA-256 of a file's bytes as a hexadecimal string."""
+    """Return the SHA-256 of a file's bytes as a hexadecimal string."""
     from tensorflow.io import gfile
 
     digest = hashlib.sha256()
@@ -71,58 +71,105 @@ def sha256(path: str) -> str:
 
 
 def read_bytes(path: str) -> bytes:
-    """Returns the content of a file."""
+    """Return the content of a file."""
     from tensorflow.io import gfile
 
     with gfile.GFile(path, "rb") as file:
         return file.read()
 
 
-def write_bytes(path: str, content: bytes) -> None:
-    """Writes a file under a temporary name beside `path` and renames it."""
+def write_bytes(path: str, content: bytes, *, alone: bool = False) -> None:
+    """Write a file under a temporary name beside `path`, then rename it.
+
+    Args:
+        path: the file; what is there is replaced.
+        content: its bytes.
+        alone: whether no other process writes this file. The temporary name is then always
+            PATH.incomplete, so that the next start overwrites what a killed process has left.
+    """
     from tensorflow.io import gfile
 
-    temporary = temporary_name(path)
+    temporary = f"{path}.incomplete" if alone else temporary_name(path)
     with gfile.GFile(temporary, "wb") as file:
         file.write(content)
     gfile.rename(temporary, path, overwrite=True)
 
 
 def write_json(path: str, value: Any) -> None:
-    """Writes `value` as JSON, as `write_bytes` does."""
+    """Write `value` as JSON, as `write_bytes` does."""
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
+def check_output(path: str, flag: str) -> None:
+    """Check early that `write_output` can write a file that the user has named.
+
+    Args:
+        path: the file.
+        flag: that names it, for the message.
+
+    Raises:
+        UsageError: when `path` is a directory, or its own directory does not exist.
+    """
+    from tensorflow.io import gfile
+
+    if gfile.isdir(path):
+        raise UsageError(f"--{flag}={path} is a directory; name a file")
+    if "://" not in path and not os.path.isdir(os.path.dirname(path) or "."):
+        raise UsageError(f"--{flag}={path}: its directory does not exist; make it first")
+
+
+def write_output(path: str, content: bytes, flag: str) -> None:
+    """Write a file that the user has named, as `write_bytes` does.
+
+    A device or a pipe is not replaced, but written to.
+
+    Raises:
+        UsageError: when it cannot be written.
+    """
+    from tensorflow import errors
+
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "wb") as file:
+                file.write(content)
+        else:
+            write_bytes(path, content)
+    except passing_errors():
+        raise
+    except (OSError, errors.OpError) as error:
+        raise UsageError(f"--{flag}={path} cannot be written: {error_text(error)}") from error
+
+
 def read_json(path: str) -> Any:
-    """Returns the value of a JSON file."""
+    """Return the value of a JSON file."""
     return json.loads(read_bytes(path).decode("utf-8"))
 
 
 def temporary_name(path: str) -> str:
-    """Returns a name beside `path` for a file that is being written.
+    """Return a name beside `path` for a file that is being written.
 
-    A Beam runner may run the same work twice at a time, so the name is different on every call.
+    The name is different on every call: a Beam runner may run the same work twice at a time.
     """
     directory, name = os.path.split(path)
     return os.path.join(directory, f"{_TEMPORARY}{os.urandom(6).hex()}-{name}")
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file's name is one of `temporary_name`."""
+    """Return whether `temporary_name` has given this file name."""
     return name.startswith(_TEMPORARY)
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file or directory."""
+    """Return whether there is such a file or directory."""
     from tensorflow.io import gfile
 
     return gfile.exists(path)
 
 
 def remove(path: str) -> None:
-    """Deletes a file, if there is one.
+    """Delete a file, if there is one.
 
-    On an object store, what was deleted while the answer was lost seems to be there for 5 s more.
+    On an object store, a file whose deletion got no answer still seems to exist for 5 s.
     """
     from tensorflow import errors
     from tensorflow.io import gfile
@@ -132,10 +179,10 @@ def remove(path: str) -> None:
 
 
 def remove_tree(directory: str) -> None:
-    """Deletes a directory with all that is in it, if there is one.
+    """Delete a directory and everything in it, if there is one.
 
-    `gfile.rmtree` does not do on an object store: where a single request fails it says that there
-    is no such directory, or says nothing and leaves files behind.
+    `gfile.rmtree` is not enough on an object store: when a single request fails, it reports that
+    there is no such directory, or reports nothing and leaves files behind.
     """
     from tensorflow import errors
     from tensorflow.io import gfile
@@ -154,43 +201,40 @@ def remove_tree(directory: str) -> None:
 
 
 def read_lines(path: str) -> Iterator[str]:
-    """Yields the lines of a UTF-8 file that this job has written; only "\\n" ends a line."""
+    """Yield the lines of a UTF-8 file that this job has written; only "\\n" ends a line."""
     with open_binary(path) as file:
         for line in file:
             yield line.decode().removesuffix("\n")
 
 
 def join(paths: Sequence[str], path: str) -> None:
-    """Writes the contents of files one after the other."""
+    """Write the contents of `paths`, one after the other, to `path`."""
     from tensorflow.io import gfile
 
     with gfile.GFile(path, "wb") as out:
-        out.write(b"")  # makes the file also if nothing follows
+        out.write(b"")  # creates the file even if nothing follows
         for part in paths:
             out.write(read_bytes(part))
 
 
 def _pause(attempt: int) -> None:
-    """Waits longer after each attempt; at random, so that many workers do not come at once."""
+    """Wait longer after each attempt; at random, so that many workers do not come at once."""
     time.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0))
 
 
 def list_names(directory: str) -> list[str]:
-    """Names in a directory, without a slash at the end.
+    """Return the names in a directory, in any order, without a slash at the end.
 
-    TensorFlow's gs:// client repeats a request that fails, but to tell whether a path is a
-    directory it turns any failure into "no": its `listdir` says of a bucket that does not answer
-    that there is no such directory.
+    TensorFlow's gs:// client repeats a request that fails. But when it looks whether a path is a
+    directory, it takes any failure for "no": its `listdir` says that a bucket which does not answer
+    does not exist.
 
     Args:
-        directory: local or remote.
-
-    Returns:
-        the names, in any order; none if there is no such directory.
+        directory: local or remote; one that does not exist holds no names.
 
     Raises:
-        tf.errors.OpError: it cannot be told what is there. `NotFoundError` if the directory
-            exists and yet cannot be listed.
+        tf.errors.OpError: when the answer is not known. `NotFoundError` if the directory exists
+            but cannot be listed.
     """
     from tensorflow import errors
     from tensorflow.io import gfile
@@ -202,7 +246,7 @@ def list_names(directory: str) -> list[str]:
             # Unlike the listing, this fails where the answer is not known.
             if not exists(directory):
                 return []
-            # On a disk this is no passing thing: a file stands there, say.
+            # On a disk this does not pass: a file of that name stands there, for example.
             if "://" not in directory or attempt == _ATTEMPTS - 1:
                 raise
         _pause(attempt)

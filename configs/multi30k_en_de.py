@@ -1,8 +1,8 @@
 """Multi30k, English to German: a tiny Transformer on 29,000 image captions.
 
-    python -m data_pipeline.main --train=text:train.en.gz,train.de.gz \
-        --valid=text:valid.en.gz,valid.de.gz --test=text:test_2016.en.gz,test_2016.de.gz \
-        --source_lang=en --target_lang=de --vocab_size=8000 --row_length=64 \
+    python -m data_pipeline.main --train=text:train.en.gz,train.de.gz \\
+        --valid=text:valid.en.gz,valid.de.gz --test=text:test_2016.en.gz,test_2016.de.gz \\
+        --source_lang=en --target_lang=de --vocab_size=8000 --row_length=64 \\
         --output_dir=data/multi30k_en_de
     python -m trainer.main --strategy=mirrored --config=configs/multi30k_en_de.py
     python -m trainer.evaluate --model_dir=models/multi30k_en_de --split=test

@@ -1,6 +1,6 @@
 """Transformer base of Attention Is All You Need (Vaswani et al. 2017, Table 3).
 
-    python -m trainer.main --strategy=mirrored --config=configs/transformer_base.py \
+    python -m trainer.main --strategy=mirrored --config=configs/transformer_base.py \\
         --precision=mixed_bfloat16 --data_dir=DATA --model_dir=MODEL
 """
 

@@ -1,6 +1,6 @@
 """Transformer big of Attention Is All You Need (Vaswani et al. 2017, Table 3).
 
-    python -m trainer.main --strategy=mirrored --config=configs/transformer_big.py \
+    python -m trainer.main --strategy=mirrored --config=configs/transformer_big.py \\
         --precision=mixed_bfloat16 --data_dir=DATA --model_dir=MODEL
 """
 

@@ -307,4 +307,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    run_app(main, result_on_stdout=True)

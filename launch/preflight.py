@@ -1,7 +1,7 @@
 """Compiles the programs of a training run for a Cloud TPU, with no TPU, and tells what to expect.
 
     python -m launch.preflight --config=configs/transformer_base.py --tpu=v5e-8
-    python -m launch.preflight --config=configs/transformer_base.py --tpu=v5e-8 --data_dir=DATA \
+    python -m launch.preflight --config=configs/transformer_base.py --tpu=v5e-8 --data_dir=DATA \\
         --find_batch --usd_per_chip_hour=1.2 --json
 
 The model, the optimizer and the train step are the trainer's own, with the batch that a chip of
@@ -93,4 +93,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_app(main, config_flags.parse)
+    run_app(main, config_flags.parse, result_on_stdout=True)

@@ -1,10 +1,10 @@
 """Writes what Slurm, Kubernetes or Vertex AI is to be given to run a training.
 
-    python -m launch.render slurm --name=mine --workers=2 --gpus=8 -- \
+    python -m launch.render slurm --name=mine --workers=2 --gpus=8 -- \\
         --config=configs/transformer_big.py --data_dir=/nfs/data --model_dir=/nfs/model > mine.sh
     python -m launch.render jobset --name=mine --workers=2 --gpus=8 --image=IMAGE -- FLAGS
     python -m launch.render gke_tpu --name=mine --tpu_type=v5litepod-8 --image=IMAGE -- FLAGS
-    python -m launch.render vertex --name=mine --workers=2 --gpus=8 --image=IMAGE \
+    python -m launch.render vertex --name=mine --workers=2 --gpus=8 --image=IMAGE \\
         --machine_type=a3-highgpu-8g --accelerator=NVIDIA_H100_80GB -- FLAGS
 
 FLAGS are those of trainer.main. The configuration among them is checked: that it is valid, and that
@@ -157,4 +157,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_app(main, parse_flags)
+    run_app(main, parse_flags, result_on_stdout=True)

@@ -224,4 +224,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_app(main, parse_flags)
+    run_app(main, parse_flags, result_on_stdout=sys.argv[1:2] in (["status"], ["logs"]))

@@ -3,12 +3,14 @@
 import os
 import time
 
+from common import process
 from trainer.runtime import google_cloud, xla_cache
 
-# Nearly the start of the process: what follows, TensorFlow's import above all, takes seconds.
+# Nearly the start of the process; the imports that follow, TensorFlow's above all, take seconds.
 STARTED = time.monotonic()
 
-# Before anything imports TensorFlow: its start-up notices are not about this program.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# All of this works only before TensorFlow is imported.
+process.prepare()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no start-up notices about TensorFlow itself
 xla_cache.enable()
 google_cloud.spare_questions()

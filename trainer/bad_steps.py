@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.console import error_text, warn
+from common.files import write_bytes
 
 MOST_IN_A_ROW = 100  # skipped, before the run ends: then it is not the batch
 MOST_ROLLBACKS = 10  # to one checkpoint
@@ -86,9 +87,7 @@ class BatchSaver:
         try:
             tf.io.gfile.makedirs(folder)
             for end, content in ((".npz", packed.getvalue()), (".tsv", text.encode())):
-                with tf.io.gfile.GFile(f"{path}{end}.incomplete", "wb") as file:
-                    file.write(content)
-                tf.io.gfile.rename(f"{path}{end}.incomplete", path + end, overwrite=True)
+                write_bytes(path + end, content, alone=True)
         except tf.errors.OpError as error:
             warn(f"the batch of step {bad.step} cannot be saved: {error_text(error)}")
             return "not saved"

@@ -1,7 +1,7 @@
 """Trains a Transformer on a dataset directory.
 
     python -m trainer.main --strategy=mirrored
-    python -m trainer.main --strategy=mirrored --config=configs/transformer_base.py \
+    python -m trainer.main --strategy=mirrored --config=configs/transformer_base.py \\
         --data_dir=DATA --model_dir=MODEL --config.train.steps=50000
 
 The first prepares the built-in corpus and trains the demonstration. A model directory that holds a

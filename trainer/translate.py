@@ -67,4 +67,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    run_app(main, result_on_stdout=True)

@@ -161,10 +161,8 @@ def write_manifest(checkpoint: Checkpoint) -> None:
     """From now on the checkpoint counts."""
     values = asdict(checkpoint)
     del values["path"]  # the directory may move
-    path = f"{checkpoint.path}.json"
-    with tf.io.gfile.GFile(f"{path}.incomplete", "w") as file:
-        file.write(json.dumps({**values, "sha256": _digest(values)}, indent=1) + "\n")
-    tf.io.gfile.rename(f"{path}.incomplete", path, overwrite=True)
+    text = json.dumps({**values, "sha256": _digest(values)}, indent=1) + "\n"
+    storage.write_bytes(f"{checkpoint.path}.json", text.encode(), alone=True)
 
 
 def read_manifest(directory: str, step: int) -> Checkpoint:

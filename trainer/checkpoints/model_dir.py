@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from common.errors import UsageError
-from common.files import passing_errors
+from common.files import passing_errors, write_bytes
 from configs import schema
 from data_pipeline.dataset.manifest import Manifest, TokenizerInfo
 from data_pipeline.dataset.tokenizer import Tokenizer, load_tokenizer
@@ -107,13 +107,6 @@ def facts_of(config: schema.Config, manifest: Manifest, precision: str) -> RunFa
     )
 
 
-def _write(path: str, content: bytes) -> None:
-    temporary = f"{path}.incomplete"
-    with tf.io.gfile.GFile(temporary, "wb") as file:
-        file.write(content)
-    tf.io.gfile.rename(temporary, path, overwrite=True)
-
-
 def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
     """Makes the directory, or checks that the run in it is this one.
 
@@ -133,7 +126,7 @@ def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
     try:
         tf.io.gfile.makedirs(model_dir)
         for name, content in contents.items():
-            _write(os.path.join(model_dir, name), content)
+            write_bytes(os.path.join(model_dir, name), content, alone=True)
     except passing_errors():
         raise
     except tf.errors.OpError as error:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from common.console import error_text, warn
 from common.errors import UsageError
+from common.files import write_bytes
 
 # TensorBoard shows two groups of charts unfolded: these metrics are one, all others the second.
 _QUALITY = ("loss", "nll", "perplexity", "token_accuracy", "bleu", "chrf")
@@ -104,10 +105,7 @@ class MetricsWriter:
         )
         if kept == text:
             return
-        temporary = f"{self._path}.incomplete"
-        with tf.io.gfile.GFile(temporary, "w") as file:
-            file.write(kept)
-        tf.io.gfile.rename(temporary, self._path, overwrite=True)
+        write_bytes(self._path, kept.encode(), alone=True)
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:

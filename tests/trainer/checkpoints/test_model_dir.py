@@ -227,10 +227,10 @@ def test_load_with_another_tokenizer(trained):
 
 
 def test_a_full_disk_at_the_start(tmp_path, facts, manifest, monkeypatch):
-    def fail(path, content):
+    def fail(path, content, alone):
         raise tf.errors.ResourceExhaustedError(None, None, f"{path}; No space left on device")
 
-    monkeypatch.setattr(model_dir, "_write", fail)
+    monkeypatch.setattr(model_dir, "write_bytes", fail)
     with pytest.raises(UsageError, match=r"cannot be written: .*tokenizer.model; No space left"):
         model_dir.start(str(tmp_path), facts, manifest)
 
