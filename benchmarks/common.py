@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Config
-from data_pipeline.dataset.examples import Pairs
+from data_pipeline.dataset.examples import Examples
 from data_pipeline.dataset.manifest import Manifest
 
 
@@ -24,7 +24,7 @@ class Setting:
     """
 
     manifest: Manifest
-    pairs: Pairs
+    pairs: Examples
     config: Config
     precision: str
     variant: str
@@ -34,24 +34,21 @@ class Setting:
         return dataclasses.replace(self, variant=variant)
 
 
-def fitting_pairs(pairs: Pairs, row_length: int) -> Pairs:
+def fitting_pairs(pairs: Examples, row_length: int) -> Examples:
     """The pairs both of whose sides, with their end-of-sentence tokens, fit into a row."""
-    fits = np.maximum(np.diff(pairs.source_offsets), np.diff(pairs.target_offsets)) < row_length
+    fits = pairs.lengths().max(axis=0) < row_length
     if fits.all():
         return pairs
-    sides = []
-    for tokens, offsets in (
-        (pairs.source_tokens, pairs.source_offsets),
-        (pairs.target_tokens, pairs.target_offsets),
-    ):
-        lengths = np.diff(offsets)
-        sides += [tokens[np.repeat(fits, lengths)], np.cumsum([0, *lengths[fits]])]
-    return Pairs(*sides)
+    lengths = dict(zip(pairs.tokens, pairs.lengths(), strict=True))
+    return Examples(
+        tokens={name: pairs.tokens[name][np.repeat(fits, n)] for name, n in lengths.items()},
+        offsets={name: np.cumsum([0, *n[fits]]) for name, n in lengths.items()},
+    )
 
 
-def target_tokens(pairs: Pairs) -> int:
+def target_tokens(pairs: Examples) -> int:
     """Target tokens to be predicted: those of the corpus and an end of sentence a pair."""
-    return len(pairs.target_tokens) + len(pairs)
+    return len(pairs.tokens["target"]) + len(pairs)
 
 
 class Meter:

@@ -60,8 +60,7 @@ def repeat_rows(
     repeated = dataclasses.replace(
         info,
         rows=total,
-        source_tokens=round(info.source_tokens * scale),
-        target_tokens=round(info.target_tokens * scale),
+        tokens={name: round(count * scale) for name, count in info.tokens.items()},
         files=(FileInfo(name, total, copies * len(content), ""),),
         blocks=(joined * copies,),
     )

@@ -36,7 +36,7 @@ from benchmarks import machine, rounds
 from benchmarks.common import Setting, fitting_pairs, target_tokens
 from common.errors import UsageError, no_arguments, run_app
 from configs import schema, transformer_base, transformer_tiny
-from data_pipeline.dataset.examples import read_pairs
+from data_pipeline.dataset.examples import read_examples
 from data_pipeline.dataset.manifest import load_manifest
 
 _MODELS = {"tiny": transformer_tiny.get_config, "base": transformer_base.get_config}
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> None:
             f"{_DATA_DIR.value} has two vocabularies, and the contenders share one embedding; "
             "make it with data_pipeline.main --joint_vocabulary"
         )
-    pairs = read_pairs(manifest, "train")
+    pairs = read_examples(manifest, "train")
     kept = fitting_pairs(pairs, _ROW_LENGTH.value)
     if not len(kept):
         raise UsageError(f"no pair of {_DATA_DIR.value} fits into --row_length={_ROW_LENGTH.value}")

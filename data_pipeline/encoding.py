@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,9 +14,9 @@ from tensorflow.io import gfile
 from common import files
 from data_pipeline import progress
 from data_pipeline.dataset import packing, rows
-from data_pipeline.dataset.examples import Pairs, length_histogram, write_pairs
-from data_pipeline.dataset.manifest import FileInfo
-from data_pipeline.dataset.tokenizer import EOS_ID, Tokenizer, load_tokenizer
+from data_pipeline.dataset.examples import Examples, text_keys, write_examples
+from data_pipeline.dataset.manifest import FileInfo, length_histogram
+from data_pipeline.dataset.tokenizer import EOS_ID, load_tokenizer
 from data_pipeline.stages import REJECTED, TEXT, TOO_MANY_TOKENS, rejected_lines
 
 PAIR_RECORDS, ROW_RECORDS = "records", "rows"
@@ -29,8 +29,8 @@ class EncodeTask:
 
     Attributes:
         work_dir: has the text and gets the records.
-        tokenizers: the files of the source and the target model.
-        langs: source and target language.
+        tokenizers: sequence -> the file of its model.
+        languages: sequence -> its language.
         max_tokens: longer pairs are dropped.
         row_length: of the packed rows; 0 for none.
         token_dtype: of the packed rows.
@@ -42,8 +42,8 @@ class EncodeTask:
     """
 
     work_dir: str
-    tokenizers: tuple[str, str]
-    langs: tuple[str, str]
+    tokenizers: Mapping[str, str]
+    languages: Mapping[str, str]
     max_tokens: int
     row_length: int
     token_dtype: str
@@ -53,13 +53,9 @@ class EncodeTask:
     keep_rejected: bool
 
     def setup(self) -> None:
-        """Loads the tokenizers."""
-        source = load_tokenizer(self.tokenizers[0])
-        same = self.tokenizers[0] == self.tokenizers[1]
-        self._models: tuple[Tokenizer, Tokenizer] = (
-            source,
-            source if same else load_tokenizer(self.tokenizers[1]),
-        )
+        """Load the tokenizers."""
+        loaded = {path: load_tokenizer(path) for path in set(self.tokenizers.values())}
+        self._models = {name: loaded[path] for name, path in self.tokenizers.items()}
 
     def run(self, partition: int) -> dict[str, Any]:
         """Encodes a partition."""
@@ -69,7 +65,9 @@ class EncodeTask:
         # SentencePiece lets go of Python's lock, so each side has its own thread.
         with ThreadPoolExecutor(2) as threads:
             ids = list(
-                threads.map(lambda model, side: model.encode_normalized(side), self._models, texts)
+                threads.map(
+                    lambda model, side: model.encode_normalized(side), self._models.values(), texts
+                )
             )
         lengths = np.array([[len(row) for row in side] for side in ids], np.int64).reshape(2, -1)
         fits = lengths.max(axis=0) <= self.max_tokens
@@ -84,11 +82,10 @@ class EncodeTask:
             texts = [list(itertools.compress(side, fits)) for side in texts]
             ids = [list(itertools.compress(side, fits)) for side in ids]
             lengths = lengths[:, fits]
-        sizes = write_pairs(
+        sizes = write_examples(
             os.path.join(self.work_dir, PAIR_RECORDS, f"{partition:06d}"),
-            self.langs,
-            (texts[0], texts[1]),
-            (ids[0], ids[1]),
+            dict(zip(text_keys(self.languages).values(), texts, strict=True)),
+            dict(zip(self._models, ids, strict=True)),
         )
         files.write_bytes(
             os.path.join(self.work_dir, PAIR_RECORDS, f"{partition:06d}.sizes"), sizes.tobytes()
@@ -98,14 +95,16 @@ class EncodeTask:
             "records": len(sizes),
             "kept": int((is_pair & fits).sum()),
             TOO_MANY_TOKENS: len(dropped),
-            "source_lengths": length_histogram(lengths[0]),
-            "target_lengths": length_histogram(lengths[1]),
+            "lengths": {
+                name: length_histogram(of_name)
+                for name, of_name in zip(self._models, lengths, strict=True)
+            },
             **(self._write_rows(partition, texts, ids) if self.row_length else {}),
         }
 
     def _write_rows(
         self, partition: int, texts: Sequence[list[bytes]], ids: Sequence[list[list[int]]]
-    ) -> dict[str, int]:
+    ) -> dict[str, Any]:
         """Packs the pairs and writes the rows, shuffled: packing has sorted them by length."""
         if self.segmentations > 1:
             sampled = [
@@ -115,11 +114,12 @@ class EncodeTask:
                     self.sampling_alpha,
                     self.seed,
                 )
-                for model, side in zip(self._models, texts, strict=True)
+                for model, side in zip(self._models.values(), texts, strict=True)
             ]
             ids = [[row[n] for n in range(self.segmentations) for row in side] for side in sampled]
             # A sample of segmentation n of the source goes with sample n of the target.
-        packed = packing.pack(flatten(*ids), self.row_length, EOS_ID)
+        examples = Examples.of_lists(dict(zip(self._models, ids, strict=True)))
+        packed = packing.pack(examples, self.row_length, EOS_ID)
         order = np.random.Generator(np.random.PCG64([self.seed, partition])).permutation(
             len(packed)
         )
@@ -129,20 +129,8 @@ class EncodeTask:
         return {
             "rows": len(packed),
             "left_out": packed.left_out,
-            "row_source_tokens": int(np.count_nonzero(packed.source_segments)),
-            "row_target_tokens": int(np.count_nonzero(packed.target_segments)),
+            "row_tokens": packed.tokens(),
         }
-
-
-def flatten(source: Sequence[Sequence[int]], target: Sequence[Sequence[int]]) -> Pairs:
-    """Returns lists of token ids as flat arrays."""
-    arrays: list[np.ndarray] = []
-    for side in (source, target):
-        offsets = np.zeros(len(side) + 1, np.int64)
-        np.cumsum([len(ids) for ids in side], out=offsets[1:])
-        tokens = np.fromiter(itertools.chain.from_iterable(side), np.int32, offsets[-1])
-        arrays += [tokens, offsets]
-    return Pairs(*arrays)
 
 
 def write_records(path: str, records: Sequence[bytes]) -> None:

@@ -3,34 +3,35 @@
 import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common import files
 from data_pipeline.cleaning.alignment import alignment_counts
 from data_pipeline.cleaning.folding import fold
-from data_pipeline.cleaning.normalization import normalize_text, unescape_entities
+from data_pipeline.cleaning.normalization import unescape_entities
 from data_pipeline.dataset.examples import (
     describe_file,
-    length_histogram,
     raw_text_name,
     shard_name,
-    write_pairs,
+    text_keys,
+    write_examples,
 )
-from data_pipeline.dataset.manifest import FileInfo
+from data_pipeline.dataset.manifest import FileInfo, SequenceInfo, length_histogram
+from data_pipeline.dataset.normalization import normalize_text
 from data_pipeline.dataset.tokenizer import load_tokenizer
 from data_pipeline.sources.spec import Source
 
 
 def copy_held_out(
-    split: str, sources: Sequence[Source], langs: tuple[str, str], work_dir: str
+    split: str, sources: Sequence[Source], languages: Mapping[str, str], work_dir: str
 ) -> tuple[dict[str, Any], set[str]]:
     """Copies the text of a split, one file a language.
 
     Args:
         split: valid or test.
         sources: where its text is.
-        langs: source and target language.
+        languages: sequence -> its language.
         work_dir: gets the files.
 
     Returns:
@@ -44,7 +45,7 @@ def copy_held_out(
 
     count, align = 0, Counter[str]()
     forms: set[str] = set()
-    paths = [os.path.join(work_dir, raw_text_name(split, lang)) for lang in langs]
+    paths = [os.path.join(work_dir, raw_text_name(split, lang)) for lang in languages.values()]
     with gfile.GFile(paths[0], "wb") as left, gfile.GFile(paths[1], "wb") as right:
         # GFile makes the file at the first write, and there may be no line to write.
         left.write(b"")
@@ -70,30 +71,36 @@ def _forms(texts: list[str]) -> set[str]:
 
 
 def encode_held_out(
-    split: str, langs: tuple[str, str], work_dir: str, models: Sequence[str]
-) -> tuple[FileInfo, tuple[FileInfo, ...], list[tuple[tuple[int, int], ...]]]:
+    split: str, languages: Mapping[str, str], work_dir: str, models: Mapping[str, str]
+) -> tuple[FileInfo, tuple[FileInfo, ...], dict[str, SequenceInfo]]:
     """Writes the records of a split whose text is in the work directory.
 
     Args:
         split: valid or test.
-        langs: source and target language.
+        languages: sequence -> its language.
         work_dir: has the text and gets the records.
-        models: files of the source and the target tokenizer.
+        models: sequence -> the file of its tokenizer.
 
     Returns:
-        The shard, the raw text, and the length histogram of each side.
+        The shard, the raw text, and the token counts of each sequence.
     """
-    names = [raw_text_name(split, lang) for lang in langs]
+    names = [raw_text_name(split, lang) for lang in languages.values()]
     texts = [list(files.read_lines(os.path.join(work_dir, name))) for name in names]
-    source_ids, target_ids = (
-        load_tokenizer(model).encode(side) for model, side in zip(models, texts, strict=True)
-    )
+    ids = {
+        sequence: load_tokenizer(models[sequence]).encode(lines)
+        for sequence, lines in zip(languages, texts, strict=True)
+    }
     name = shard_name(split, 0, 1)
     path = os.path.join(work_dir, name)
-    source, target = ([text.encode() for text in side] for side in texts)
-    sizes = write_pairs(path, langs, (source, target), (source_ids, target_ids))
+    encoded = [[text.encode() for text in lines] for lines in texts]
+    sizes = write_examples(
+        path, dict(zip(text_keys(languages).values(), encoded, strict=True)), ids
+    )
     raw_text = tuple(
         describe_file(os.path.join(work_dir, name), name, len(sizes)) for name in names
     )
-    lengths = [length_histogram(map(len, ids)) for ids in (source_ids, target_ids)]
-    return describe_file(path, name, len(sizes)), raw_text, lengths
+    sequences = {
+        sequence: SequenceInfo.of_histogram(length_histogram(map(len, of_sequence)))
+        for sequence, of_sequence in ids.items()
+    }
+    return describe_file(path, name, len(sizes)), raw_text, sequences

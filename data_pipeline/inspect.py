@@ -24,15 +24,14 @@ from rich.table import Table
 from common.errors import UsageError, run_app
 from data_pipeline import pictures
 from data_pipeline.dataset.examples import (
-    Pairs,
-    check_sizes,
+    Examples,
     load_tokenizers,
-    read_first_pairs,
-    verify_split,
+    read_first_examples,
 )
 from data_pipeline.dataset.manifest import Manifest, RowsInfo, load_manifest
-from data_pipeline.dataset.rows import read_block
+from data_pipeline.dataset.rows import find_blocks, read_block
 from data_pipeline.dataset.tokenizer import Tokenizer
+from data_pipeline.dataset.verify import check_sizes, verify_split
 from data_pipeline.pictures import length_reached
 from data_pipeline.progress import drop_table, new_table, split_table, vocabulary_line
 
@@ -47,7 +46,7 @@ _PICTURES = flags.DEFINE_string(
 )
 
 # Records of a split that are looked at without --verify.
-_FIRST_PAIRS = 10_000
+_FIRST_EXAMPLES = 10_000
 _BINS = 10
 _SHARE_IN_CLOSED_BINS = 0.99
 _BAR_WIDTH = 24
@@ -56,7 +55,7 @@ _PIECES_SHOWN = 8
 _RARE = 100
 _ROWS_DRAWN = 16
 
-Tokenizers = tuple[Tokenizer, Tokenizer]
+Tokenizers = dict[str, Tokenizer]
 
 
 def inspect(
@@ -86,7 +85,7 @@ def inspect(
         verdict = "every checksum and record is right"
     else:
         check_sizes(manifest)
-        pairs = {s: read_first_pairs(manifest, s, _FIRST_PAIRS) for s in manifest.splits}
+        pairs = {s: read_first_examples(manifest, s, _FIRST_EXAMPLES) for s in manifest.splits}
         verdict = "the files have the right sizes (their content was not checked)"
     tokenizers = load_tokenizers(manifest)
     console.print(
@@ -106,7 +105,9 @@ def inspect(
             console.print(f"drawn: {path}", soft_wrap=True, markup=False)
 
 
-def _tables(manifest: Manifest, pairs: dict[str, Pairs], tokenizers: Tokenizers) -> Iterator[Table]:
+def _tables(
+    manifest: Manifest, pairs: dict[str, Examples], tokenizers: Tokenizers
+) -> Iterator[Table]:
     yield split_table(manifest)
     yield drop_table(manifest)
     rows = manifest.splits["train"].rows
@@ -125,8 +126,7 @@ def rows_table(info: RowsInfo) -> Table:
     cells = (
         ("rows", f"{info.rows:,}"),
         ("tokens a side", str(info.row_length)),
-        ("source full", f"{info.source_tokens / positions:.1%}"),
-        ("target full", f"{info.target_tokens / positions:.1%}"),
+        *((f"{name} full", f"{count / positions:.1%}") for name, count in info.tokens.items()),
         ("together", f"{info.fill_rate:.1%}"),
         ("pairs left out (longer than a row)", f"{info.left_out:,}"),
     )
@@ -136,25 +136,23 @@ def rows_table(info: RowsInfo) -> Table:
     return table
 
 
-def length_table(manifest: Manifest, pairs: dict[str, Pairs], tokenizers: Tokenizers) -> Table:
+def length_table(manifest: Manifest, pairs: dict[str, Examples], tokenizers: Tokenizers) -> Table:
     """Returns the table of sentence lengths and rare pieces, one row a split and side."""
     table = new_table("tokens a sentence, share of unknown and byte pieces")
     table.add_column("split")
     table.add_column("side")
     for column in ("mean", "p50", "p95", "max", "unknown", "bytes"):
         table.add_column(column, justify="right")
-    source_bytes, target_bytes = (tokenizer.byte_mask() for tokenizer in tokenizers)
+    byte_masks = {name: tokenizer.byte_mask() for name, tokenizer in tokenizers.items()}
     for split, info in manifest.splits.items():
         of_split = pairs[split]
-        for lang, side, tokens, is_byte in (
-            (manifest.source_lang, info.source, of_split.source_tokens, source_bytes),
-            (manifest.target_lang, info.target, of_split.target_tokens, target_bytes),
-        ):
+        for name, side in info.sequences.items():
+            tokens, is_byte = of_split.tokens[name], byte_masks[name]
             unknown = float(np.mean(tokens == manifest.unk_id)) if len(tokens) else 0.0
             in_bytes = float(np.mean(is_byte[tokens])) if len(tokens) else 0.0
             table.add_row(
                 split,
-                lang,
+                manifest.languages[name],
                 f"{side.tokens / max(info.records, 1):.1f}",
                 str(length_reached(side, 0.50)),
                 str(length_reached(side, 0.95)),
@@ -168,15 +166,14 @@ def length_table(manifest: Manifest, pairs: dict[str, Pairs], tokenizers: Tokeni
 def bar_table(manifest: Manifest) -> Table:
     """Returns the histogram of the sentence lengths of train, source and target side by side."""
     train = manifest.splits["train"]
-    sides = ((manifest.source_lang, train.source), (manifest.target_lang, train.target))
     # The last bin is open, so that a few very long sentences do not squeeze the others.
-    reach = max(length_reached(side, _SHARE_IN_CLOSED_BINS) for _, side in sides)
+    reach = max(length_reached(side, _SHARE_IN_CLOSED_BINS) for side in train.sequences.values())
     width = 1 + reach // (_BINS - 1)
     table = new_table("how many sentences of train have so many tokens")
     table.add_column("tokens", justify="right")
-    counts = np.zeros([_BINS, 2], np.int64)
-    for column, (lang, side) in enumerate(sides):
-        table.add_column(lang, min_width=_BAR_WIDTH, no_wrap=True)
+    counts = np.zeros([_BINS, len(train.sequences)], np.int64)
+    for column, (name, side) in enumerate(train.sequences.items()):
+        table.add_column(manifest.languages[name], min_width=_BAR_WIDTH, no_wrap=True)
         table.add_column("", justify="right")
         for length, count in side.lengths:
             counts[min(length // width, _BINS - 1), column] += count
@@ -201,15 +198,15 @@ def bar(share: float, width: int) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def vocabulary_table(manifest: Manifest, train: Pairs, tokenizers: Tokenizers) -> Table:
+def vocabulary_table(manifest: Manifest, train: Examples, tokenizers: Tokenizers) -> Table:
     """Returns the table of how much of each vocabulary the training text uses."""
     table = new_table(f"vocabulary in {_extent(manifest, train)}")
     table.add_column("side")
     for column in ("pieces", "used", f"used fewer than {_RARE} times"):
         table.add_column(column, justify="right")
     rows = _piece_counts(manifest, train, tokenizers)
-    if manifest.joint_vocabulary:
-        rows.append(("both", rows[0][1] + rows[1][1], tokenizers[0]))
+    if manifest.joint_vocabulary and len(rows) > 1:
+        rows.append(("both", rows[0][1] + rows[1][1], rows[0][2]))
     for side, counts, tokenizer in rows:
         # Bytes and specials are there for what training text does not have.
         counts = counts[_is_ordinary(manifest, tokenizer)]
@@ -220,7 +217,7 @@ def vocabulary_table(manifest: Manifest, train: Pairs, tokenizers: Tokenizers) -
     return table
 
 
-def piece_table(manifest: Manifest, train: Pairs, tokenizers: Tokenizers) -> Table:
+def piece_table(manifest: Manifest, train: Examples, tokenizers: Tokenizers) -> Table:
     """Returns the table of the most and the least frequent pieces of each side, with counts."""
     table = new_table(f"most and least frequent pieces of {_extent(manifest, train)}")
     columns = []
@@ -240,14 +237,16 @@ def piece_table(manifest: Manifest, train: Pairs, tokenizers: Tokenizers) -> Tab
 
 
 def _piece_counts(
-    manifest: Manifest, pairs: Pairs, tokenizers: Tokenizers
+    manifest: Manifest, pairs: Examples, tokenizers: Tokenizers
 ) -> list[tuple[str, np.ndarray, Tokenizer]]:
     """Returns (language, int64 [vocab_size] counts, tokenizer) of each side."""
-    langs = (manifest.source_lang, manifest.target_lang)
-    tokens = (pairs.source_tokens, pairs.target_tokens)
     return [
-        (lang, np.bincount(ids, minlength=tokenizer.vocab_size), tokenizer)
-        for lang, ids, tokenizer in zip(langs, tokens, tokenizers, strict=True)
+        (
+            manifest.languages[name],
+            np.bincount(pairs.tokens[name], minlength=tokenizer.vocab_size),
+            tokenizer,
+        )
+        for name, tokenizer in tokenizers.items()
     ]
 
 
@@ -258,7 +257,7 @@ def _is_ordinary(manifest: Manifest, tokenizer: Tokenizer) -> np.ndarray:
     return mask
 
 
-def _extent(manifest: Manifest, train: Pairs) -> str:
+def _extent(manifest: Manifest, train: Examples) -> str:
     """Says of how much of the training split something was counted."""
     records = manifest.splits["train"].records
     return "train" if len(train) == records else f"the first {len(train):,} pairs of train"
@@ -270,7 +269,7 @@ def _escaped(pieces: list[str]) -> list[str]:
 
 
 def _print_samples(
-    split: str, pairs: Pairs, samples: int, tokenizers: Tokenizers, console: Console
+    split: str, pairs: Examples, samples: int, tokenizers: Tokenizers, console: Console
 ) -> None:
     """Prints evenly spaced pairs as text and as pieces."""
     count = min(samples, len(pairs))
@@ -278,7 +277,8 @@ def _print_samples(
         return
     console.print(f"{split}:")
     for index in np.linspace(0, len(pairs) - 1, count, dtype=int):
-        for ids, tokenizer in zip(pairs.pair(index), tokenizers, strict=True):
+        for name, ids in pairs.example(index).items():
+            tokenizer = tokenizers[name]
             # The text may hold what rich takes for markup.
             console.print(f"  {tokenizer.decode([ids])[0]}", markup=False, soft_wrap=True)
             pieces = " ".join(tokenizer.pieces(ids))
@@ -291,10 +291,11 @@ def _packing(manifest: Manifest) -> tuple[dict[str, np.ndarray] | None, str]:
     info = manifest.splits["train"].rows
     if not info or not info.rows:
         return None, ""
-    block = {name: rows[:_ROWS_DRAWN] for name, rows in read_block(manifest, info, 0).items()}
+    first = read_block(find_blocks(manifest, info), 0, info)
+    block = {name: rows[:_ROWS_DRAWN] for name, rows in first.items()}
     return block, (
-        f"Packed rows: a colour a sentence, the same on both sides; padding is white "
-        f"({len(block['source'])} of {info.rows:,} rows; all together {info.fill_rate:.1%} full)"
+        f"Packed rows: one colour for each example, padding is white "
+        f"({min(info.rows, _ROWS_DRAWN)} of {info.rows:,} rows; overall {info.fill_rate:.1%} full)"
     )
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,13 +15,13 @@ from data_pipeline import encoding
 from data_pipeline import stages as steps
 from data_pipeline.cleaning.alignment import alignment_warning
 from data_pipeline.cleaning.cleaner import Cleaner
-from data_pipeline.dataset import rows
+from data_pipeline.dataset import packing, rows
 from data_pipeline.dataset.examples import shard_name
 from data_pipeline.dataset.manifest import (
     FileInfo,
     Manifest,
     RowsInfo,
-    SideInfo,
+    SequenceInfo,
     SplitInfo,
     TokenizerInfo,
 )
@@ -59,7 +59,7 @@ class Job:
         self._results = os.path.join(work_dir, "results")
         self._display = display
         Cleaner(settings.rules())  # tells here what a filter lacks
-        self._tokenizers: tuple[TokenizerInfo, TokenizerInfo]
+        self._tokenizers: dict[str, TokenizerInfo]
 
     def run(self, sources: Sources, inputs: Mapping[str, Sequence[str]]) -> Manifest:
         """Does all steps and returns what `dataset.json` will say."""
@@ -71,10 +71,9 @@ class Job:
         settings = self._settings
         return Manifest(
             directory=settings.output_dir,
-            source_lang=settings.source_lang,
-            target_lang=settings.target_lang,
-            source_tokenizer=self._tokenizers[0],
-            target_tokenizer=self._tokenizers[1],
+            task="translation",
+            languages=settings.languages,
+            tokenizers=self._tokenizers,
             splits={"train": train_split, **self._encode_held_out(held_out)},
             settings=settings.recorded(),
             inputs=inputs,
@@ -99,7 +98,7 @@ class Job:
                 found[split], of_split = copy_held_out(
                     split,
                     [source for source, _ in sources[split]],
-                    self._settings.langs,
+                    self._settings.languages,
                     self._work_dir,
                 )
                 forms |= of_split
@@ -182,7 +181,7 @@ class Job:
             infos.append(
                 TokenizerInfo(name, tokenizer.sha256, tokenizer.vocab_size, tokenizer.model_type)
             )
-        self._tokenizers = (infos[0], infos[1])
+        self._tokenizers = dict(zip(settings.languages, infos, strict=True))
 
     def _model(self, number: int, partitions: int, sides: Sequence[int]) -> bytes:
         settings = self._settings
@@ -212,11 +211,11 @@ class Job:
         """Encodes, packs and assembles the training split."""
         settings = self._settings
         counts = cleaned["counts"]
-        largest = max(info.vocab_size for info in self._tokenizers)
+        largest = max(info.vocab_size for info in self._tokenizers.values())
         task = encoding.EncodeTask(
             self._work_dir,
-            (self._path(self._tokenizers[0].file), self._path(self._tokenizers[1].file)),
-            settings.langs,
+            {name: self._path(info.file) for name, info in self._tokenizers.items()},
+            settings.languages,
             settings.max_tokens,
             settings.row_length,
             "uint16" if largest <= 1 << 16 else "int32",
@@ -241,8 +240,12 @@ class Job:
             pairs_in=counts["pairs_in"],
             kept=kept,
             dropped={reason: counts[reason] for reason in DROP_REASONS if counts[reason]},
-            source=_side_info([result["source_lengths"] for result in results]),
-            target=_side_info([result["target_lengths"] for result in results]),
+            sequences={
+                name: SequenceInfo.of_histogram(
+                    itertools.chain.from_iterable(result["lengths"][name] for result in results)
+                )
+                for name in settings.languages
+            },
             changed={name: count for name, count in cleaned["changed"].items() if count},
             repeated=sum(result["records"] for result in results) - kept,
             rows=row_info,
@@ -271,7 +274,8 @@ class Job:
         settings = self._settings
         if not settings.row_length:
             return None
-        size = rows.record_bytes(settings.row_length, token_dtype)
+        features = packing.features(tuple(settings.languages))
+        size = rows.record_bytes(features, settings.row_length, token_dtype)
         paths = [self._path("rows", f"{number:06d}") for number in range(len(results))]
         ends = [np.arange(1, result["rows"] + 1) * size for result in results]
         total, shards = sum(map(len, ends)), settings.num_shards
@@ -286,11 +290,14 @@ class Job:
         task = encoding.AssembleTask(self._work_dir, size, BLOCK_ROWS)
         found = self._map("rows", task, items, small=True)
         return RowsInfo(
+            features=features,
             row_length=settings.row_length,
             rows=total,
             left_out=sum(result["left_out"] for result in results),
-            source_tokens=sum(result["row_source_tokens"] for result in results),
-            target_tokens=sum(result["row_target_tokens"] for result in results),
+            tokens={
+                name: sum(result["row_tokens"][name] for result in results)
+                for name in settings.languages
+            },
             token_dtype=token_dtype,
             record_bytes=size,
             block_rows=BLOCK_ROWS,
@@ -300,11 +307,11 @@ class Job:
 
     def _encode_held_out(self, held_out: Mapping[str, Mapping[str, Any]]) -> dict[str, SplitInfo]:
         """Encodes valid and test."""
-        models = [self._path(info.file) for info in self._tokenizers]
+        models = {name: self._path(info.file) for name, info in self._tokenizers.items()}
         splits = {}
         for split, found in held_out.items():
-            info, raw_text, lengths = encode_held_out(
-                split, self._settings.langs, self._work_dir, models
+            info, raw_text, sequences = encode_held_out(
+                split, self._settings.languages, self._work_dir, models
             )
             warning = alignment_warning(found["align"], split)
             splits[split] = SplitInfo(
@@ -312,20 +319,8 @@ class Job:
                 pairs_in=found["pairs"],
                 kept=info.records,
                 dropped={},
-                source=_side_info([lengths[0]]),
-                target=_side_info([lengths[1]]),
+                sequences=sequences,
                 raw_text=raw_text,
                 warnings=(warning,) if warning else (),
             )
         return splits
-
-
-def _side_info(histograms: Sequence[Sequence[tuple[int, int]]]) -> SideInfo:
-    lengths: dict[int, int] = defaultdict(int)
-    for length, count in itertools.chain(*histograms):
-        lengths[length] += count
-    return SideInfo(
-        tokens=sum(length * count for length, count in lengths.items()),
-        max_length=max(lengths, default=0),
-        lengths=tuple(sorted(lengths.items())),
-    )

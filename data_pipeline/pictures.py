@@ -3,14 +3,14 @@
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common import files
 from common.errors import UsageError
-from data_pipeline.dataset.manifest import Manifest, SideInfo
+from data_pipeline.dataset.manifest import Manifest, SequenceInfo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ _COLOURS = (
     "#AAAA00",
 )
 _PADDING = "#FFFFFF"
-_SIDES = ("#4477AA", "#CC6677")  # of his "bright" and "muted" schemes
+_LINES = ("#4477AA", "#CC6677")  # of his "bright" and "muted" schemes
 _DPI = 150
 _LARGEST_SHARE_SHOWN = 0.999  # of the sentences: one very long one must not squeeze the others
 # A sentence gets its number if it is at least this part of the row wide.
@@ -62,16 +62,15 @@ def draw_lengths(manifest: Manifest, directory: str) -> str:
     with _figure(width=8.0, height=1.0 + 1.9 * len(manifest.splits)) as figure:
         axes = figure.subplots(len(manifest.splits), 1, squeeze=False, sharex=True)[:, 0]
         limit = 1
-        for axis, (name, info) in zip(axes, manifest.splits.items(), strict=True):
-            sides = ((manifest.source_lang, info.source), (manifest.target_lang, info.target))
-            for (lang, side), colour in zip(sides, _SIDES, strict=True):
+        for axis, (split, info) in zip(axes, manifest.splits.items(), strict=True):
+            for (name, side), colour in zip(info.sequences.items(), _LINES, strict=False):
                 edges, heights = _histogram(side, info.records)
-                label = f"{lang}: mean {side.tokens / max(1, info.records):.1f}, "
-                label += f"longest {side.max_length}"
+                mean = side.tokens / max(1, info.records)
+                label = f"{manifest.languages[name]}: mean {mean:.1f}, longest {side.max_length}"
                 axis.stairs(heights, edges, color=colour, alpha=0.25, fill=True)
                 axis.stairs(heights, edges, color=colour, linewidth=1.5, label=label)
                 limit = max(limit, length_reached(side, _LARGEST_SHARE_SHOWN))
-            axis.set_title(f"{name}: {info.records:,} pairs", loc="left", fontsize=11)
+            axis.set_title(f"{split}: {info.records:,} pairs", loc="left", fontsize=11)
             axis.set_ylabel("% of sentences")
             axis.spines[["top", "right"]].set_visible(False)
             axis.legend(frameon=False)
@@ -82,25 +81,25 @@ def draw_lengths(manifest: Manifest, directory: str) -> str:
 
 
 def draw_packing(
-    block: dict[str, np.ndarray], langs: tuple[str, str], title: str, directory: str
+    block: dict[str, np.ndarray], languages: Mapping[str, str], title: str, directory: str
 ) -> str:
-    """Draws packed rows, source and target side by side: a colour a sentence, padding white.
+    """Draw packed rows, sequences side by side: one colour for each example, padding white.
 
     Args:
-        block: `rows.FEATURES`, int32 [rows, row_length] each, of the rows to draw.
-        langs: source and target language.
+        block: feature -> int32 [rows, row_length], the rows to draw.
+        languages: sequence -> its language.
         title: the line above the picture.
         directory: gets the picture; local or remote.
 
     Returns:
         The path of the picture.
     """
-    rows = len(block["source"])
+    rows = len(next(iter(block.values())))
     with _figure(width=11.0, height=1.5 + 0.27 * rows) as figure:
-        axes = figure.subplots(1, 2, sharey=True)
-        for axis, side, lang in zip(axes, ("source", "target"), langs, strict=True):
-            _draw_side(axis, block[f"{side}_segments"])
-            axis.set_title(f"{side} ({lang})", loc="left", fontsize=11)
+        axes = figure.subplots(1, len(languages), sharey=True, squeeze=False)[0]
+        for axis, (name, lang) in zip(axes, languages.items(), strict=True):
+            _draw_side(axis, block[f"{name}_segments"])
+            axis.set_title(f"{name} ({lang})", loc="left", fontsize=11)
             axis.set_xlabel("position in the row, in tokens")
         axes[0].set_ylabel("row")
         figure.suptitle(title, fontsize=12)
@@ -130,7 +129,7 @@ def _draw_side(axis: "Axes", segments: np.ndarray) -> None:
     axis.spines[["top", "right", "left", "bottom"]].set_edgecolor("#999999")
 
 
-def _histogram(side: SideInfo, records: int) -> tuple[np.ndarray, np.ndarray]:
+def _histogram(side: SequenceInfo, records: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the edges of the bins, one a length, and the share of each in percent."""
     heights = np.zeros(side.max_length + 1)
     for length, count in side.lengths:
@@ -138,7 +137,7 @@ def _histogram(side: SideInfo, records: int) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(len(heights) + 1) - 0.5, heights
 
 
-def length_reached(side: SideInfo, share: float) -> int:
+def length_reached(side: SequenceInfo, share: float) -> int:
     """Returns the smallest length that at least `share` of the sentences do not exceed."""
     total = sum(count for _, count in side.lengths)
     seen = 0
@@ -186,6 +185,5 @@ def draw(
     """
     paths = [draw_lengths(manifest, directory)]
     if block:
-        langs = (manifest.source_lang, manifest.target_lang)
-        paths.append(draw_packing(block, langs, title, directory))
+        paths.append(draw_packing(block, manifest.languages, title, directory))
     return paths

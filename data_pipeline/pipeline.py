@@ -17,9 +17,9 @@ from typing import Any
 from common import files
 from common.errors import UsageError
 from data_pipeline.dataset import tfds_metadata
-from data_pipeline.dataset.examples import check_sizes
 from data_pipeline.dataset.manifest import MANIFEST_FILE, SCHEMA_VERSION, Manifest, load_manifest
 from data_pipeline.dataset.tokenizer import check_model
+from data_pipeline.dataset.verify import check_sizes
 from data_pipeline.job import Job
 from data_pipeline.progress import Display
 from data_pipeline.runners.local import Runner
@@ -203,9 +203,7 @@ def _publish(manifest: Manifest, work_dir: str, keep_rejected: bool) -> None:
     from tensorflow.io import gfile
 
     directory = manifest.directory
-    names = [manifest.source_tokenizer.file]
-    if not manifest.joint_vocabulary:
-        names.append(manifest.target_tokenizer.file)
+    names = [info.file for info in dict.fromkeys(manifest.tokenizers.values())]
     for split in manifest.splits.values():
         names += [file.name for file in split.all_files()]
     names += tfds_metadata.write(manifest, work_dir)

@@ -94,10 +94,7 @@ class Display:
 
 def vocabulary_line(manifest: Manifest) -> str:
     """Returns the size and the kind of the vocabulary, or of both."""
-    sizes = [
-        f"{info.vocab_size:,} ({info.model_type})"
-        for info in (manifest.source_tokenizer, manifest.target_tokenizer)
-    ]
+    sizes = [f"{info.vocab_size:,} ({info.model_type})" for info in manifest.tokenizers.values()]
     if manifest.joint_vocabulary:
         return f"joint vocabulary {sizes[0]}"
     return f"vocabularies {sizes[0]} source, {sizes[1]} target"
@@ -119,16 +116,10 @@ def new_table(title: str) -> Table:
 
 def split_table(manifest: Manifest) -> Table:
     """Returns the table of pairs, tokens and lengths of each split."""
-    table = new_table(f"{manifest.source_lang} → {manifest.target_lang}")
+    table = new_table(" → ".join(manifest.languages.values()))
     table.add_column("split")
-    for column in (
-        "pairs in",
-        "kept",
-        "dropped",
-        "source tokens",
-        "target tokens",
-        "mean length",
-    ):
+    tokens = [f"{name} tokens" for name in manifest.sequences]
+    for column in ("pairs in", "kept", "dropped", *tokens, "mean length"):
         table.add_column(column, justify="right")
     for name, split in manifest.splits.items():
         table.add_row(
@@ -136,9 +127,8 @@ def split_table(manifest: Manifest) -> Table:
             f"{split.pairs_in:,}",
             f"{split.kept:,}",
             f"{sum(split.dropped.values()):,}",
-            f"{split.source.tokens:,}",
-            f"{split.target.tokens:,}",
-            f"{_mean(split.source.tokens, split)} / {_mean(split.target.tokens, split)}",
+            *(f"{info.tokens:,}" for info in split.sequences.values()),
+            " / ".join(_mean(info.tokens, split) for info in split.sequences.values()),
         )
     return table
 

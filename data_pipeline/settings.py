@@ -163,9 +163,9 @@ class Settings:
         )
 
     @property
-    def langs(self) -> tuple[str, str]:
-        """Source and target language."""
-        return self.source_lang, self.target_lang
+    def languages(self) -> dict[str, str]:
+        """Sequence -> its language."""
+        return {"source": self.source_lang, "target": self.target_lang}
 
     def specs(self) -> dict[str, tuple[str, ...]]:
         """Returns split -> specs for the splits that were asked for."""

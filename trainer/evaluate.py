@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl import flags
 
 from common.errors import UsageError, no_arguments, run_app
-from data_pipeline.dataset.examples import read_pairs
+from data_pipeline.dataset.examples import read_examples
 from data_pipeline.dataset.manifest import load_manifest
 from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding import scoring
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
             f"{', '.join(held_out)}"
         )
     for side, info in facts.tokenizers().items():
-        if getattr(manifest, f"{side}_tokenizer").sha256 != info.sha256:
+        if manifest.tokenizers[side].sha256 != info.sha256:
             raise UsageError(
                 f"{manifest.directory} was made with another {side} vocabulary than "
                 f"{_MODEL_DIR.value}; prepare it again with {info.file} of the model directory, "
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     config = facts.config
     strategy = tf.distribute.get_strategy()
     steps = Steps(strategy, facts.task(), model, None, None, config, jit_compile=False)
-    pairs = read_pairs(manifest, _SPLIT.value)
+    pairs = read_examples(manifest, _SPLIT.value)
     batches = trainer_input.evaluation_batches(pairs, config, manifest.eos_id, strategy)
     result = total_metrics(steps, batches)
     beam_size = _BEAM_SIZE.value or config.decode.beam_size

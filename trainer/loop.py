@@ -89,7 +89,7 @@ class Run:
         )
         self.flops_per_token = flops.train_flops_of_split(
             config.model,
-            manifest.target_tokenizer.vocab_size,
+            manifest.tokenizers["target"].vocab_size,
             manifest.splits["train"],
             config.data.longest_row,
         )
@@ -131,7 +131,7 @@ class Run:
         self.steps = Steps(
             strategy, task, self.model, self.optimizer, loss_scale, config, jit_compile=jit_compile
         )
-        self.tokenizers = records.load_tokenizers(manifest)
+        self.tokenizers = tuple(records.load_tokenizers(manifest).values())
         self.validation = Validation(self)
         self.writer = metrics.MetricsWriter(model_dir, restored or 0, active=self.worker.is_chief)
         self._resumed_seconds = float(self.checkpoints.state.seconds.numpy())

@@ -30,7 +30,7 @@ class Validation:
         self._run = run
         decode = run.config.decode
         self._decoder = Decoder(run.model, decode, decode.validation_beam_size)
-        pairs = records.read_pairs(run.manifest, "valid")
+        pairs = records.read_examples(run.manifest, "valid")
         self._batches = trainer_input.evaluation_batches(
             pairs, run.config, run.manifest.eos_id, run.strategy
         )

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from benchmarks.common import Meter, Setting, target_tokens
 from configs.schema import ModelConfig, OptimizerConfig
-from data_pipeline.dataset.examples import Pairs
+from data_pipeline.dataset.examples import Examples
 
 
 class PositionalEmbedding(keras.layers.Layer):
@@ -98,7 +98,7 @@ def build_model(config: ModelConfig, vocab_size: int, longest: int) -> keras.Mod
 
 
 def dataset(
-    pairs: Pairs, batch_tokens: int, bos_id: int, eos_id: int, seed: int, length: int | None
+    pairs: Examples, batch_tokens: int, bos_id: int, eos_id: int, seed: int, length: int | None
 ) -> tf.data.Dataset:
     """Shuffled sentences, `batch_tokens` target tokens a batch on average, without end.
 
@@ -113,12 +113,10 @@ def dataset(
     Returns:
         ((source, shifted), target), int32 [B, S], [B, T] and [B, T], 0 for padding.
     """
-    sides = []
-    for tokens, offsets in (
-        (pairs.source_tokens, pairs.source_offsets),
-        (pairs.target_tokens, pairs.target_offsets),
-    ):
-        sides.append(tf.RaggedTensor.from_row_splits(tokens, offsets))
+    sides = [
+        tf.RaggedTensor.from_row_splits(tokens, pairs.offsets[name])
+        for name, tokens in pairs.tokens.items()
+    ]
 
     def example(source, target):
         target = tf.concat([target, [eos_id]], 0)
@@ -158,9 +156,9 @@ def train(setting: Setting, meter: Meter) -> None:
     config, manifest = setting.config, setting.manifest
     keras.utils.set_random_seed(config.train.seed)
     keras.config.set_dtype_policy(setting.precision)
-    offsets = (setting.pairs.source_offsets, setting.pairs.target_offsets)
+    offsets = (setting.pairs.offsets["source"], setting.pairs.offsets["target"])
     longest = int(max(np.diff(side).max() for side in offsets)) + 1
-    model = build_model(config.model, manifest.target_tokenizer.vocab_size, longest)
+    model = build_model(config.model, manifest.tokenizers["target"].vocab_size, longest)
     adam = keras.optimizers.Adam(
         InverseSqrt(config.optimizer),
         config.optimizer.beta_1,

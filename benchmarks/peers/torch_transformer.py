@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from benchmarks.common import Meter, Setting
 from configs.schema import Config, OptimizerConfig
-from data_pipeline.dataset.examples import Pairs
+from data_pipeline.dataset.examples import Examples
 
 # A compiled loop gets lengths that are multiples of this one: few shapes, all met in the warm-up.
 _COMPILED_MULTIPLE = 8
@@ -114,13 +114,13 @@ class Batches:
     """
 
     def __init__(
-        self, pairs: Pairs, batch_tokens: int, multiple: int, bos_id: int, eos_id: int, seed: int
+        self, pairs: Examples, batch_tokens: int, multiple: int, bos_id: int, eos_id: int, seed: int
     ):
         self._pairs, self._batch_tokens = pairs, batch_tokens
         self._bos_id, self._eos_id = bos_id, eos_id
         self._rng = np.random.default_rng(seed)
-        self._source = -(-(np.diff(pairs.source_offsets) + 1) // multiple) * multiple
-        self._target = -(-(np.diff(pairs.target_offsets) + 1) // multiple) * multiple
+        self._source = -(-(np.diff(pairs.offsets["source"]) + 1) // multiple) * multiple
+        self._target = -(-(np.diff(pairs.offsets["target"]) + 1) // multiple) * multiple
 
     @property
     def longest(self) -> int:
@@ -146,7 +146,8 @@ class Batches:
         source = np.zeros([len(indices), self._source[indices].max()], np.int64)
         target = np.zeros([len(indices), self._target[indices].max()], np.int64)
         for row, index in enumerate(indices):
-            for side, ids in zip((source, target), self._pairs.pair(index), strict=True):
+            example = self._pairs.example(index)
+            for side, ids in zip((source, target), example.values(), strict=True):
                 side[row, : len(ids)] = ids
                 side[row, len(ids)] = self._eos_id
         shifted = np.roll(target, 1, axis=1)
@@ -186,9 +187,8 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.half = setting.precision == "mixed_bfloat16"
         self.clip_norm = config.optimizer.clip_norm
-        self.model = Translator(config, setting.manifest.target_tokenizer.vocab_size, longest).to(
-            self.device
-        )
+        vocab_size = setting.manifest.tokenizers["target"].vocab_size
+        self.model = Translator(config, vocab_size, longest).to(self.device)
         compiles = setting.variant == "compile"
         self.loss = torch.compile(self.model, dynamic=True) if compiles else self.model
         self.optimizer = torch.optim.Adam(

@@ -14,7 +14,8 @@ from data_pipeline.cleaning.code_points import CodePointTable, Lines
 from data_pipeline.cleaning.filters import PAIR_FILTERS, CleaningRules, Side
 from data_pipeline.cleaning.folding import fold, fold_lines
 from data_pipeline.cleaning.mojibake import find_mojibake
-from data_pipeline.cleaning.normalization import STEPS, normalize_lines, normalize_text
+from data_pipeline.cleaning.normalization import STEPS, normalize_lines
+from data_pipeline.dataset.normalization import normalize_text
 
 __all__ = [
     "DEFAULT_FILTERS",

@@ -1,83 +1,104 @@
-"""Packing: several sentences in one row of fixed length, so that almost nothing is padding.
+"""Packing: several examples in one row of fixed length, so that almost nothing is padding.
 
-With rows of 8, sentences of lengths (source, target) (3, 4), (5, 3), (4, 4) become
+With rows of 8, pairs of lengths (source, target) (3, 4), (5, 3), (4, 4) become
 
     source  1 1 1 2 2 2 2 .    1 1 1 1 1 . . .
     target  1 1 1 1 2 2 2 2    1 1 1 . . . . .
 
-where the digit is the sentence's segment id within its row and "." is padding (0).
+where the digit is the example's segment id within its row and "." is padding (0).
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-_WINDOW = 1 << 16  # sentences looked at together: more packs tighter
+from data_pipeline.dataset.examples import Examples
+
+LABELS = "labels"
+_WINDOW = 1 << 16  # examples considered together: more pack tighter
+
+
+def features(sequences: Sequence[str], labelled: bool = False) -> tuple[str, ...]:
+    """Return the names of the arrays of a row: each sequence, its segments, and "labels"."""
+    names = [name for sequence in sequences for name in (sequence, f"{sequence}_segments")]
+    return (*names, LABELS) if labelled else tuple(names)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of one length, each with one or more sentences.
+    """Rows of one length, each with one or more examples.
 
     Attributes:
-        source, target: int32 [R, L], token ids; each sentence ends in its end-of-sentence token.
-        source_segments, target_segments: int32 [R, L], 1, 2, ... per sentence and 0 for padding.
-        left_out: number of sentences that were too long for a row.
+        arrays: feature (see `features`) -> int32 [R, L]. A sequence has its token ids; its
+            segments are 1, 2, ... for each example and 0 for padding; "labels" has the class + 1
+            at the first token of each example and 0 elsewhere.
+        left_out: number of examples that are longer than a row.
     """
 
-    source: np.ndarray
-    source_segments: np.ndarray
-    target: np.ndarray
-    target_segments: np.ndarray
+    arrays: Mapping[str, np.ndarray]
     left_out: int = 0
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self._first)
 
     @property
     def length(self) -> int:
-        return self.source.shape[1]
+        """Tokens that a row holds of each sequence."""
+        return self._first.shape[1]
+
+    @property
+    def _first(self) -> np.ndarray:
+        return next(iter(self.arrays.values()))
+
+    @property
+    def size(self) -> int:
+        """Positions of all rows, of one sequence."""
+        return self._first.size
 
     def take(self, order: np.ndarray) -> "Rows":
-        """The rows with the numbers `order`, in that order."""
-        names = ("source", "source_segments", "target", "target_segments")
-        return dataclasses.replace(self, **{name: getattr(self, name)[order] for name in names})
+        """Return the rows with the numbers `order`, in that order."""
+        arrays = {name: array[order] for name, array in self.arrays.items()}
+        return dataclasses.replace(self, arrays=arrays)
+
+    def tokens(self) -> dict[str, int]:
+        """Return sequence -> number of positions that hold a token and not padding."""
+        return {
+            name.removesuffix("_segments"): int(np.count_nonzero(array))
+            for name, array in self.arrays.items()
+            if name.endswith("_segments")
+        }
 
     def fill_rate(self) -> float:
-        """Share of positions, both sides together, that hold a token and not padding."""
-        held = np.count_nonzero(self.source) + np.count_nonzero(self.target)
-        return held / max(1, self.source.size + self.target.size)
+        """Return the share of the positions of all sequences that are not padding."""
+        tokens = self.tokens()
+        return sum(tokens.values()) / max(1, len(tokens) * self.size)
 
 
-def assign_rows(
-    source_lengths: np.ndarray, target_lengths: np.ndarray, row_length: int
-) -> tuple[np.ndarray, int]:
-    """Assigns sentences to rows: vector bin packing, worst-fit decreasing.
+def assign_rows(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, int]:
+    """Assign examples to rows: vector bin packing, worst-fit decreasing.
 
-    A window of sentences at a time gets as many rows as its tokens would fill without a gap. The
-    longest sentences come first, and each goes into a row of its own, namely where source and
-    target side have the most equal room afterwards, and of such rows into the emptiest: so all
-    rows fill up evenly, on both sides. What finds no room opens new rows.
+    Take a window of examples at a time and open as many rows as its tokens would fill without a
+    gap. Place the longest examples first, each into a row of its own: the row whose sequences have
+    the most equal room left afterwards, and of those the emptiest. So all rows fill up evenly, in
+    every sequence. Examples that find no room open new rows.
 
     Args:
-        source_lengths: int [n], tokens with the end-of-sentence token.
-        target_lengths: int [n].
-        row_length: tokens a row holds on each side.
+        lengths: int [S, n], tokens of each of S sequences, closing tokens included.
+        row_length: tokens that a row holds of each sequence.
 
     Returns:
-        int64 [n], the row of each sentence, -1 for one that is longer than a row; and the number
-        of rows.
+        int64 [n], the row of each example, -1 if it is longer than a row; and the number of rows.
     """
-    row_of = np.full(len(source_lengths), -1, np.int64)
-    fitting = np.flatnonzero(np.maximum(source_lengths, target_lengths) <= row_length)
+    row_of = np.full(lengths.shape[1], -1, np.int64)
+    fitting = np.flatnonzero(lengths.max(axis=0) <= row_length)
     rows = 0
     for start in range(0, len(fitting), _WINDOW):
         waiting = fitting[start : start + _WINDOW]
         while len(waiting):
-            lengths = np.stack([source_lengths[waiting], target_lengths[waiting]])
-            in_row = _spread(lengths, row_length)
+            in_row = _spread(lengths[:, waiting], row_length)
             placed = in_row >= 0
-            # Renumbered, because a row may have stayed empty.
+            # Renumber the rows, because one may have stayed empty.
             used, numbers = np.unique(in_row[placed], return_inverse=True)
             row_of[waiting[placed]] = rows + numbers
             rows += len(used)
@@ -86,102 +107,131 @@ def assign_rows(
 
 
 def _spread(lengths: np.ndarray, row_length: int) -> np.ndarray:
-    """Spreads sentences over the least number of rows that could hold them.
+    """Spread examples over the smallest number of rows that could hold them.
 
     Args:
-        lengths: int [2, n], source and target.
-        row_length: tokens a row holds on each side; no sentence has more.
+        lengths: int [S, n], tokens of each sequence.
+        row_length: tokens that a row holds of each sequence; no example has more.
 
     Returns:
-        int64 [n], the row of each sentence, -1 where there was no room left.
+        int64 [n], the row of each example, -1 where there was no room left.
     """
     opened = int(-(-lengths.sum(axis=1).max() // row_length))
-    room = np.full([2, opened], row_length, np.int64)
+    room = np.full([len(lengths), opened], row_length, np.int64)
     in_row = np.full(lengths.shape[1], -1, np.int64)
-    # Longest side first. Equal sentences are neighbours and are placed in one go.
-    order = np.lexsort((lengths[1], lengths[0], -lengths.max(axis=0)))
+    # Longest sequence first. Equal examples become neighbours and are placed together.
+    order = np.lexsort((*lengths[::-1], -lengths.max(axis=0)))
     starts = np.flatnonzero(np.diff(lengths[:, order], prepend=-1).any(axis=0))
     for begin, end in zip(starts, [*starts[1:], len(order)], strict=True):
-        length = lengths[:, order[begin]]
+        length = lengths[:, order[begin], np.newaxis]  # [S, 1]
         while begin < end:
-            rows = np.flatnonzero((room >= length[:, np.newaxis]).all(axis=0))
+            rows = np.flatnonzero((room >= length).all(axis=0))
             count = min(end - begin, len(rows))
             if not count:
                 break
             if count < len(rows):
-                left = room[:, rows] - length[:, np.newaxis]
-                worth = left.sum(axis=0) - 2 * row_length * abs(left[0] - left[1])
-                # No two are equal, so that the choice does not depend on the sorting algorithm.
+                left = room[:, rows] - length
+                unevenness = left.max(axis=0) - left.min(axis=0)
+                worth = left.sum(axis=0) - 2 * row_length * unevenness
+                # Make all values distinct, so that the sorting algorithm makes no difference.
                 worth = worth * opened + rows
                 rows = np.sort(rows[np.argpartition(worth, -count)[-count:]])
-            room[:, rows] -= length[:, np.newaxis]
+            room[:, rows] -= length
             in_row[order[begin : begin + count]] = rows
             begin += count
     return in_row
 
 
-def pack(pairs, row_length: int, eos_id: int, *, truncate: bool = False) -> Rows:
-    """Packs sentence pairs into rows of `row_length` tokens a side.
+def pack(
+    examples: Examples, row_length: int, closing_id: int | None, *, truncate: bool = False
+) -> Rows:
+    """Pack examples into rows of `row_length` tokens.
 
     Args:
-        pairs: `data_pipeline.dataset.examples.Pairs`, token ids without special tokens.
-        row_length: tokens a row holds on each side, the end-of-sentence tokens included.
-        eos_id: closes every sentence.
-        truncate: cut the tail off a side that is too long, instead of leaving the pair out.
+        examples: their token ids.
+        row_length: tokens that a row holds of each sequence, closing tokens included.
+        closing_id: token that is added to every sequence; None adds none (`Manifest.closing_id`).
+        truncate: cut off the end of a sequence that is too long, instead of leaving the example
+            out.
     """
-    sides = [_with_eos_lengths(pairs.source_offsets), _with_eos_lengths(pairs.target_offsets)]
+    lengths = _closed_lengths(examples, closing_id)
     if truncate:
-        sides = [np.minimum(side, row_length) for side in sides]
-    row_of, rows = assign_rows(sides[0], sides[1], row_length)
-    return _fill(pairs, sides, row_of, rows, row_length, eos_id)
+        lengths = np.minimum(lengths, row_length)
+    row_of, rows = assign_rows(lengths, row_length)
+    return _fill(examples, lengths, row_of, rows, row_length, closing_id)
 
 
-def one_a_row(pairs, lengths: tuple[int, ...], eos_id: int) -> list[Rows]:
-    """One pair a row, each in the shortest of `lengths` (rising) that holds both its sides.
+def one_a_row(examples: Examples, lengths: tuple[int, ...], closing_id: int | None) -> list[Rows]:
+    """Put each example into a row of its own, in the shortest of `lengths` that holds it.
+
+    Args:
+        examples: their token ids.
+        lengths: of the rows, ascending.
+        closing_id: as in `pack`.
 
     Returns:
-        for each length its rows; pairs longer than the last are counted there as left out.
+        For each length its rows; the last counts the examples that are longer than all.
     """
-    sides = [_with_eos_lengths(pairs.source_offsets), _with_eos_lengths(pairs.target_offsets)]
-    bucket_of = np.searchsorted(lengths, np.maximum(*sides))
+    closed = _closed_lengths(examples, closing_id)
+    bucket_of = np.searchsorted(lengths, closed.max(axis=0))
     result = []
     for bucket, length in enumerate(lengths):
         mine = bucket_of == bucket
         row_of = np.where(mine, np.cumsum(mine) - 1, -1)
-        rows = _fill(pairs, sides, row_of, int(mine.sum()), length, eos_id)
+        rows = _fill(examples, closed, row_of, int(mine.sum()), length, closing_id)
         result.append(dataclasses.replace(rows, left_out=0))
     too_long = int((bucket_of == len(lengths)).sum())
     result[-1] = dataclasses.replace(result[-1], left_out=too_long)
     return result
 
 
-def _with_eos_lengths(offsets: np.ndarray) -> np.ndarray:
-    return np.diff(offsets) + 1
+def _closed_lengths(examples: Examples, closing_id: int | None) -> np.ndarray:
+    """Return int64 [S, n], tokens of each example with its closing token."""
+    return examples.lengths() + (closing_id is not None)
 
 
-def _fill(pairs, sides, row_of, rows, row_length, eos_id) -> Rows:
+def _fill(
+    examples: Examples,
+    lengths: np.ndarray,
+    row_of: np.ndarray,
+    rows: int,
+    row_length: int,
+    closing_id: int | None,
+) -> Rows:
+    """Write the examples into their rows.
+
+    Args:
+        examples: n of them.
+        lengths: int [S, n], tokens that each takes in its row.
+        row_of: int [n], -1 for one that is left out.
+        rows: number of rows.
+        row_length: their length.
+        closing_id: the last token of each, or None.
+    """
     kept = np.flatnonzero(row_of >= 0)
-    order = kept[np.argsort(row_of[kept], kind="stable")]  # sentences row by row
+    order = kept[np.argsort(row_of[kept], kind="stable")]  # examples, row by row
     row = row_of[order]
-    first = np.searchsorted(row, row)  # in `order`, the first sentence of the same row
+    first = np.searchsorted(row, row)  # position in `order` of the first example of the same row
     segments = np.arange(len(order)) - first + 1
-    arrays = []
-    for tokens, offsets, lengths in (
-        (pairs.source_tokens, pairs.source_offsets, sides[0][order]),
-        (pairs.target_tokens, pairs.target_offsets, sides[1][order]),
-    ):
-        before = np.cumsum(lengths) - lengths  # tokens in earlier sentences, of all rows
+    arrays = {}
+    for name, of_name in zip(examples.tokens, lengths[:, order], strict=True):
+        tokens, offsets = examples.tokens[name], examples.offsets[name]
+        before = np.cumsum(of_name) - of_name  # tokens in earlier examples, of all rows
         start = row * row_length + before - before[first]
-        within = np.arange(lengths.sum()) - np.repeat(before, lengths)
-        places = np.repeat(start, lengths) + within
+        within = np.arange(of_name.sum()) - np.repeat(before, of_name)
+        places = np.repeat(start, of_name) + within
         ids, segment_ids = np.zeros([2, rows * row_length], np.int32)
-        # One past the sentence's end is read here and there, and overwritten by the next line.
-        read = np.minimum(np.repeat(offsets[order], lengths) + within, len(tokens) - 1)
         if len(tokens):
+            # The position of a closing token reads one past the example's end; it is overwritten.
+            read = np.minimum(np.repeat(offsets[order], of_name) + within, len(tokens) - 1)
             ids[places] = tokens[read]
-        ids[start + lengths - 1] = eos_id
-        segment_ids[places] = np.repeat(segments, lengths)
-        arrays += [ids.reshape(rows, row_length), segment_ids.reshape(rows, row_length)]
-    source, source_segments, target, target_segments = arrays
-    left_out = len(row_of) - len(kept)
-    return Rows(source, source_segments, target, target_segments, left_out)
+        if closing_id is not None:
+            ids[start + of_name - 1] = closing_id
+        segment_ids[places] = np.repeat(segments, of_name)
+        arrays[name] = ids.reshape(rows, row_length)
+        arrays[f"{name}_segments"] = segment_ids.reshape(rows, row_length)
+    if examples.labels is not None:
+        labels = np.zeros(rows * row_length, np.int32)
+        labels[start] = examples.labels[order] + 1  # of the last sequence, the only one
+        arrays[LABELS] = labels.reshape(rows, row_length)
+    return Rows(arrays, len(row_of) - len(kept))

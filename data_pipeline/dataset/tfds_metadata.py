@@ -1,42 +1,60 @@
-"""Lets TensorFlow Datasets open a dataset directory: `tfds.builder_from_directory(DIR)`.
+"""Metadata with which TensorFlow Datasets opens the directory: `tfds.builder_from_directory(DIR)`.
 
-It gives each pair as {"LANG": text, "LANG": text, "source_ids": ids, "target_ids": ids}.
+It yields each record as a dictionary: the text under the name of its language ("text" for tasks
+with one sequence), `NAME_ids` for each sequence, and the label if there are labels.
 """
 
 import os
 from typing import Any
 
 from common import files
+from data_pipeline.dataset.examples import LABEL, text_keys
 from data_pipeline.dataset.manifest import Manifest
 
 _FEATURES = "tensorflow_datasets.core.features"
+_NAMES = {
+    "translation": "parallel_text",
+    "language_model": "plain_text",
+    "classification": "labelled_text",
+}
 
 
 def write(manifest: Manifest, directory: str) -> list[str]:
-    """Writes the two files that TFDS reads; returns their names.
+    """Write the files that TFDS reads; return their names.
 
     Args:
         manifest: of the dataset.
         directory: gets the files.
     """
-    langs = (manifest.source_lang, manifest.target_lang)
-    features = {lang: _feature("text_feature.Text", "text", {}) for lang in langs}
-    for name in ("source_ids", "target_ids"):
+    texts = list(text_keys(manifest.languages).values())
+    features = {name: _feature("text_feature.Text", "text", {}) for name in texts}
+    for name in manifest.sequences:
         ids = _feature(
             "tensor_feature.Tensor",
             "tensor",
             {"shape": {}, "dtype": "int64", "encoding": "none"},
         )
-        features[name] = _feature(
+        features[f"{name}_ids"] = _feature(
             "sequence_feature.Sequence", "sequence", {"feature": ids, "length": "-1"}
         )
-    tree = _feature("features_dict.FeaturesDict", "featuresDict", {"features": features})
-    info = {
-        "name": "parallel_text",
+    contents: dict[str, Any] = {}
+    if manifest.labels:
+        features[LABEL] = _feature(
+            "class_label_feature.ClassLabel",
+            "classLabel",
+            {"numClasses": str(len(manifest.labels))},
+        )
+        contents[f"{LABEL}.labels.txt"] = "".join(f"{label}\n" for label in manifest.labels)
+    languages = [manifest.languages[name] for name in manifest.sequences]
+    info: dict[str, Any] = {
+        "name": _NAMES[manifest.task],
         "version": "1.0.0",
-        "description": f"Parallel text, {langs[0]} to {langs[1]}.",
+        "description": (
+            f"Parallel text, {' to '.join(languages)}."
+            if manifest.task == "translation"
+            else f"Text ({languages[0]}) for {manifest.task.replace('_', ' ')}."
+        ),
         "fileFormat": "tfrecord",
-        "supervisedKeys": {"tuple": {"items": [{"featureKey": lang} for lang in langs]}},
         "splits": [
             {
                 "name": name,
@@ -47,9 +65,19 @@ def write(manifest: Manifest, directory: str) -> list[str]:
             for name, split in manifest.splits.items()
         ],
     }
-    contents = {"features.json": tree, "dataset_info.json": info}
+    supervised = [*texts, *([LABEL] if manifest.labels else [])]
+    if len(supervised) > 1:
+        info["supervisedKeys"] = {"tuple": {"items": [{"featureKey": key} for key in supervised]}}
+    contents["features.json"] = _feature(
+        "features_dict.FeaturesDict", "featuresDict", {"features": features}
+    )
+    contents["dataset_info.json"] = info
     for name, content in contents.items():
-        files.write_json(os.path.join(directory, name), content)
+        path = os.path.join(directory, name)
+        if isinstance(content, str):
+            files.write_bytes(path, content.encode())
+        else:
+            files.write_json(path, content)
     return list(contents)
 
 

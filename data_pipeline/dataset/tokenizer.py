@@ -13,7 +13,7 @@ import sentencepiece
 
 from common import files
 from common.errors import UsageError
-from data_pipeline.cleaning.normalization import normalize_text
+from data_pipeline.dataset.normalization import normalize_text
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 MODEL_TYPES = ("unigram", "bpe")

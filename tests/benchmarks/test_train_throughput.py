@@ -17,19 +17,19 @@ from configs.schema import Config, DataConfig, ModelConfig, OptimizerConfig, Tra
 from data_pipeline.dataset import packing
 from data_pipeline.dataset import tokenizer as tokenizers
 from data_pipeline.dataset.examples import (
-    Pairs,
+    Examples,
     describe_file,
-    length_histogram,
     raw_text_name,
-    read_pairs,
+    read_examples,
     shard_name,
-    write_pairs,
+    write_examples,
 )
 from data_pipeline.dataset.manifest import (
     Manifest,
-    SideInfo,
+    SequenceInfo,
     SplitInfo,
     TokenizerInfo,
+    length_histogram,
     load_manifest,
 )
 from trainer.tasks.translation import Translation
@@ -49,7 +49,7 @@ def manifest(tmp_path_factory) -> Manifest:
     (directory / tokenizers.JOINT_FILE).write_bytes(model)
     tokenizer = tokenizers.Tokenizer(model)
     info = TokenizerInfo(tokenizers.JOINT_FILE, tokenizer.sha256, 280, "unigram")
-    splits = {}
+    splits, names = {}, ("source", "target")
     for name, lines in (("train", texts[:80]), ("valid", texts[80:])):
         raw_text, ids, infos = [], [], []
         for lang, side in (("en", lines[::2]), ("de", lines[1::2])):
@@ -58,18 +58,22 @@ def manifest(tmp_path_factory) -> Manifest:
             raw_text.append(describe_file(str(path), path.name, len(side)))
             ids.append(tokenizer.encode(side))
             lengths = [len(sentence) for sentence in ids[-1]]
-            infos.append(SideInfo(sum(lengths), max(lengths), length_histogram(lengths)))
+            infos.append(SequenceInfo.of_histogram(length_histogram(lengths)))
         path = directory / shard_name(name, 0, 1)
-        write_pairs(
+        write_examples(
             str(path),
-            ("en", "de"),
-            tuple([line.encode() for line in lines[side::2]] for side in (0, 1)),
-            tuple(ids),
+            {
+                lang: [line.encode() for line in lines[side::2]]
+                for side, lang in enumerate(("en", "de"))
+            },
+            dict(zip(names, ids, strict=True)),
         )
         shard = describe_file(str(path), path.name, len(lines) // 2)
         files = () if name == "train" else tuple(raw_text)
-        splits[name] = SplitInfo((shard,), len(lines) // 2, len(lines) // 2, {}, *infos, files)
-    Manifest(str(directory), "en", "de", info, info, splits).save()
+        sequences = dict(zip(names, infos, strict=True))
+        splits[name] = SplitInfo((shard,), len(lines) // 2, len(lines) // 2, {}, sequences, files)
+    languages = {"source": "en", "target": "de"}
+    Manifest(str(directory), "translation", languages, dict.fromkeys(names, info), splits).save()
     return load_manifest(str(directory))
 
 
@@ -84,7 +88,7 @@ def setting(manifest) -> Setting:
         optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=2, clip_norm=1.0),
         train=TrainConfig(batch_tokens=256, steps_per_loop=4, seed=1),
     )
-    pairs = fitting_pairs(read_pairs(manifest, "train"), config.data.row_length)
+    pairs = fitting_pairs(read_examples(manifest, "train"), config.data.row_length)
     return Setting(manifest, pairs, config, "float32", variant="")
 
 
@@ -112,7 +116,7 @@ def _train(train, setting: Setting, turns: int) -> tuple[dict, list[dict]]:
 
 
 def _vocab(setting: Setting) -> int:
-    return setting.manifest.target_tokenizer.vocab_size
+    return setting.manifest.tokenizers["target"].vocab_size
 
 
 def _parameters(setting: Setting) -> int:
@@ -123,9 +127,12 @@ def _parameters(setting: Setting) -> int:
 
 
 def test_fitting_pairs_leaves_out_the_long_ones_whole():
-    pairs = Pairs(np.arange(9), np.array([0, 2, 6, 9]), np.arange(10, 16), np.array([0, 3, 4, 6]))
+    pairs = Examples(
+        {"source": np.arange(9), "target": np.arange(10, 16)},
+        {"source": np.array([0, 2, 6, 9]), "target": np.array([0, 3, 4, 6])},
+    )
     kept = fitting_pairs(pairs, 4)
-    assert [[list(side) for side in kept.pair(i)] for i in range(len(kept))] == [
+    assert [[list(side) for side in kept.example(i).values()] for i in range(len(kept))] == [
         [[0, 1], [10, 11, 12]],
         [[6, 7, 8], [14, 15]],
     ]
@@ -168,7 +175,7 @@ def test_ours_counts_the_tokens_of_its_batches(setting):
     assert warm["flops_per_token"] > 3 * 2 * 16 * _vocab(setting)  # the softmax alone
     assert warm["peak_flops"] > 0
     rows = packing.pack(setting.pairs, 64, EOS)
-    assert np.count_nonzero(rows.target) == target_tokens(setting.pairs)
+    assert np.count_nonzero(rows.arrays["target"]) == target_tokens(setting.pairs)
     assert reports[-1]["loss"] < warm["first_loss"] - 0.3
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from data_pipeline.dataset.rows import FEATURES
+from data_pipeline.dataset.packing import features
 from data_pipeline.dataset.tokenizer import EOS_ID, load_tokenizer
 from data_pipeline.settings import Settings
 from data_pipeline.shuffle import make_keys
@@ -190,7 +190,10 @@ def read_rows(directory: Path, info, models) -> list[Pair]:
     """The pairs in the packed rows, in order."""
     found, real = [], [0, 0]
     for record in itertools.chain(*(read_records(directory / file.name) for file in info.files)):
-        row = [np.frombuffer(record[name].bytes_list.value[0], "<u2") for name in FEATURES]
+        row = [
+            np.frombuffer(record[name].bytes_list.value[0], "<u2")
+            for name in features(("source", "target"))
+        ]
         assert all(len(numbers) == info.row_length for numbers in row)
         texts = []
         for side, model in enumerate(models):
@@ -203,7 +206,7 @@ def read_rows(directory: Path, info, models) -> list[Pair]:
             assert all(part[-1] == EOS_ID and EOS_ID not in part[:-1] for part in parts)
             texts.append([model.decode(part[:-1]) for part in parts])
         found += zip(*texts, strict=True)
-    assert real == [info.source_tokens, info.target_tokens]
+    assert real == list(info.tokens.values())
     return found
 
 

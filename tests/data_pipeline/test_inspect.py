@@ -17,10 +17,10 @@ from data_pipeline.dataset import rows
 from data_pipeline.dataset.examples import (
     describe_file,
     load_tokenizers,
-    read_pairs,
+    read_examples,
     read_raw_text,
 )
-from data_pipeline.dataset.manifest import SideInfo
+from data_pipeline.dataset.manifest import SequenceInfo
 from data_pipeline.dataset.packing import Rows
 from data_pipeline.dataset.verify import verify_rows
 from data_pipeline.pipeline import prepare
@@ -39,11 +39,11 @@ def test_shows_counts_lengths_and_samples(dataset):
     text = shown(dataset.directory)
     lines = [line.split() for line in text.splitlines()]
     train = dataset.splits["train"]
-    counts = [f"{train.source.tokens:,}", f"{train.target.tokens:,}"]
+    counts = [f"{train.sequences['source'].tokens:,}", f"{train.sequences['target'].tokens:,}"]
     assert any(line[:6] == ["train", "600", "600", "0", *counts] for line in lines)
     lengths = next(line for line in lines if line[:2] == ["train", "en"])
-    assert lengths[2] == f"{train.source.tokens / 600:.1f}"
-    assert lengths[5] == str(train.source.max_length)
+    assert lengths[2] == f"{train.sequences['source'].tokens / 600:.1f}"
+    assert lengths[5] == str(train.sequences["source"].max_length)
     assert lengths[6:] == ["0.000%", "0.000%"]
     assert ["nothing", "to", "clean", "0", "0.00%"] in lines
     assert text.count("▁") > 20
@@ -56,9 +56,9 @@ def test_number_of_samples(dataset):
 
 def test_pieces_are_counted(dataset):
     """Counts of the most frequent piece and of what the vocabulary uses, against a plain count."""
-    tokenizer, _ = load_tokenizers(dataset)
-    pairs = read_pairs(dataset, "train")
-    counts = collections.Counter(tokenizer.pieces(pairs.source_tokens))
+    tokenizer = load_tokenizers(dataset)["source"]
+    pairs = read_examples(dataset, "train")
+    counts = collections.Counter(tokenizer.pieces(pairs.tokens["source"]))
     lines = [line.split() for line in shown(dataset.directory, 0).splitlines()]
     header = lines.index(["en", "most", "en", "least", "de", "most", "de", "least"])
     (piece, count), rarest = counts.most_common(1)[0], min(counts.values())
@@ -73,17 +73,17 @@ def test_pieces_are_counted(dataset):
 
 def test_rows_are_described(dataset):
     info = dataset.splits["train"].rows
-    full = f"{info.source_tokens / (info.rows * 256):.1%}"
+    full = f"{info.tokens['source'] / (info.rows * 256):.1%}"
     lines = [line.split() for line in shown(dataset.directory, 0).splitlines()]
     row = next(line for line in lines if line[:3] == [str(info.rows), "256", full])
     assert row[4:] == [f"{info.fill_rate:.1%}", "0"]
 
 
 def test_length_reached():
-    side = SideInfo(tokens=0, max_length=50, lengths=((1, 50), (2, 44), (9, 1), (50, 5)))
+    side = SequenceInfo(tokens=0, max_length=50, lengths=((1, 50), (2, 44), (9, 1), (50, 5)))
     shares = (0.0, 0.5, 0.51, 0.95, 1.0)
     assert [pictures.length_reached(side, share) for share in shares] == [1, 1, 2, 9, 50]
-    assert pictures.length_reached(SideInfo(0, 0, ()), 0.5) == 0
+    assert pictures.length_reached(SequenceInfo(0, 0, ()), 0.5) == 0
 
 
 def test_bars():
@@ -94,7 +94,9 @@ def test_bars():
 def test_every_sentence_is_in_a_bar(dataset):
     """The last bin is open: one sentence of 250 tokens neither squeezes the others nor is lost."""
     lengths = ((3, 500), (4, 490), (12, 9), (250, 1))
-    train = dataclasses.replace(dataset.splits["train"], source=SideInfo(0, 250, lengths))
+    train = dataset.splits["train"]
+    sequences = {**train.sequences, "source": SequenceInfo(0, 250, lengths)}
+    train = dataclasses.replace(train, sequences=sequences)
     manifest = dataclasses.replace(dataset, splits={"train": train})
     bins, _, english, *_ = (list(column.cells) for column in inspect.bar_table(manifest).columns)
     assert sum(map(int, english)) == 1000 and english[-1] == "1"
@@ -119,14 +121,15 @@ def test_without_verifying(dataset, tmp_path):
 
 
 def test_first_pairs_only(dataset, monkeypatch):
-    monkeypatch.setattr(inspect, "_FIRST_PAIRS", 250)
+    monkeypatch.setattr(inspect, "_FIRST_EXAMPLES", 250)
     assert "vocabulary in the first 250 pairs of train" in shown(dataset.directory, verify=False)
 
 
 def read_rows(manifest) -> Rows:
     info = manifest.splits["train"].rows
-    blocks = [rows.read_block(manifest, info, i) for i in range(-(-info.rows // info.block_rows))]
-    return Rows(*(np.concatenate([block[name] for block in blocks]) for name in rows.FEATURES))
+    found = rows.find_blocks(manifest, info)
+    blocks = [rows.read_block(found, i, info) for i in range(len(found))]
+    return Rows({name: np.concatenate([b[name] for b in blocks]) for name in info.features})
 
 
 def write_rows(manifest, packed: Rows, directory: Path, **fields):
@@ -145,34 +148,34 @@ def write_rows(manifest, packed: Rows, directory: Path, **fields):
 
 
 def change_id(packed):
-    packed.target[3, 0] = 305
+    packed.arrays["target"][3, 0] = 305
 
 
 def change_padding(packed):
-    packed.source[3, -1] = 7
+    packed.arrays["source"][3, -1] = 7
 
 
 def drop_eos(packed):
-    end = np.flatnonzero(packed.source_segments[3] == 1)[-1]
-    packed.source[3, end] = 7
+    end = np.flatnonzero(packed.arrays["source_segments"][3] == 1)[-1]
+    packed.arrays["source"][3, end] = 7
 
 
 def skip_segment(packed):
-    packed.target_segments[3, packed.target_segments[3] > 1] += 1
+    packed.arrays["target_segments"][3, packed.arrays["target_segments"][3] > 1] += 1
 
 
 def leave_a_gap(packed):
-    packed.source_segments[3, 1] = packed.source[3, 1] = 0
+    packed.arrays["source_segments"][3, 1] = packed.arrays["source"][3, 1] = 0
 
 
 def empty_row(packed):
     for side in ("source", "target"):
-        getattr(packed, side)[3] = getattr(packed, f"{side}_segments")[3] = 0
+        packed.arrays[side][3] = packed.arrays[f"{side}_segments"][3] = 0
 
 
 def split_segment(packed):
-    packed.source_segments[3, 1:] += packed.source_segments[3, 1:] > 0
-    packed.source[3, 0] = 3
+    packed.arrays["source_segments"][3, 1:] += packed.arrays["source_segments"][3, 1:] > 0
+    packed.arrays["source"][3, 0] = 3
 
 
 @pytest.mark.parametrize(
@@ -197,10 +200,14 @@ def test_bad_rows_with_right_checksums(dataset, tmp_path, change, problem):
         verify_rows(manifest, manifest.splits["train"].rows, 600)
 
 
-@pytest.mark.parametrize("field", ["rows", "source_tokens", "target_tokens", "left_out"])
+@pytest.mark.parametrize("field", ["rows", "source", "target", "left_out"])
 def test_row_counts(dataset, tmp_path, field):
-    wrong = getattr(dataset.splits["train"].rows, field) + 1
-    manifest = write_rows(dataset, read_rows(dataset), tmp_path, **{field: wrong})
+    info = dataset.splits["train"].rows
+    if field in info.tokens:
+        wrong = {"tokens": {**info.tokens, field: info.tokens[field] + 1}}
+    else:
+        wrong = {field: getattr(info, field) + 1}
+    manifest = write_rows(dataset, read_rows(dataset), tmp_path, **wrong)
     with pytest.raises(UsageError, match="but the manifest says"):
         verify_rows(manifest, manifest.splits["train"].rows, 600)
 
@@ -222,13 +229,14 @@ def test_pictures(dataset, tmp_path):
     block = {
         f"{side}{part}": segments for side in ("source", "target") for part in ("", "_segments")
     }
-    path = pictures.draw_packing(block, ("en", "de"), "title", str(tmp_path))
+    languages = {"source": "en", "target": "de"}
+    path = pictures.draw_packing(block, languages, "title", str(tmp_path))
     pixels = np.round(image.imread(path)[..., :3] * 255).astype(int).reshape(-1, 3)
     blue, orange = (
         (pixels == colour).all(1).sum() for colour in ((119, 170, 221), (238, 136, 102))
     )
     assert 4.5 < blue / orange < 5.5, "50 and 10 of 80 places"
-    again = pictures.draw_packing(block, ("en", "de"), "title", str(tmp_path / "again"))
+    again = pictures.draw_packing(block, languages, "title", str(tmp_path / "again"))
     assert Path(path).read_bytes() == Path(again).read_bytes()
 
 
@@ -275,5 +283,5 @@ def test_two_vocabularies(make_settings, tmp_path):
     made = prepare(make_settings(tmp_path / "two", joint_vocabulary=False, vocab_size=295))
     text = shown(made.directory)
     assert "vocabularies 295 (unigram) source, 295 (unigram) target" in text
-    source, target = read_raw_text(made, "valid")
+    source, target = read_raw_text(made, "valid").values()
     assert f"  {source[0]}\n" in text and f"  {target[0]}\n" in text

@@ -16,16 +16,17 @@ import pytest
 from common.errors import UsageError
 from data_pipeline import job
 from data_pipeline import stages as steps
-from data_pipeline.dataset.examples import load_tokenizers, read_pairs, verify
+from data_pipeline.dataset.examples import load_tokenizers, read_examples
+from data_pipeline.dataset.verify import verify
 from data_pipeline.pipeline import WORK_DIR, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def texts(manifest, split: str = "train") -> list[tuple[str, str]]:
-    source, target = load_tokenizers(manifest)
-    pairs = read_pairs(manifest, split)
-    sides = [pairs.pair(i) for i in range(len(pairs))]
+    source, target = load_tokenizers(manifest).values()
+    pairs = read_examples(manifest, split)
+    sides = [pairs.example(i).values() for i in range(len(pairs))]
     return list(
         zip(source.decode([s for s, _ in sides]), target.decode([t for _, t in sides]), strict=True)
     )
@@ -33,13 +34,13 @@ def texts(manifest, split: str = "train") -> list[tuple[str, str]]:
 
 def row_texts(manifest) -> list[tuple[str, str]]:
     """The pairs in the packed rows, in order."""
-    from data_pipeline.dataset.rows import read_block
+    from data_pipeline.dataset.rows import find_blocks, read_block
 
-    source, target = load_tokenizers(manifest)
+    source, target = load_tokenizers(manifest).values()
     info = manifest.splits["train"].rows
     found = []
     for index in range(-(-info.rows // info.block_rows)):
-        block = read_block(manifest, info, index)
+        block = read_block(find_blocks(manifest, info), index, info)
         for row in range(len(block["source"])):
             for segment in range(1, block["source_segments"][row].max() + 1):
                 ids = [
@@ -83,10 +84,10 @@ def test_rows_hold_what_the_manifest_says(dataset):
     pairs = row_texts(dataset)
     assert sorted(pairs) == sorted(texts(dataset))
     assert info.left_out == 0
-    held = read_pairs(dataset, "train")
-    assert info.source_tokens == len(held.source_tokens) + 600
-    assert info.target_tokens == len(held.target_tokens) + 600
-    assert info.fill_rate == (info.source_tokens + info.target_tokens) / (info.rows * 512)
+    held = read_examples(dataset, "train")
+    assert info.tokens["source"] == len(held.tokens["source"]) + 600
+    assert info.tokens["target"] == len(held.tokens["target"]) + 600
+    assert info.fill_rate == sum(info.tokens.values()) / (info.rows * 512)
 
 
 def test_rows_are_shuffled(make_settings, tmp_path):
@@ -100,8 +101,8 @@ def test_rows_are_shuffled(make_settings, tmp_path):
 def test_pairs_too_long_for_a_row_are_counted(make_settings, tmp_path):
     manifest = prepare(make_settings(tmp_path / "out", row_length=16))
     train = manifest.splits["train"]
-    held = read_pairs(manifest, "train")
-    longest = np.maximum(np.diff(held.source_offsets), np.diff(held.target_offsets)) + 1
+    held = read_examples(manifest, "train")
+    longest = held.lengths().max(axis=0) + 1
     assert train.rows.left_out == (longest > 16).sum() > 0
     assert len(row_texts(manifest)) == 600 - train.rows.left_out
 
@@ -188,16 +189,16 @@ def test_sampled_segmentations_are_in_the_rows(make_settings, tmp_path):
     left_out = manifest.splits["train"].rows.left_out
     assert sum(counts.values()) == 1800 - left_out and set(counts.values()) <= {1, 2, 3}
     assert left_out < 10 and len(texts(manifest)) == 600
-    best = len(read_pairs(manifest, "train").source_tokens) + 600
+    best = len(read_examples(manifest, "train").tokens["source"]) + 600
     # Sampling takes other, longer segmentations too.
-    assert manifest.splits["train"].rows.source_tokens > 3.05 * best
+    assert manifest.splits["train"].rows.tokens["source"] > 3.05 * best
     again = prepare(make_settings(tmp_path / "again", segmentations=3, row_length=128))
     assert again.fingerprint == manifest.fingerprint
 
 
 def test_separate_and_given_vocabularies(make_settings, tmp_path, dataset):
     separate = prepare(make_settings(tmp_path / "separate", joint_vocabulary=False, vocab_size=290))
-    source, target = separate.source_tokenizer, separate.target_tokenizer
+    source, target = separate.tokenizers.values()
     assert (source.file, target.file) == ("tokenizer.source.model", "tokenizer.target.model")
     assert source.sha256 != target.sha256
     assert sorted(texts(separate)) == sorted(texts(dataset))
@@ -290,10 +291,10 @@ def test_opens_with_tensorflow_datasets(dataset):
         examples = list(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)))
         found = [(ex["en"].decode(), ex["de"].decode()) for ex in examples]
         assert sorted(found) == sorted(texts(dataset, split))
-        pairs = read_pairs(dataset, split)
+        pairs = read_examples(dataset, split)
         by_text = dict(zip(texts(dataset, split), range(len(pairs)), strict=True))
         for pair, example in zip(found, examples, strict=True):
-            source, target = pairs.pair(by_text[pair])
+            source, target = pairs.example(by_text[pair]).values()
             assert example["source_ids"].tolist() == source.tolist()
             assert example["target_ids"].tolist() == target.tolist()
     supervised = builder.as_dataset(split="valid", as_supervised=True)

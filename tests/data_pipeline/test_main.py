@@ -10,9 +10,10 @@ import pytest
 
 from common.errors import UsageError
 from data_pipeline import job, pipeline
-from data_pipeline.cleaning.normalization import normalize_text
-from data_pipeline.dataset.examples import load_tokenizers, read_pairs, read_raw_text, verify
+from data_pipeline.dataset.examples import load_tokenizers, read_examples, read_raw_text
 from data_pipeline.dataset.manifest import Manifest, load_manifest
+from data_pipeline.dataset.normalization import normalize_text
+from data_pipeline.dataset.verify import verify
 from data_pipeline.pipeline import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,9 +31,9 @@ def contents(directory: str | Path) -> dict[str, bytes]:
 
 def decoded(manifest: Manifest, split: str) -> list[tuple[str, str]]:
     """Returns the text of the records of a split."""
-    tokenizer, _ = load_tokenizers(manifest)
-    pairs = read_pairs(manifest, split)
-    return [tuple(tokenizer.decode(pairs.pair(i))) for i in range(len(pairs))]
+    tokenizer = load_tokenizers(manifest)["source"]
+    pairs = read_examples(manifest, split)
+    return [tuple(tokenizer.decode(list(pairs.example(i).values()))) for i in range(len(pairs))]
 
 
 def run_main(*arguments: str) -> subprocess.CompletedProcess:
@@ -61,7 +62,7 @@ def test_records_hold_the_text(dataset, sentences):
     for seed, split in ((1, "valid"), (2, "test")):
         expected = sentences({"valid": 20, "test": 30}[split], seed)
         assert decoded(dataset, split) == expected  # in order
-        assert list(zip(*read_raw_text(dataset, split), strict=True)) == expected
+        assert list(zip(*read_raw_text(dataset, split).values(), strict=True)) == expected
 
 
 def test_directory_holds_the_contract_and_nothing_else(dataset):
@@ -117,7 +118,7 @@ def test_every_drop_is_counted(make_settings, tmp_path, sentences, write_text):
     # Pieces differ from machine to machine, but not what is left and what was counted.
     assert train.dropped["too_many_tokens"] >= 1
     assert train.kept + sum(train.dropped.values()) == 213
-    assert max(train.source.max_length, train.target.max_length) <= 20
+    assert max(info.max_length for info in train.sequences.values()) <= 20
     texts = decoded(manifest, "train")
     assert len(texts) == len(set(texts)) == train.kept
     assert all(side == normalize_text(side) for pair in texts for side in pair)
@@ -139,10 +140,10 @@ def test_valid_and_test_are_kept_whole(make_settings, tmp_path, write_text):
     manifest = prepare(make_settings(tmp_path / "out", test=(spec,)))
     test = manifest.splits["test"]
     assert (test.pairs_in, test.kept, test.dropped) == (6, 6, {})
-    assert list(zip(*read_raw_text(manifest, "test"), strict=True)) == raw
+    assert list(zip(*read_raw_text(manifest, "test").values(), strict=True)) == raw
     expected = [tuple(map(normalize_text, pair)) for pair in raw]
     assert decoded(manifest, "test") == expected
-    assert len(read_pairs(manifest, "test").pair(1)[0]) == 0
+    assert len(read_examples(manifest, "test").example(1)["source"]) == 0
 
 
 def test_same_bytes_again_and_with_two_workers(dataset, make_settings, tmp_path, monkeypatch):
@@ -159,7 +160,7 @@ def test_order_of_input_and_number_of_shards_do_not_change_the_records(
 ):
     spec = write_text(tmp_path / "in", "train", sentences(600, 0)[::-1])
     other = prepare(make_settings(tmp_path / "out", train=(spec,), num_shards=2))
-    assert other.source_tokenizer == dataset.source_tokenizer
+    assert other.tokenizers["source"] == dataset.tokenizers["source"]
     assert sorted(decoded(other, "train")) == sorted(decoded(dataset, "train"))
     assert other.fingerprint != dataset.fingerprint
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 
 from common.errors import UsageError
 from data_pipeline import job, pipeline
-from data_pipeline.dataset.examples import verify
+from data_pipeline.dataset.verify import verify
 from data_pipeline.pipeline import WORK_DIR, prepare
 from data_pipeline.progress import Display
 from data_pipeline.runners.local import Runner
@@ -53,7 +53,7 @@ def models(tmp_path_factory, sentences, write_text) -> list[Spelling]:
                 **fields,
             )
         )
-        found.append(Spelling(made.path(made.source_tokenizer)))
+        found.append(Spelling(made.path(made.tokenizers["source"])))
     return found
 
 

@@ -14,18 +14,18 @@ import tensorflow as tf
 from configs import schema
 from data_pipeline.dataset import tokenizer as tokenizers
 from data_pipeline.dataset.examples import (
-    Pairs,
+    Examples,
     describe_file,
-    length_histogram,
     raw_text_name,
     shard_name,
-    write_pairs,
+    write_examples,
 )
 from data_pipeline.dataset.manifest import (
     Manifest,
-    SideInfo,
+    SequenceInfo,
     SplitInfo,
     TokenizerInfo,
+    length_histogram,
     load_manifest,
 )
 from data_pipeline.dataset.tokenizer import load_tokenizer
@@ -95,17 +95,17 @@ def make_model(tiny_config) -> Callable[..., Transformer]:
 
 
 @pytest.fixture(scope="session")
-def make_pairs() -> Callable[..., Pairs]:
-    """Returns Pairs of random tokens, of the given (source, target) lengths."""
+def make_pairs() -> Callable[..., Examples]:
+    """Returns Examples of random tokens, of the given (source, target) lengths."""
 
-    def make(lengths, seed: int = 0, vocab: int = VOCAB) -> Pairs:
+    def make(lengths, seed: int = 0, vocab: int = VOCAB) -> Examples:
         rng = np.random.default_rng(seed)
         lengths = np.asarray(lengths, np.int64).reshape(-1, 2)
-        sides = []
-        for side in range(2):
-            offsets = np.concatenate([[0], np.cumsum(lengths[:, side])])
-            sides += [rng.integers(4, vocab, offsets[-1]).astype(np.int32), offsets]
-        return Pairs(*sides)
+        tokens, offsets = {}, {}
+        for side, name in enumerate(("source", "target")):
+            offsets[name] = np.concatenate([[0], np.cumsum(lengths[:, side])])
+            tokens[name] = rng.integers(4, vocab, offsets[name][-1]).astype(np.int32)
+        return Examples(tokens, offsets)
 
     return make
 
@@ -137,14 +137,19 @@ def _write_split(directory: Path, name: str, sides: tuple[list[str], list[str]],
         raw_text.append(describe_file(str(path), path.name, len(texts)))
         ids.append(load_tokenizer(str(directory / info.file)).encode(texts))
         lengths = [len(sentence) for sentence in ids[-1]]
-        counts.append(SideInfo(sum(lengths), max(lengths), length_histogram(lengths)))
+        counts.append(SequenceInfo.of_histogram(length_histogram(lengths)))
     path = directory / shard_name(name, 0, 1)
-    write_pairs(
-        str(path), ("en", "de"), [[text.encode() for text in side] for side in sides], tuple(ids)
+    encoded = [[text.encode() for text in side] for side in sides]
+    names = ("source", "target")
+    write_examples(
+        str(path),
+        dict(zip(("en", "de"), encoded, strict=True)),
+        dict(zip(names, ids, strict=True)),
     )
     shard = describe_file(str(path), path.name, len(ids[0]))
     held_out = () if name == "train" else tuple(raw_text)
-    return SplitInfo((shard,), len(ids[0]), len(ids[0]), {}, *counts, held_out)
+    sequences = dict(zip(names, counts, strict=True))
+    return SplitInfo((shard,), len(ids[0]), len(ids[0]), {}, sequences, held_out)
 
 
 def _write_dataset(directory: Path, joint: bool) -> Manifest:
@@ -164,7 +169,13 @@ def _write_dataset(directory: Path, joint: bool) -> Manifest:
         name: _write_split(directory, name, (lines[::2], lines[1::2]), infos)
         for name, lines in (("train", texts[:80]), ("valid", texts[80:]))
     }
-    Manifest(str(directory), "en", "de", *infos, splits).save()
+    Manifest(
+        str(directory),
+        "translation",
+        {"source": "en", "target": "de"},
+        dict(zip(("source", "target"), infos, strict=True)),
+        splits,
+    ).save()
     return load_manifest(str(directory))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_pipeline.dataset.examples import Pairs
+from data_pipeline.dataset.examples import Examples
 from tests.trainer.worker_script import EOS, VOCAB, make_steps
 from trainer.input.memory import training_data
 
@@ -20,14 +20,17 @@ FLOOR = np.log(2) * (WALK - 1) / (WALK + 1)  # nats a token: the first and the l
 
 
 @pytest.fixture(scope="module")
-def walks() -> Pairs:
+def walks() -> Examples:
     rng = np.random.default_rng(0)
     first = rng.integers(0, VOCAB - 4, [4000, 1])
     steps = np.concatenate([np.zeros_like(first), rng.integers(1, 3, [4000, WALK - 1])], axis=1)
     targets = 4 + (first + np.cumsum(steps, axis=1)) % (VOCAB - 4)
     numbers = np.arange(4001)
     sources = (4 + first).ravel().astype(np.int32)
-    return Pairs(sources, numbers, targets.ravel().astype(np.int32), numbers * WALK)
+    return Examples(
+        {"source": sources, "target": targets.ravel().astype(np.int32)},
+        {"source": numbers, "target": numbers * WALK},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,9 @@ def with_rows(manifest, tmp_path) -> Manifest:
     """The dataset of 40 pairs, packed into rows of 16, in two files."""
     directory = tmp_path / "data"
     shutil.copytree(manifest.directory, directory)
-    packed = packing.pack(records.read_pairs(manifest, "train"), LENGTH, manifest.eos_id)
-    size, half = rows.record_bytes(LENGTH, "uint16"), len(packed) // 2 // BLOCK * BLOCK
+    packed = packing.pack(records.read_examples(manifest, "train"), LENGTH, manifest.eos_id)
+    size = rows.record_bytes(tuple(packed.arrays), LENGTH, "uint16")
+    half = len(packed) // 2 // BLOCK * BLOCK
     files, blocks = [], []
     for shard, (begin, end) in enumerate(((0, half), (half, len(packed)))):
         path = directory / shard_name("train-rows", shard, 2)
@@ -38,11 +39,11 @@ def with_rows(manifest, tmp_path) -> Manifest:
         files.append(describe_file(str(path), path.name, end - begin))
         blocks.append(rows.describe_blocks(str(path), size, BLOCK))
     info = RowsInfo(
+        features=tuple(packed.arrays),
         row_length=LENGTH,
         rows=len(packed),
         left_out=packed.left_out,
-        source_tokens=int(np.count_nonzero(packed.source_segments)),
-        target_tokens=int(np.count_nonzero(packed.target_segments)),
+        tokens=packed.tokens(),
         token_dtype="uint16",
         record_bytes=size,
         block_rows=BLOCK,
@@ -57,8 +58,8 @@ def with_rows(manifest, tmp_path) -> Manifest:
 
 def test_rows_are_streamed(with_rows, tiny_config, monkeypatch):
     """The records are not read at all, and an epoch holds the same rows as packing in memory."""
-    pairs = records.read_pairs(with_rows, "train")
-    monkeypatch.setattr(records, "read_pairs", None)
+    pairs = records.read_examples(with_rows, "train")
+    monkeypatch.setattr(records, "read_examples", None)
     config = tiny_config(train={"batch_tokens": LENGTH})
     data = trainer_input.load_training_data(with_rows, config, 1)
     assert isinstance(data, StreamedData)

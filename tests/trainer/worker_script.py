@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from configs import schema
-from data_pipeline.dataset.examples import Pairs
+from data_pipeline.dataset.examples import Examples
 from trainer.distributed.strategy import make_strategy
 from trainer.input.memory import training_data
 from trainer.optim.loss_scale import LossScale
@@ -22,7 +22,7 @@ from trainer.step import Steps
 from trainer.tasks.translation import Translation
 
 VOCAB, BOS, EOS = 30, 2, 3
-_SIDES = ("source_tokens", "source_offsets", "target_tokens", "target_offsets")
+_SEQUENCES = ("source", "target")
 
 Result = dict[str, np.ndarray]
 
@@ -38,7 +38,7 @@ def make_steps(strategy, config, *, jit_compile: bool = False, weights_seed: int
     return Steps(strategy, task, model, optimizer, loss_scale, config, jit_compile=jit_compile)
 
 
-def train_run(steps: Steps, pairs: Pairs, count: int) -> Result:
+def train_run(steps: Steps, pairs: Examples, count: int) -> Result:
     """Trains `count` steps, one a call, on the batches that a run on `pairs` begins with.
 
     Returns:
@@ -62,10 +62,11 @@ def train_run(steps: Steps, pairs: Pairs, count: int) -> Result:
     return result
 
 
-def save_runs(path, pairs: Pairs, configs: list[schema.Config], count: int) -> None:
+def save_runs(path, pairs: Examples, configs: list[schema.Config], count: int) -> None:
     """What the workers shall run: `count` steps of each configuration, one after the other."""
-    sides = {name: getattr(pairs, name) for name in _SIDES}
-    np.savez(path, configs=json.dumps([schema.to_dict(c) for c in configs]), count=count, **sides)
+    arrays = {f"{name}_tokens": array for name, array in pairs.tokens.items()}
+    arrays |= {f"{name}_offsets": array for name, array in pairs.offsets.items()}
+    np.savez(path, configs=json.dumps([schema.to_dict(c) for c in configs]), count=count, **arrays)
 
 
 def load_results(path) -> list[Result]:
@@ -83,7 +84,10 @@ def load_results(path) -> list[Result]:
 def _work(runs_path: str, result_path: str) -> None:
     strategy, _ = make_strategy("multi_worker", timeout_seconds=100)
     with np.load(runs_path) as runs:
-        pairs = Pairs(*(runs[name] for name in _SIDES))
+        pairs = Examples(
+            {name: runs[f"{name}_tokens"] for name in _SEQUENCES},
+            {name: runs[f"{name}_offsets"] for name in _SEQUENCES},
+        )
         configs = [schema.from_dict(values) for values in json.loads(str(runs["configs"]))]
         count = int(runs["count"])
     worker = strategy.cluster_resolver.task_id

@@ -97,10 +97,10 @@ def facts_of(config: schema.Config, manifest: Manifest, precision: str) -> RunFa
             **{f"{name} input": list(prints) for name, prints in manifest.inputs.items()},
             **manifest.settings,
         },
-        source_lang=manifest.source_lang,
-        target_lang=manifest.target_lang,
-        source_tokenizer=manifest.source_tokenizer,
-        target_tokenizer=manifest.target_tokenizer,
+        source_lang=manifest.languages["source"],
+        target_lang=manifest.languages["target"],
+        source_tokenizer=manifest.tokenizers["source"],
+        target_tokenizer=manifest.tokenizers["target"],
         joint_vocabulary=manifest.joint_vocabulary,
         bos_id=manifest.bos_id,
         versions={"tensorflow": tf.__version__, "keras": keras.__version__},
@@ -118,7 +118,7 @@ def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
     if tf.io.gfile.exists(os.path.join(model_dir, "dataset.json")):
         raise UsageError(f"--model_dir={model_dir} is a dataset directory; name another one")
     contents = {}
-    for info in {manifest.source_tokenizer, manifest.target_tokenizer}:
+    for info in set(manifest.tokenizers.values()):
         with tf.io.gfile.GFile(manifest.path(info), "rb") as file:
             contents[info.file] = file.read()
     # Last: without it the directory holds no run.

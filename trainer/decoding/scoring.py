@@ -60,7 +60,7 @@ def score_split(
     Returns:
         what `score` gives, and (source, reference, translation) of every sentence.
     """
-    sources, references = read_raw_text(manifest, split)
+    sources, references = read_raw_text(manifest, split).values()
     if limit:
         sources, references = sources[:limit], references[:limit]
     translations = translate_lines(sources, tokenizers, decoder, between)

@@ -14,11 +14,11 @@ import tensorflow as tf
 from common.errors import UsageError
 from data_pipeline.dataset import examples as records
 from data_pipeline.dataset import packing
-from data_pipeline.dataset.examples import Pairs
+from data_pipeline.dataset.examples import Examples
 from data_pipeline.dataset.manifest import Manifest
+from data_pipeline.dataset.verify import check_sizes
 from trainer.input import distribution as batches
 from trainer.input.rows import StreamedData
-from trainer.tasks.translation import FEATURES
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Bucket:
     batch_rows: int
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """`FEATURES`, int32 [R, L] each."""
-        return {name: getattr(self.rows, name) for name in FEATURES}
+        """Feature -> int32 [R, L]."""
+        return dict(self.rows.arrays)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TrainingData:
 
     def fill_rate(self) -> float:
         """Share of positions in the rows, both sides together, that are not padding."""
-        sizes = [bucket.rows.source.size for bucket in self.buckets]
+        sizes = [bucket.rows.size for bucket in self.buckets]
         rates = [bucket.rows.fill_rate() for bucket in self.buckets]
         return float(np.average(rates, weights=sizes))
 
@@ -79,7 +79,7 @@ class TrainingData:
         `first` + 1, ... of the `replicas` equal parts of the global batch.
 
         Returns:
-            tf.data.Dataset of `FEATURES`, int32 [batch_rows / replicas, L] each.
+            tf.data.Dataset of the rows' features, int32 [batch_rows / replicas, L] each.
         """
         tensors = [
             {name: tf.constant(array) for name, array in bucket.arrays().items()}
@@ -149,7 +149,7 @@ def load_training_data(
     Raises:
         UsageError: a file is missing or damaged, nothing fits, or a batch cannot be shared out.
     """
-    records.check_sizes(manifest)
+    check_sizes(manifest)
     data, info = config.data, manifest.splits["train"].rows
     if info and info.rows and data.batching == "packed" and data.row_length == info.row_length:
         size = batch_rows(config.train, data.row_length, replicas)
@@ -162,12 +162,12 @@ def load_training_data(
             f"packed in memory: the dataset has {found}; data_pipeline.main "
             f"--row_length={data.row_length} writes rows that need not fit into memory"
         )
-    pairs = records.read_pairs(manifest, "train")
+    pairs = records.read_examples(manifest, "train")
     made = training_data(pairs, config, manifest.eos_id, replicas)
     return dataclasses.replace(made, origin=reason)
 
 
-def training_data(pairs: Pairs, config, eos_id: int, replicas: int) -> TrainingData:
+def training_data(pairs: Examples, config, eos_id: int, replicas: int) -> TrainingData:
     """Lays the training split out in rows, packed or bucketed as `config.data` says.
 
     Raises:
@@ -192,7 +192,7 @@ def training_data(pairs: Pairs, config, eos_id: int, replicas: int) -> TrainingD
 
 
 def _worthwhile_buckets(
-    pairs: Pairs, lengths: tuple[int, ...], batch_tokens: int
+    pairs: Examples, lengths: tuple[int, ...], batch_tokens: int
 ) -> tuple[int, ...]:
     """Leaves out a bucket that would not fill half a batch: its sentences go into the next one.
 
@@ -200,7 +200,7 @@ def _worthwhile_buckets(
     count many times in every epoch. Where the longest is left with too few, the bucket before it
     ends earlier, so that its longest sentences make up for them.
     """
-    longest = np.maximum(np.diff(pairs.source_offsets), np.diff(pairs.target_offsets)) + 1
+    longest = pairs.lengths().max(axis=0) + 1
     longest = np.sort(longest[longest <= lengths[-1]])
 
     def enough(sentences: int, length: int) -> bool:
@@ -240,18 +240,18 @@ def batch_rows(train, row_length: int, replicas: int) -> int:
     return rows
 
 
-def evaluation_batches(pairs: Pairs, config, eos_id: int, strategy: tf.distribute.Strategy):
+def evaluation_batches(pairs: Examples, config, eos_id: int, strategy: tf.distribute.Strategy):
     """The whole split once, in order, packed; the last batch is filled up with empty rows.
 
     Returns:
-        a distributed dataset of `FEATURES`, int32 [batch rows of a replica, longest row] each.
+        a distributed dataset of the rows' features, int32 [batch rows of a replica, longest row].
     """
     rows = packing.pack(pairs, config.data.longest_row, eos_id, truncate=True)
     replicas = strategy.num_replicas_in_sync
     # One micro-batch at a time: more may not fit into memory.
     size = batch_rows(config.train, rows.length, replicas) // config.train.micro_batches
     missing = -len(rows) % size
-    arrays = {name: np.pad(getattr(rows, name), [[0, missing], [0, 0]]) for name in FEATURES}
+    arrays = {name: np.pad(array, [[0, missing], [0, 0]]) for name, array in rows.arrays.items()}
 
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
         dataset = tf.data.Dataset.from_tensor_slices(arrays)

@@ -14,7 +14,6 @@ All is done by operations of TensorFlow: Python threads would share one lock wit
 
 from dataclasses import dataclass
 
-import numpy as np
 import tensorflow as tf
 
 from data_pipeline.dataset import rows as packed_rows
@@ -84,7 +83,7 @@ class StreamedData:
 
         @tf.autograph.experimental.do_not_convert
         def rows_of_buffer(number):
-            """This worker's rows of a buffer, in order: `FEATURES`, int32 [n, L], n may be 0."""
+            """This worker's rows of a buffer, in order: feature -> int32 [n, L], n may be 0."""
             epoch, buffer = number // self._buffers, number % self._buffers
             begin = buffer * self._buffer_rows
             count = tf.minimum(self.info.rows - begin, self._buffer_rows)
@@ -101,7 +100,7 @@ class StreamedData:
             )
             # The smaller block is the last one, so what it lacks stands at the end.
             records = tf.gather(tf.reshape(records, [-1]), order)
-            return packed_rows.parse(records, self.info.row_length, self.info.token_dtype)
+            return packed_rows.parse(records, self.info)
 
         buffers = tf.data.Dataset.counter(self._buffer_of(first_position), dtype=tf.int64)
         # One buffer is read while another is used up.
@@ -121,9 +120,10 @@ class StreamedData:
         buffer = self._buffer_of(step * self.batch_rows)
         # With the next ones: a batch may lie in several, and may have been read ahead.
         after = self._buffer_of((step + steps + 1) * self.batch_rows) + 2
+        blocks = packed_rows.find_blocks(self.manifest, self.info)
         for number in tf.range(buffer, after, dtype=tf.int64):
             for block in self._blocks(number // self._buffers, number % self._buffers).numpy():
-                packed_rows.read_block(self.manifest, self.info, int(block))
+                packed_rows.read_block(blocks, int(block), self.info)
 
     @property
     def _buffer_rows(self) -> int:
@@ -150,13 +150,13 @@ class StreamedData:
 
     def _read_block(self, block) -> tf.Tensor:
         """string [block_rows], the records of a block; what a smaller block lacks is ""."""
-        info = self.info
-        path, begin, rows = self._find(block)
+        info, blocks = self.info, packed_rows.find_blocks(self.manifest, self.info)
+        path = tf.constant(blocks.paths)[tf.constant(blocks.file)[block]]
+        begin, rows = tf.constant(blocks.begin)[block], tf.constant(blocks.rows)[block]
         records = packed_rows.read_records(
             path, begin, rows, info.record_bytes, up_to_damage=self.skip_corrupt
         )
-        digests = np.frombuffer(bytes.fromhex("".join(info.blocks)), np.uint8)
-        written = tf.constant(digests.reshape(-1, packed_rows.DIGEST_BYTES))[block]
+        written = tf.constant(blocks.digests)[block]
         found = tf.fingerprint(tf.strings.reduce_join(records)[tf.newaxis])[0]
         fits = tf.reduce_all(found == written)
         last = begin + rows * info.record_bytes - 1
@@ -167,20 +167,11 @@ class StreamedData:
             tf.debugging.Assert(fits, [place])
         return tf.concat([records, tf.fill([info.block_rows - tf.size(records)], "")], axis=0)
 
-    def _find(self, block) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Path of the block's file, the block's first byte, and how many rows it has."""
-        info = self.info
-        sizes = np.array([file.records for file in info.files], np.int64)
-        ends = np.cumsum(-(-sizes // info.block_rows))  # of each file, in blocks
-        file = tf.searchsorted(tf.constant(ends), block[tf.newaxis], side="right")[0]
-        first = (block - tf.constant([0, *ends[:-1]], tf.int64)[file]) * info.block_rows
-        rows = tf.minimum(tf.constant(sizes)[file] - first, info.block_rows)
-        path = tf.constant([self.manifest.path(file) for file in info.files])[file]
-        return path, first * info.record_bytes, rows
-
     def _empty(self, rows, place) -> tf.Tensor:
         """string [rows], records of empty rows; says so on stderr."""
-        record = packed_rows.empty_record(self.info.row_length, self.info.token_dtype)
+        record = packed_rows.empty_record(
+            self.info.features, self.info.row_length, self.info.token_dtype
+        )
         note = tf.print(
             tf.strings.join(["warning: ", place, " are damaged; their rows are left empty"])
         )

@@ -92,7 +92,7 @@ def train_flops_of_split(
         UsageError: there is no pair to count.
     """
     lengths, ends = [], []
-    for side in (split.source, split.target):
+    for side in split.sequences.values():
         histogram = np.array(side.lengths, np.int64).reshape(-1, 2)
         lengths.append(histogram[:, 0] + 1.0)
         ends.append(np.cumsum(histogram[:, 1]))  # sentences up to this length

@@ -191,7 +191,7 @@ class Reporter:
 
 
 def _vocabulary(manifest: Manifest) -> str:
-    source, target = manifest.source_tokenizer.vocab_size, manifest.target_tokenizer.vocab_size
+    source, target = (info.vocab_size for info in manifest.tokenizers.values())
     if manifest.joint_vocabulary:
         return f"joint vocabulary {source:,}"
     return f"vocabularies {source:,} source, {target:,} target"
@@ -204,11 +204,11 @@ def describe(run, state: str) -> list[str]:
     shapes = ", ".join(f"{rows} x {length}" for rows, length in data.shapes)
     pairs = manifest.splits["train"].kept
     micro_batches = f" in {train.micro_batches} micro-batches" if train.micro_batches > 1 else ""
-    sources, references = records.read_raw_text(manifest, "valid")
+    sources, references = records.read_raw_text(manifest, "valid").values()
     examples = zip(sources[:_EXAMPLES], references, strict=False)
     return [
         f"data         {manifest.directory}, fingerprint {manifest.fingerprint[:12]}",
-        f"             {pairs:,} pairs {manifest.source_lang}-{manifest.target_lang}, "
+        f"             {pairs:,} pairs {'-'.join(manifest.languages.values())}, "
         f"{_vocabulary(manifest)}, {data.left_out():,} too long and left out",
         f"             {data.origin}",
         f"model        {parameters:,} parameters, {run.flops_per_token / 1e6:,.1f} million "

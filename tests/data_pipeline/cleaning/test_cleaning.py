@@ -11,7 +11,8 @@ from data_pipeline.cleaning.code_points import CodePointTable, Lines
 from data_pipeline.cleaning.filters import CleaningRules
 from data_pipeline.cleaning.folding import fold
 from data_pipeline.cleaning.mojibake import find_mojibake, is_mojibake
-from data_pipeline.cleaning.normalization import normalize_text, unescape_entities
+from data_pipeline.cleaning.normalization import unescape_entities
+from data_pipeline.dataset.normalization import normalize_text
 
 NAMES = tuple(FILTERS)
 

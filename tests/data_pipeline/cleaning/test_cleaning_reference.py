@@ -14,7 +14,7 @@ from data_pipeline.cleaning.cleaner import DEFAULT_FILTERS, FILTERS, Cleaner
 from data_pipeline.cleaning.filters import CleaningRules
 from data_pipeline.cleaning.folding import fold
 from data_pipeline.cleaning.mojibake import is_mojibake
-from data_pipeline.cleaning.normalization import normalize_text
+from data_pipeline.dataset.normalization import normalize_text
 
 SCRIPTS = {
     "en": {"LATIN"},

@@ -21,8 +21,9 @@ import tensorflow as tf
 from common.errors import UsageError
 from configs.schema import Config, DataConfig, TrainConfig
 from data_pipeline import job
-from data_pipeline.dataset.examples import load_tokenizers, read_pairs, read_raw_text, verify
+from data_pipeline.dataset.examples import load_tokenizers, read_examples, read_raw_text
 from data_pipeline.dataset.manifest import Manifest, load_manifest
+from data_pipeline.dataset.verify import verify
 from data_pipeline.pipeline import prepare
 from trainer.input.memory import load_training_data
 from trainer.input.rows import StreamedData
@@ -171,11 +172,12 @@ def read(directory: Path, data: StreamedData, batches: tf.data.Dataset) -> list:
     """Everything that a training run and an evaluation read, as a list of arrays and texts."""
     manifest = load_manifest(str(directory))
     load_training_data(manifest, config(), 1)
-    seen: list = [tokenizer.sha256 for tokenizer in load_tokenizers(manifest)]
+    seen: list = [tokenizer.sha256 for tokenizer in load_tokenizers(manifest).values()]
     for split in manifest.splits:
-        seen += vars(read_pairs(manifest, split)).values()
+        examples = read_examples(manifest, split)
+        seen += [*examples.tokens.values(), *examples.offsets.values()]
     for split in ("valid", "test"):
-        seen += read_raw_text(manifest, split)
+        seen += read_raw_text(manifest, split).values()
     number = 0
     try:
         for batch in batches.as_numpy_iterator():

@@ -4,49 +4,49 @@ import numpy as np
 import pytest
 
 from data_pipeline.dataset import packing
-from data_pipeline.dataset.examples import Pairs
+from data_pipeline.dataset.examples import Examples
 
 EOS = 3
 
 
-def make_pairs(lengths, seed: int = 0) -> Pairs:
-    """Pairs of random tokens of the given (source, target) lengths, without end tokens."""
+def make_pairs(lengths, seed: int = 0) -> Examples:
+    """Examples of random tokens of the given (source, target) lengths, without end tokens."""
     rng = np.random.default_rng(seed)
     lengths = np.asarray(lengths, np.int64).reshape(-1, 2)
-    sides = []
-    for side in range(2):
-        offsets = np.concatenate([[0], np.cumsum(lengths[:, side])])
-        sides += [rng.integers(4, 1000, offsets[-1]).astype(np.int32), offsets]
-    return Pairs(*sides)
+    tokens, offsets = {}, {}
+    for side, name in enumerate(("source", "target")):
+        offsets[name] = np.concatenate([[0], np.cumsum(lengths[:, side])])
+        tokens[name] = rng.integers(4, 1000, offsets[name][-1]).astype(np.int32)
+    return Examples(tokens, offsets)
 
 
 def sentences(rows: packing.Rows) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The pairs in the rows, by segment; checks that segments are 1, 2, ... and then padding."""
     found = []
     for row in range(len(rows)):
-        for ids, segments in (
-            (rows.source[row], rows.source_segments[row]),
-            (rows.target[row], rows.target_segments[row]),
-        ):
+        arrays = {name: array[row] for name, array in rows.arrays.items()}
+        for name in ("source", "target"):
+            ids, segments = arrays[name], arrays[f"{name}_segments"]
             held = segments[segments > 0]
             assert (np.diff(held) >= 0).all() and (np.diff(held) <= 1).all() and held[0] == 1
             assert (segments[len(held) :] == 0).all() and (ids[len(held) :] == 0).all()
-        assert rows.source_segments[row].max() == rows.target_segments[row].max()
-        for segment in range(1, rows.source_segments[row].max() + 1):
+        count = arrays["source_segments"].max()
+        assert count == arrays["target_segments"].max()
+        for segment in range(1, count + 1):
             found.append(
-                (
-                    tuple(rows.source[row][rows.source_segments[row] == segment].tolist()),
-                    tuple(rows.target[row][rows.target_segments[row] == segment].tolist()),
+                tuple(
+                    tuple(arrays[name][arrays[f"{name}_segments"] == segment].tolist())
+                    for name in ("source", "target")
                 )
             )
     return found
 
 
-def expected(pairs: Pairs, longest: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def expected(pairs: Examples, longest: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Every pair that fits, each side with its end token."""
     result = []
     for i in range(len(pairs)):
-        source, target = ((*side.tolist(), EOS) for side in pairs.pair(i))
+        source, target = ((*side.tolist(), EOS) for side in pairs.example(i).values())
         if max(len(source), len(target)) <= longest:
             result.append((source, target))
     return result
@@ -58,11 +58,17 @@ def test_worked_example():
     The 12 source tokens need two rows. Longest first: (5, 3) takes one of two empty rows; (3, 4)
     makes either row equally uneven and goes to the emptier; (4, 4) fits only beside it.
     """
-    row_of, rows = packing.assign_rows(np.array([3, 5, 4]), np.array([4, 3, 4]), 8)
+    row_of, rows = packing.assign_rows(np.array([[3, 5, 4], [4, 3, 4]]), 8)
     assert row_of.tolist() == [0, 1, 0] and rows == 2
     result = packing.pack(make_pairs([(2, 3), (4, 2), (3, 3)]), 8, EOS)
-    assert result.source_segments.tolist() == [[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 1, 1, 1, 0, 0, 0]]
-    assert result.target_segments.tolist() == [[1, 1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 0, 0, 0, 0, 0]]
+    assert result.arrays["source_segments"].tolist() == [
+        [1, 1, 1, 2, 2, 2, 2, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+    ]
+    assert result.arrays["target_segments"].tolist() == [
+        [1, 1, 1, 1, 2, 2, 2, 2],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+    ]
     assert result.fill_rate() == pytest.approx(23 / 32)
     assert (len(result), result.length, result.left_out) == (2, 8, 0)
 
@@ -76,15 +82,17 @@ def test_every_sentence_once_and_whole(seed):
     wanted = expected(pairs, 40)
     assert sorted(sentences(rows)) == sorted(wanted)
     assert rows.left_out == len(pairs) - len(wanted) > 0
-    assert rows.source.shape == rows.target.shape == (len(rows), 40)
-    assert {array.dtype for array in (rows.source, rows.target_segments)} == {np.dtype(np.int32)}
+    assert rows.arrays["source"].shape == rows.arrays["target"].shape == (len(rows), 40)
+    assert {array.dtype for array in (rows.arrays["source"], rows.arrays["target_segments"])} == {
+        np.dtype(np.int32)
+    }
 
 
 @pytest.mark.parametrize("row_length", [30, 64])
 def test_capacity_is_never_exceeded(row_length):
     rng = np.random.default_rng(0)
     source, target = rng.integers(1, 31, 3000), rng.integers(1, 31, 3000)
-    row_of, rows = packing.assign_rows(source, target, row_length)
+    row_of, rows = packing.assign_rows(np.stack([source, target]), row_length)
     assert (row_of >= 0).all() and row_of.max() == rows - 1
     for lengths in (source, target):
         held = np.bincount(row_of, lengths, rows)
@@ -98,8 +106,8 @@ def test_rows_are_full():
     target = np.clip(source + rng.integers(-3, 4, 5000), 5, 30)
     rows = packing.pack(make_pairs(np.stack([source, target], 1)), 256, EOS)
     assert rows.fill_rate() > 0.97
-    held = (rows.source > 0).sum() + (rows.target > 0).sum()
-    assert rows.fill_rate() == held / (rows.source.size + rows.target.size)
+    held = (rows.arrays["source"] > 0).sum() + (rows.arrays["target"] > 0).sum()
+    assert rows.fill_rate() == held / (rows.arrays["source"].size + rows.arrays["target"].size)
 
 
 def test_truncate_cuts_the_tail():
@@ -108,7 +116,7 @@ def test_truncate_cuts_the_tail():
     rows = packing.pack(pairs, 8, EOS, truncate=True)
     wanted = []
     for i in range(3):
-        wanted.append(tuple((*side[:7].tolist(), EOS) for side in pairs.pair(i)))
+        wanted.append(tuple((*side[:7].tolist(), EOS) for side in pairs.example(i).values()))
     assert sorted(sentences(rows)) == sorted(wanted) and rows.left_out == 0
 
 

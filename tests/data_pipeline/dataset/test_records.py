@@ -13,19 +13,21 @@ from data_pipeline.dataset import examples as records
 from data_pipeline.dataset.examples import (
     describe_file,
     load_tokenizers,
-    read_pairs,
+    read_examples,
     read_raw_text,
-    verify,
-    write_pairs,
+    write_examples,
 )
 from data_pipeline.dataset.manifest import FileInfo, Manifest, load_manifest
+from data_pipeline.dataset.verify import verify
 
 
 def write_ids(path: Path, pairs: list[tuple[list[int], list[int]]]) -> FileInfo:
     """Writes records of these ids, with their numbers for text."""
     texts = [b"text %d" % i for i in range(len(pairs))]
     source, target = zip(*pairs, strict=True)
-    sizes = write_pairs(str(path), ("en", "de"), (texts, texts), (source, target))
+    sizes = write_examples(
+        str(path), {"en": texts, "de": texts}, {"source": source, "target": target}
+    )
     assert sizes.sum() == path.stat().st_size
     return describe_file(str(path), path.name, len(sizes))
 
@@ -46,12 +48,12 @@ def test_round_trip(dataset, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     split = dataclasses.replace(dataset.splits["valid"], files=infos, kept=4)
     manifest = dataclasses.replace(dataset, directory=str(tmp_path), splits={"valid": split})
-    read = read_pairs(manifest, "valid")
+    read = read_examples(manifest, "valid")
     assert len(read) == 4
-    assert [tuple(side.tolist() for side in read.pair(i)) for i in range(4)] == pairs
-    assert read.source_tokens.dtype == read.target_tokens.dtype == np.int32
-    assert read.source_offsets.tolist() == [0, 3, 3, 1003, 1004]
-    assert read.target_offsets.dtype == np.int64
+    assert [tuple(side.tolist() for side in read.example(i).values()) for i in range(4)] == pairs
+    assert read.tokens["source"].dtype == read.tokens["target"].dtype == np.int32
+    assert read.offsets["source"].tolist() == [0, 3, 3, 1003, 1004]
+    assert read.offsets["target"].dtype == np.int64
 
 
 def test_record_is_an_example_with_int64_lists(dataset):
@@ -59,11 +61,11 @@ def test_record_is_an_example_with_int64_lists(dataset):
     (raw,) = tf.data.TFRecordDataset(str(shard)).take(1)
     example = tf.train.Example.FromString(raw.numpy())
     assert sorted(example.features.feature) == ["de", "en", "source_ids", "target_ids"]
-    first = read_pairs(dataset, "train").pair(0)
-    for side, ids in zip(("source", "target"), first, strict=True):
+    first = read_examples(dataset, "train").example(0)
+    for side, ids in first.items():
         assert list(example.features.feature[f"{side}_ids"].int64_list.value) == ids.tolist()
-    tokenizer, _ = load_tokenizers(dataset)
-    for lang, text in zip(("en", "de"), tokenizer.decode(first), strict=True):
+    tokenizer = load_tokenizers(dataset)["target"]
+    for lang, text in zip(("en", "de"), tokenizer.decode(list(first.values())), strict=True):
         assert example.features.feature[lang].bytes_list.value[0].decode() == text
 
 
@@ -72,11 +74,10 @@ def test_records_do_not_remember_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_WRITE_BATCH", 3)
     texts = [["long text " * 9, "", "ä", "x", "y"], ["a", "b", "", "c", "d"]]
     ids = [[[1, 2, 300], [], [7], [8, 9], [1]], [[], [4, 5], [6], [], [70000]]]
-    write_pairs(
+    write_examples(
         str(tmp_path / "a"),
-        ("en", "de"),
-        tuple([t.encode() for t in side] for side in texts),
-        tuple(ids),
+        {lang: [t.encode() for t in side] for lang, side in zip(("en", "de"), texts, strict=True)},
+        dict(zip(("source", "target"), ids, strict=True)),
     )
     found = [raw.numpy() for raw in tf.data.TFRecordDataset(str(tmp_path / "a"))]
     for i, raw in enumerate(found):
@@ -97,22 +98,23 @@ def test_many_batches_keep_order(dataset, tmp_path, monkeypatch):
     info = write_ids(tmp_path / "a", pairs)
     split = dataclasses.replace(dataset.splits["valid"], files=(info,), kept=100)
     manifest = dataclasses.replace(dataset, directory=str(tmp_path), splits={"valid": split})
-    read = read_pairs(manifest, "valid")
-    assert [tuple(side.tolist() for side in read.pair(i)) for i in range(100)] == pairs
+    read = read_examples(manifest, "valid")
+    assert [tuple(side.tolist() for side in read.example(i).values()) for i in range(100)] == pairs
 
 
 def test_manifest(dataset):
     manifest = load_manifest(dataset.directory)
     assert manifest == dataset
-    assert (manifest.source_lang, manifest.target_lang) == ("en", "de")
+    assert manifest.task == "translation"
+    assert manifest.languages == {"source": "en", "target": "de"}
     assert (manifest.pad_id, manifest.unk_id, manifest.bos_id, manifest.eos_id) == (0, 1, 2, 3)
-    assert manifest.joint_vocabulary and manifest.source_tokenizer.vocab_size == 305
-    assert [tokenizer.vocab_size for tokenizer in load_tokenizers(manifest)] == [305, 305]
+    assert manifest.joint_vocabulary and manifest.tokenizers["source"].vocab_size == 305
+    assert [tokenizer.vocab_size for tokenizer in load_tokenizers(manifest).values()] == [305, 305]
     assert len(manifest.fingerprint) == 64
     value = json.loads((Path(dataset.directory) / "dataset.json").read_text())
-    assert value["schema_version"] == 2
+    assert value["schema_version"] == 3
     assert value["fingerprint"] == manifest.fingerprint
-    assert value["tokenizer"]["source"]["sha256"] == manifest.source_tokenizer.sha256
+    assert value["tokenizer"]["source"]["sha256"] == manifest.tokenizers["source"].sha256
     train = value["splits"]["train"]
     assert train["pairs_in"] == train["kept"] + sum(train["dropped"].values()) == 600
     assert train["source_tokens"] == sum(n * count for n, count in train["source_lengths"])
@@ -121,11 +123,11 @@ def test_manifest(dataset):
 
 
 def test_raw_text(dataset):
-    assert [len(side) for side in read_raw_text(dataset, "test")] == [30, 30]
+    assert [len(side) for side in read_raw_text(dataset, "test").values()] == [30, 30]
     with pytest.raises(UsageError, match="raw text is kept for valid and test, not train"):
         read_raw_text(dataset, "train")
     with pytest.raises(UsageError, match="has no split 'dev', only train, valid, test"):
-        read_pairs(dataset, "dev")
+        read_examples(dataset, "dev")
 
 
 def test_not_a_dataset(copy, tmp_path):
@@ -138,8 +140,8 @@ def test_not_a_dataset(copy, tmp_path):
 
 def test_other_schema_version(copy):
     path = copy / "dataset.json"
-    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
-    with pytest.raises(UsageError, match="has schema version 99 but this program reads 2"):
+    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 99'))
+    with pytest.raises(UsageError, match="has schema version 99 but this program reads 3"):
         load_manifest(str(copy))
 
 
@@ -201,7 +203,7 @@ def test_swapped_shards_are_found(copy, dataset):
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
     with pytest.raises(UsageError, match=r"train-00000-of-00003\.tfrecord"):
-        read_pairs(load_manifest(str(copy)), "train")
+        read_examples(load_manifest(str(copy)), "train")
 
 
 def test_records_that_do_not_parse(dataset, tmp_path):
@@ -212,7 +214,7 @@ def test_records_that_do_not_parse(dataset, tmp_path):
     split = dataclasses.replace(dataset.splits["valid"], files=(info,), kept=1)
     manifest = dataclasses.replace(dataset, directory=str(tmp_path), splits={"valid": split})
     with pytest.raises(UsageError, match="split 'valid' cannot be parsed"):
-        read_pairs(manifest, "valid")
+        read_examples(manifest, "valid")
 
 
 def test_wrong_number_of_records(dataset, tmp_path):
@@ -220,4 +222,4 @@ def test_wrong_number_of_records(dataset, tmp_path):
     split = dataclasses.replace(dataset.splits["valid"], files=(info,), kept=2)
     manifest = dataclasses.replace(dataset, directory=str(tmp_path), splits={"valid": split})
     with pytest.raises(UsageError, match="has 1 records but the manifest says 2"):
-        read_pairs(manifest, "valid")
+        read_examples(manifest, "valid")

@@ -8,22 +8,23 @@ from common.errors import UsageError
 from data_pipeline.dataset import rows
 from data_pipeline.dataset.examples import describe_file, shard_name
 from data_pipeline.dataset.manifest import Manifest, RowsInfo, TokenizerInfo
-from data_pipeline.dataset.packing import Rows
+from data_pipeline.dataset.packing import Rows, features
 
 LENGTH, BLOCK = 6, 4
+FEATURES = features(("source", "target"))
 
 
 def random_rows(count: int, vocab: int = 60_000) -> Rows:
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, vocab, [count, LENGTH]).astype(np.int32) for _ in range(2)]
     segments = [rng.integers(0, 5, [count, LENGTH]).astype(np.int32) for _ in range(2)]
-    return Rows(ids[0], segments[0], ids[1], segments[1])
+    return Rows(dict(zip(FEATURES, (ids[0], segments[0], ids[1], segments[1]), strict=True)))
 
 
 def write(directory, packed: Rows, counts, token_dtype: str = "uint16"):
     """Writes files of so many rows each; returns a manifest (never saved) and the RowsInfo."""
     records = rows.serialize_rows(packed, token_dtype)
-    size = rows.record_bytes(LENGTH, token_dtype)
+    size = rows.record_bytes(FEATURES, LENGTH, token_dtype)
     files, blocks, start = [], [], 0
     for shard, count in enumerate(counts):
         path = directory / shard_name("train-rows", shard, len(counts))
@@ -33,9 +34,27 @@ def write(directory, packed: Rows, counts, token_dtype: str = "uint16"):
         start += count
         files.append(describe_file(str(path), path.name, count))
         blocks.append(rows.describe_blocks(str(path), size, BLOCK))
-    info = RowsInfo(LENGTH, start, 0, 0, 0, token_dtype, size, BLOCK, tuple(files), tuple(blocks))
+    info = RowsInfo(
+        features=FEATURES,
+        row_length=LENGTH,
+        rows=start,
+        left_out=0,
+        tokens={"source": 0, "target": 0},
+        token_dtype=token_dtype,
+        record_bytes=size,
+        block_rows=BLOCK,
+        files=tuple(files),
+        blocks=tuple(blocks),
+    )
     tokenizer = TokenizerInfo("tokenizer.model", "", 60_000, "unigram")
-    return Manifest(str(directory), "en", "de", tokenizer, tokenizer, {}), info
+    names = ("source", "target")
+    languages = dict(zip(names, ("en", "de"), strict=True))
+    tokenizers = dict.fromkeys(names, tokenizer)
+    return Manifest(str(directory), "translation", languages, tokenizers, {}), info
+
+
+def read(manifest: Manifest, info: RowsInfo, index: int) -> dict[str, np.ndarray]:
+    return rows.read_block(rows.find_blocks(manifest, info), index, info)
 
 
 def test_the_digest_is_farmhash64():
@@ -51,14 +70,14 @@ def test_all_blocks_are_all_rows(tmp_path, token_dtype, vocab):
     manifest, info = write(tmp_path, packed, [12, 0, 5], token_dtype)
     assert [file.bytes for file in info.files] == [n * info.record_bytes for n in (12, 0, 5)]
     assert [len(digests) for digests in info.blocks] == [48, 0, 32]
-    blocks = [rows.read_block(manifest, info, index) for index in range(5)]
+    blocks = [read(manifest, info, index) for index in range(5)]
     assert [len(block["source"]) for block in blocks] == [4, 4, 4, 4, 1]
-    for name in rows.FEATURES:
-        read = np.concatenate([block[name] for block in blocks])
-        assert read.dtype == np.int32
-        np.testing.assert_array_equal(read, getattr(packed, name))
+    for name in FEATURES:
+        found = np.concatenate([block[name] for block in blocks])
+        assert found.dtype == np.int32
+        np.testing.assert_array_equal(found, packed.arrays[name])
     with pytest.raises(IndexError):
-        rows.find_block(manifest, info, 5)
+        read(manifest, info, 5)
 
 
 def test_others_can_read_the_files(tmp_path):
@@ -68,16 +87,17 @@ def test_others_can_read_the_files(tmp_path):
     (path,) = (manifest.path(file) for file in info.files)
     for row, record in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator()):
         features = tf.train.Example.FromString(record).features.feature
-        assert sorted(features) == sorted(rows.FEATURES)
+        assert sorted(features) == sorted(FEATURES)
         (ids,) = features["target"].bytes_list.value
-        assert np.frombuffer(ids, "<u2").tolist() == packed.target[row].tolist()
+        assert np.frombuffer(ids, "<u2").tolist() == packed.arrays["target"][row].tolist()
     assert rows.serialize_rows(packed, "uint16") == rows.serialize_rows(packed, "uint16")
 
 
 def test_a_number_too_large_for_its_type():
     with pytest.raises(ValueError, match="source holds 65536, which uint16 cannot"):
         one = np.ones([1, 2], np.int32)
-        rows.serialize_rows(Rows(65_536 * one, one, one, one), "uint16")
+        arrays = {**dict.fromkeys(FEATURES, one), "source": 65_536 * one}
+        rows.serialize_rows(Rows(arrays), "uint16")
 
 
 def damaged(tmp_path, damage):
@@ -86,7 +106,7 @@ def damaged(tmp_path, damage):
     path = tmp_path / info.files[1].name
     damage(path)
     with pytest.raises(UsageError) as error:
-        rows.read_block(manifest, info, 4)
+        read(manifest, info, 4)
     assert "\n" not in str(error.value)
     begin = 4 * info.record_bytes
     return str(error.value), f"{path}, bytes {begin} to {2 * begin - 1} (rows 4 to 7): "
@@ -105,7 +125,7 @@ def test_a_flipped_bit(tmp_path):
 
 def test_a_truncated_file(tmp_path):
     message, place = damaged(tmp_path, lambda path: path.write_bytes(path.read_bytes()[:-7]))
-    kept = 4 * rows.record_bytes(LENGTH, "uint16") - 7
+    kept = 4 * rows.record_bytes(FEATURES, LENGTH, "uint16") - 7
     assert message.startswith(f"{place}the file ends after {kept} of these bytes; the dataset")
 
 
@@ -129,5 +149,5 @@ def test_rows_of_another_length(tmp_path):
     """The digest fits, the content does not: an error all the same."""
     manifest, info = write(tmp_path, random_rows(4), [4])
     wrong = RowsInfo(**{**vars(info), "row_length": LENGTH + 1})
-    with pytest.raises(UsageError, match="these are no packed rows"):
-        rows.read_block(manifest, wrong, 0)
+    with pytest.raises(UsageError, match="these are not packed rows"):
+        read(manifest, wrong, 0)

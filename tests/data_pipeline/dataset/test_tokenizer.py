@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 
 from common.errors import UsageError
-from data_pipeline.cleaning.normalization import normalize_text
 from data_pipeline.dataset import tokenizer
+from data_pipeline.dataset.normalization import normalize_text
 from data_pipeline.dataset.tokenizer import Tokenizer, check_model, load_tokenizer
 
 VOCAB_SIZE = 305

@@ -30,7 +30,7 @@ def decoder(make_model):
 
 
 def test_lines_keep_their_order(manifest, decoder):
-    tokenizers = load_tokenizers(manifest)
+    tokenizers = tuple(load_tokenizers(manifest).values())
     lines = ["red dog", "", "man sees cat", "Hund"]
     result = translate_lines(lines, tokenizers, decoder)
     assert len(result) == 4 and result[1] == ""
@@ -40,8 +40,8 @@ def test_lines_keep_their_order(manifest, decoder):
 
 def test_score_split(manifest, decoder):
     """The raw text is scored, all of it or the first lines."""
-    tokenizers = load_tokenizers(manifest)
-    sources, references = read_raw_text(manifest, "valid")
+    tokenizers = tuple(load_tokenizers(manifest).values())
+    sources, references = read_raw_text(manifest, "valid").values()
     _, rows = score_split(manifest, "valid", tokenizers, decoder)
     assert [row[:2] for row in rows] == list(zip(sources, references, strict=True))
     result, first = score_split(manifest, "valid", tokenizers, decoder, limit=3)
@@ -51,7 +51,7 @@ def test_score_split(manifest, decoder):
 
 def test_source_and_target_have_their_own_vocabulary(manifest_of_two):
     """Lines are encoded by the one and decoded by the other."""
-    source, target = load_tokenizers(manifest_of_two)
+    source, target = load_tokenizers(manifest_of_two).values()
     assert (source.vocab_size, target.vocab_size) == (288, 281)
     assert source.encode(["red dog"]) != target.encode(["red dog"])
     seen = []
@@ -67,7 +67,7 @@ def test_source_and_target_have_their_own_vocabulary(manifest_of_two):
 
 def test_a_line_feed_in_a_translation_makes_no_second_line(manifest):
     """Single bytes are pieces, so a model can spell any character."""
-    tokenizer, _ = load_tokenizers(manifest)
+    tokenizer, _ = tuple(load_tokenizers(manifest).values())
     (red, dog) = tokenizer.encode(["red", "dog"])
     line_feed = next(i for i in range(tokenizer.vocab_size) if tokenizer.decode([[i]]) == ["\n"])
 

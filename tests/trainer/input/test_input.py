@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import UsageError
-from data_pipeline.dataset.examples import Pairs
+from data_pipeline.dataset.examples import Examples
 from data_pipeline.dataset.packing import Rows
 from trainer.input import memory as trainer_input
 from trainer.input.memory import Bucket, TrainingData
@@ -18,7 +18,8 @@ EOS = 3
 def numbered_rows(count: int, length: int = 4, first: int = 1) -> Rows:
     """Rows that can be told apart: row i holds first + i everywhere, on both sides."""
     ids = np.repeat(np.arange(first, first + count, dtype=np.int32)[:, np.newaxis], length, 1)
-    return Rows(ids, np.full_like(ids, 1), ids, np.full_like(ids, 1))
+    ones = np.full_like(ids, 1)
+    return Rows(dict(zip(FEATURES, (ids, ones, ids, ones), strict=True)))
 
 
 def one_bucket(count: int, batch_rows: int, seed: int = 1) -> TrainingData:
@@ -211,7 +212,7 @@ def test_one_row_only(make_pairs, tiny_config, one_device):
     iterator = data.distribute(one_device, first_step=0)
     for batch in itertools.islice(iterator, 3):
         assert batch["source"].shape == (4, 16)
-        assert (batch["target"].numpy()[:, :3] == pairs.target_tokens).all()
+        assert (batch["target"].numpy()[:, :3] == pairs.tokens["target"]).all()
 
 
 @pytest.mark.parametrize(
@@ -252,13 +253,13 @@ def test_evaluation_covers_everything_once(
             parts = strategy.experimental_local_results(value)
             assert [part.shape for part in parts] == [(4 // replicas, 16)] * replicas
             rows[name].extend(np.concatenate(parts))
-    for side, name in enumerate(("source", "target")):
+    for name in ("source", "target"):
         found = sorted(
             tuple(ids[segments == segment])
             for ids, segments in zip(rows[name], rows[f"{name}_segments"], strict=True)
             for segment in range(1, segments.max() + 1)
         )
-        wanted = sorted((*pairs.pair(i)[side][:15], EOS) for i in range(len(pairs)))
+        wanted = sorted((*pairs.example(i)[name][:15], EOS) for i in range(len(pairs)))
         assert found == wanted
     empty = [not segments.any() for segments in rows["target_segments"]]
     assert len(empty) % 4 == 0 and sum(empty) < 4
@@ -279,5 +280,6 @@ def test_rare_lengths_share_a_bucket(lengths, wanted):
     """Else their few sentences would be repeated until they fill a batch."""
     offsets = np.concatenate([[0], np.cumsum(np.array(lengths) - 1)])
     tokens = np.ones(offsets[-1], np.int32)
-    pairs = Pairs(tokens, offsets, tokens, offsets)
+    names = ("source", "target")
+    pairs = Examples(dict.fromkeys(names, tokens), dict.fromkeys(names, offsets))
     assert trainer_input._worthwhile_buckets(pairs, (8, 16, 32), 128) == wanted

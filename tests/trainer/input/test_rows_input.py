@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 
 from common.errors import UsageError
-from data_pipeline.dataset import rows
+from data_pipeline.dataset import packing, rows
 from data_pipeline.dataset.examples import describe_file, shard_name
-from data_pipeline.dataset.manifest import Manifest, RowsInfo, TokenizerInfo
+from data_pipeline.dataset.manifest import SEQUENCES, Manifest, RowsInfo, TokenizerInfo
 from data_pipeline.dataset.packing import Rows
 from trainer.input.rows import StreamedData
 from trainer.tasks.translation import FEATURES
@@ -20,7 +20,8 @@ LENGTH, BLOCK = 4, 3
 def numbered_rows(count: int) -> Rows:
     """Row i holds 1 + i everywhere, on both sides."""
     ids = np.repeat(np.arange(1, 1 + count, dtype=np.int32)[:, np.newaxis], LENGTH, 1)
-    return Rows(ids, np.ones_like(ids), ids, np.ones_like(ids))
+    ones = np.ones_like(ids)
+    return Rows(dict(zip(FEATURES, (ids, ones, ids, ones), strict=True)))
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def streamed(tmp_path):
     def make(counts, batch_rows: int, buffer_rows: int = 6, seed: int = 1, **fields):
         packed = numbered_rows(sum(counts))
         records = rows.serialize_rows(packed, "uint16")
-        size, start, files, blocks = rows.record_bytes(LENGTH, "uint16"), 0, [], []
+        size, start, files, blocks = rows.record_bytes(FEATURES, LENGTH, "uint16"), 0, [], []
         for shard, count in enumerate(counts):
             path = tmp_path / shard_name("train-rows", shard, len(counts))
             with tf.io.TFRecordWriter(str(path)) as writer:
@@ -41,11 +42,11 @@ def streamed(tmp_path):
             blocks.append(rows.describe_blocks(str(path), size, BLOCK))
         tokens = start * LENGTH
         info = RowsInfo(
+            features=FEATURES,
             row_length=LENGTH,
             rows=start,
             left_out=2,
-            source_tokens=tokens,
-            target_tokens=tokens // 2,
+            tokens={"source": tokens, "target": tokens // 2},
             token_dtype="uint16",
             record_bytes=size,
             block_rows=BLOCK,
@@ -53,7 +54,13 @@ def streamed(tmp_path):
             blocks=tuple(blocks),
         )
         tokenizer = TokenizerInfo("tokenizer.model", "", 30, "unigram")
-        manifest = Manifest(str(tmp_path), "en", "de", tokenizer, tokenizer, {})
+        manifest = Manifest(
+            str(tmp_path),
+            "translation",
+            {"source": "en", "target": "de"},
+            {"source": tokenizer, "target": tokenizer},
+            {},
+        )
         return StreamedData(manifest, info, batch_rows, seed, buffer_rows=buffer_rows, **fields)
 
     return make
@@ -73,7 +80,7 @@ def take(dataset, count: int) -> list[np.ndarray]:
 
 
 def test_the_features_are_those_of_the_task():
-    assert rows.FEATURES == FEATURES
+    assert packing.features(SEQUENCES["translation"]) == FEATURES
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 import tensorflow as tf
 
 from common.errors import UsageError
-from data_pipeline.dataset.examples import length_histogram
-from data_pipeline.dataset.manifest import SideInfo, SplitInfo
+from data_pipeline.dataset.manifest import SequenceInfo, SplitInfo, length_histogram
 from trainer.metrics import flops
 from trainer.tasks.translation import FEATURES
 
@@ -85,8 +84,11 @@ def test_flops_by_hand(tiny_config):
 def split_of(lengths) -> SplitInfo:
     """The manifest's counts of pairs of so many (source, target) tokens."""
     lengths = np.asarray(lengths)
-    sides = [SideInfo(int(n.sum()), int(n.max()), length_histogram(n)) for n in lengths.T]
-    return SplitInfo((), len(lengths), len(lengths), {}, *sides)
+    sequences = {
+        name: SequenceInfo.of_histogram(length_histogram(of_name))
+        for name, of_name in zip(("source", "target"), lengths.T, strict=True)
+    }
+    return SplitInfo((), len(lengths), len(lengths), {}, sequences)
 
 
 def test_split_equals_a_loop_over_its_sentences(tiny_config):

@@ -58,8 +58,8 @@ def command(module: str, *arguments, text: str = "") -> subprocess.CompletedProc
 def test_the_model_directory_has_both_tokenizers(trained, manifest_of_two):
     facts = model_dir.read_facts(str(trained))
     assert not facts.joint_vocabulary
-    assert facts.source_tokenizer == manifest_of_two.source_tokenizer
-    assert facts.target_tokenizer == manifest_of_two.target_tokenizer
+    assert facts.source_tokenizer == manifest_of_two.tokenizers["source"]
+    assert facts.target_tokenizer == manifest_of_two.tokenizers["target"]
     for info, name, size in (
         (facts.source_tokenizer, tokenizers.SOURCE_FILE, 288),
         (facts.target_tokenizer, tokenizers.TARGET_FILE, 281),
