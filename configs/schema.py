@@ -61,15 +61,18 @@ class OptimizerConfig:
     """How gradients change the weights."""
 
     name: str = "adam"
-    """"adam" (Kingma and Ba 2015), "adamw" (Loshchilov and Hutter 2019), or "adafactor" (Shazeer
-    and Stern 2018; hardly any memory, no momentum, does not use the betas and `epsilon`)."""
+    """"adam" (Kingma and Ba 2015); "adamw" (Loshchilov and Hutter 2019); "adafactor" (Shazeer and
+    Stern 2018; hardly any memory, no momentum, does not use the betas and `epsilon`); "lion" (Chen
+    et al. 2023; one number a weight, does not use `epsilon`); "muon" (Jordan 2024; hidden matrices
+    by orthogonal updates, the rest by AdamW)."""
     schedule: str = "inverse_sqrt"
     """After the linear warm-up to `learning_rate`: "inverse_sqrt" falls with 1/sqrt(step) (the
     paper's, also called Noam), "cosine" and "linear" fall to 0, which they reach after the last of
     `train.steps`, "constant" stays."""
     learning_rate: float = 7e-4
     """The peak, reached after `warmup_steps`. The paper's base model peaks at 7e-4:
-    512**-0.5 * 4000**-0.5. Adafactor's is relative to the size of the weights: 1e-2 is usual."""
+    512**-0.5 * 4000**-0.5. Adafactor's is relative to the size of the weights: 1e-2 is usual.
+    Lion wants a third to a tenth of Adam's, Muon about Adam's."""
     warmup_steps: int = 4000
     beta_1: float = 0.9
     beta_2: float = 0.98
@@ -77,7 +80,8 @@ class OptimizerConfig:
     clip_norm: float = 0.0
     """Largest norm of the whole gradient (of the mean loss per token); 0 for no clipping."""
     weight_decay: float = 0.0
-    """Of "adamw": share of the matrices' weights taken away per step, times the learning rate."""
+    """Of "adamw", "lion" and "muon": share of the matrices' weights taken away per step, times the
+    learning rate. Biases and norms do not decay."""
     ema_decay: float = 0.0
     """Decay per step of a moving average of the weights, such as 0.999, which is then what is
     evaluated and translated with; 0 for none."""
@@ -158,7 +162,7 @@ _CHOICES = {
     "model.norm": ("post", "pre"),
     "model.tied_embeddings": ("all", "target", "none"),
     "data.batching": ("packed", "bucketed"),
-    "optimizer.name": ("adam", "adamw", "adafactor"),
+    "optimizer.name": ("adam", "adamw", "adafactor", "lion", "muon"),
     "optimizer.schedule": ("inverse_sqrt", "cosine", "linear", "constant"),
     "train.bad_steps": ("abort", "skip", "rollback"),
     "train.best_metric": ("bleu", "chrf", "token_accuracy", "loss", "nll", "perplexity"),
@@ -223,10 +227,10 @@ def validate(config: Config) -> None:
             f"--config.model.width is {config.model.width}, but must be a multiple of "
             f"--config.model.heads, {config.model.heads}"
         )
-    if config.optimizer.weight_decay and config.optimizer.name != "adamw":
+    if config.optimizer.weight_decay and config.optimizer.name in ("adam", "adafactor"):
         raise ValueError(
-            f"--config.optimizer.weight_decay is for --config.optimizer.name=adamw, and the name "
-            f"is {config.optimizer.name}"
+            f"--config.optimizer.weight_decay is for --config.optimizer.name=adamw, lion or muon, "
+            f"and the name is {config.optimizer.name}"
         )
     if config.model.width % 2:
         raise ValueError(

@@ -10,10 +10,10 @@ SMALLEST, _LARGEST = 2.0**-14, 2.0**30
 
 
 class LossScale(tf.Module):
-    """The factor on the loss that keeps small float16 gradients from becoming 0.
+    """Keep the factor on the loss that saves small float16 gradients from becoming 0.
 
     It is halved whenever a gradient overflows, in a step that is then skipped, and doubled after
-    2,000 good steps in a row. Make it in the scope of the strategy; it goes into checkpoints.
+    2,000 good steps in a row. Make it in the scope of the strategy. Checkpoints hold it.
 
     Args:
         dynamic: False for a factor of 1 that never changes, for the other precisions.
@@ -26,7 +26,7 @@ class LossScale(tf.Module):
         self.good_steps = state_variable(tf.constant(0, tf.int64))
 
     def update(self, finite: tf.Tensor) -> None:
-        """Takes note of a step; call it in replica context, the same on every replica.
+        """Adapt the factor after a step; call it in replica context, the same on every replica.
 
         Args:
             finite: bool scalar, whether the gradients reduced over all replicas were finite.

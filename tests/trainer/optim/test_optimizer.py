@@ -9,10 +9,11 @@ import tensorflow as tf
 
 from configs import schema
 from configs.schema import OptimizerConfig
+from trainer.optim.muon import orthogonal
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.schedule import Schedule
 
-NAMES = ["adam", "adamw", "adafactor"]
+NAMES = ["adam", "adamw", "adafactor", "lion", "muon"]
 
 
 def constant(name: str = "adam", **fields) -> OptimizerConfig:
@@ -28,7 +29,12 @@ class Made:
     def __init__(self, strategy, config: OptimizerConfig, values, steps: int = 10):
         self.strategy = strategy
         with strategy.scope():
-            self.variables = [keras.Variable(value, dtype="float32") for value in values]
+            self.variables = [
+                keras.Variable(
+                    value, dtype="float32", name="kernel" if np.ndim(value) == 2 else "b"
+                )
+                for value in values
+            ]
             self.optimizer = Optimizer(config, steps, self.variables)
 
         def replica_step(gradients, factor):
@@ -94,9 +100,53 @@ class NumpyAdam:
             v = beta_2 * self.velocity[index] + (1 - beta_2) * gradient**2
             old = self.values[index]
             new = old - alpha * m / (np.sqrt(v) + self.config.epsilon)
-            if self.config.name == "adamw" and old.ndim > 1:
+            if self.config.name in ("adamw", "muon") and old.ndim > 1:
                 new -= rate * self.config.weight_decay * old
             self.momentum[index], self.velocity[index], self.values[index] = m, v, new
+
+
+class NumpyLion:
+    """Chen et al. 2023, algorithm 2; the decay on matrices only."""
+
+    def __init__(self, config: OptimizerConfig, values):
+        self.config = config
+        self.values = [np.array(value, np.float64) for value in values]
+        self.momentum = [np.zeros_like(value) for value in self.values]
+
+    def apply(self, gradients, rate: float) -> None:
+        beta_1, beta_2 = self.config.beta_1, self.config.beta_2
+        for index, gradient in enumerate(gradients):
+            old, momentum = self.values[index], self.momentum[index]
+            update = np.sign(beta_1 * momentum + (1 - beta_1) * gradient)
+            decay = self.config.weight_decay if old.ndim > 1 else 0.0
+            self.values[index] = old - rate * (update + decay * old)
+            self.momentum[index] = beta_2 * momentum + (1 - beta_2) * gradient
+
+
+class NumpyMuon:
+    """Jordan 2024 on matrices, with singular values in the place of the iteration's matrices.
+
+    Every step of the iteration is an odd polynomial of the matrix, so it maps each singular value
+    by that polynomial and leaves the singular vectors alone. All else goes to AdamW.
+    """
+
+    def __init__(self, config: OptimizerConfig, values):
+        self.config, self.adamw = config, NumpyAdam(config, values)
+        self.values = self.adamw.values
+        self.momentum = [np.zeros_like(value) for value in self.values]
+
+    def apply(self, gradients, rate: float) -> None:
+        before = list(self.values)
+        self.adamw.apply(gradients, rate)
+        for index, (old, gradient) in enumerate(zip(before, gradients, strict=True)):
+            if old.ndim == 2:
+                self.momentum[index] = 0.95 * self.momentum[index] + gradient
+                u, sizes, v = np.linalg.svd(gradient + 0.95 * self.momentum[index], False)
+                sizes = sizes / np.linalg.norm(sizes)
+                for _ in range(5):
+                    sizes = 3.4445 * sizes - 4.7750 * sizes**3 + 2.0315 * sizes**5
+                update = 0.2 * np.sqrt(max(old.shape)) * (u * sizes) @ v
+                self.values[index] = old - rate * (update + self.config.weight_decay * old)
 
 
 class NumpyAdafactor:
@@ -186,6 +236,68 @@ def test_adam_equals_numpy(strategy, name):
     assert_near(made.copies(made.optimizer.slots["velocity"]), expected.velocity)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+def test_lion_equals_numpy(strategy, decay):
+    """Weights to a millionth: every one moves by the rate, in the direction of a sign."""
+    config = OptimizerConfig("lion", learning_rate=0.1, warmup_steps=2, weight_decay=decay)
+    made, expected = Made(strategy, config, SMALL), NumpyLion(config, SMALL)
+    schedule = Schedule(config, 10)
+    for step, gradients in enumerate(random_gradients(SMALL, [1, 0.1, 3, 0.5, 1])):
+        before = made.weights()
+        made.step(gradients)
+        expected.apply(gradients, float(schedule(step)))
+        assert_near(made.weights(), expected.values)
+        if not decay:
+            moves = [abs(a - b) for a, b in zip(made.weights(), before, strict=True)]
+            assert_near(moves, [np.full_like(m, float(schedule(step))) for m in moves])
+    assert made.counts() == (5, 5)
+    assert_near(made.copies(made.optimizer.slots["momentum"]), expected.momentum)
+    assert made.optimizer.slots.keys() == {"momentum"}
+    assert np.isnan(float(made.optimizer.update_norm()))
+
+
+HIDDEN = random_values([(6, 4), (4, 6), (5,), (5, 5), (2, 3, 2), (1,)])
+
+
+def test_muon_equals_numpy(strategy):
+    """Tall, wide and square matrices; vectors and a tensor of rank 3 are AdamW's."""
+    config = OptimizerConfig("muon", learning_rate=0.1, warmup_steps=2, epsilon=0.3)
+    config.weight_decay = 0.2
+    made, expected = Made(strategy, config, HIDDEN), NumpyMuon(config, HIDDEN)
+    schedule = Schedule(config, 10)
+    for step, gradients in enumerate(random_gradients(HIDDEN, [1, 0.1, 3, 0.5])):
+        made.step(gradients)
+        expected.apply(gradients, float(schedule(step)))
+        assert_near(made.weights(), expected.values, 2e-5)
+    for index, slot in enumerate(made.copies(made.optimizer.slots["matrix_momentum"])):
+        if HIDDEN[index].ndim == 2:
+            np.testing.assert_allclose(slot, expected.momentum[index], rtol=1e-5, atol=1e-6)
+            assert made.optimizer.slots["velocity"][index].shape == (1,)
+        else:
+            assert slot.shape == (1,)
+    assert np.isnan(float(made.optimizer.update_norm()))
+
+
+def test_muon_makes_matrices_orthogonal():
+    """Singular values of about 1, unless they were far below the largest; and 0 stays 0."""
+    rng = np.random.default_rng(0)
+    for shape in ((16, 16), (8, 32), (32, 8)):
+        result = orthogonal(tf.constant(rng.normal(size=shape), tf.float32)).numpy()
+        sizes = np.linalg.svd(result, compute_uv=False)
+        assert sizes.min() > 0.5 and sizes.max() < 1.25
+    assert (orthogonal(tf.zeros([3, 4])).numpy() == 0).all()
+
+
+def test_muon_leaves_embeddings_and_outputs_to_adamw(make_model):
+    """Of a whole model: matrices of attention and feed-forward are Muon's, and only they."""
+    variables = make_model(tied_embeddings="none").trainable_variables
+    optimizer = Optimizer(constant("muon"), 10, variables)
+    for variable, slot in zip(variables, optimizer.slots["matrix_momentum"], strict=True):
+        outside = "embedding" in variable.path or "softmax" in variable.path
+        assert (slot.shape == variable.shape) == (len(variable.shape) == 2 and not outside)
+    assert sum(len(slot.shape) == 2 for slot in optimizer.slots["matrix_momentum"]) == 6 + 10
+
+
 def test_adamw_decays_matrices_and_not_vectors(one_device):
     """Without gradients, two steps at 0.1 with a decay of 0.5 leave 0.95 squared."""
     config = constant("adamw", weight_decay=0.5)
@@ -201,10 +313,11 @@ def test_adamw_decays_matrices_and_not_vectors(one_device):
 @pytest.mark.parametrize("name", ["adam", "adafactor"])
 def test_weight_decay_is_adamws(name):
     config = schema.Config(optimizer=OptimizerConfig(name=name, weight_decay=0.1))
-    with pytest.raises(ValueError, match=f"weight_decay is for .*=adamw, and the name is {name}"):
+    with pytest.raises(ValueError, match=f"for .*=adamw, lion or muon, and the name is {name}"):
         schema.validate(config)
-    config.optimizer.name = "adamw"
-    schema.validate(config)
+    for other in ("adamw", "lion", "muon"):
+        config.optimizer.name = other
+        schema.validate(config)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
@@ -292,6 +405,11 @@ def test_the_factor_multiplies_the_gradients(one_device, name):
     assert any((one != start).any() for one, start in zip(divided.weights(), SMALL, strict=True))
 
 
+def decay_of(name: str) -> float:
+    """A weight decay, where the optimizer has one."""
+    return 0.2 if name in ("adamw", "lion", "muon") else 0.0
+
+
 def broken(values, bad: float) -> list[np.ndarray]:
     """Gradients of which one number each, or all of the last, is not finite."""
     gradients = [np.ones_like(value) for value in values]
@@ -305,7 +423,7 @@ def broken(values, bad: float) -> list[np.ndarray]:
 def test_a_factor_of_0_skips_the_step(strategy, name):
     """Bit for bit: nothing changes in it, in the first step neither, and nothing after it."""
     values = [*SMALL, LARGE[0]] if name == "adafactor" else SMALL
-    config = constant(name, ema_decay=0.9, weight_decay=0.2 if name == "adamw" else 0.0)
+    config = constant(name, ema_decay=0.9, weight_decay=decay_of(name))
     skipping, other = Made(strategy, config, values), Made(strategy, config, values)
     for updates, gradients in enumerate(random_gradients(values, [1, 3, 0.5])):
         before = skipping.state()
