@@ -6,6 +6,7 @@ Here the train step reduces, and one factor for all gradients says everything el
 the tokens, the clipping, the loss scale and, if it is 0, that the step is skipped.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import keras
@@ -60,7 +61,13 @@ class Rule(Protocol):
         """
 
 
-_RULES = {"adam": Adam, "adamw": Adam, "adafactor": Adafactor, "lion": Lion, "muon": Muon}
+_RULES: dict[str, Callable[[OptimizerConfig, list[keras.Variable]], Rule]] = {
+    "adam": Adam,
+    "adamw": Adam,
+    "adafactor": Adafactor,
+    "lion": Lion,
+    "muon": Muon,
+}
 
 
 class Optimizer(tf.Module):
@@ -86,7 +93,7 @@ class Optimizer(tf.Module):
         self.schedule = Schedule(config, steps)
         self.iterations = state_variable(tf.zeros([], tf.int64))
         self.updates = state_variable(tf.zeros([], tf.int64))
-        self._rule: Rule = _RULES[config.name](config, variables)
+        self._rule = _RULES[config.name](config, variables)
         self.slots = {
             name: [state_variable(tf.zeros(shape)) for shape in shapes]
             for name, shapes in self._rule.slot_shapes.items()
