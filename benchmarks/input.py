@@ -20,6 +20,7 @@ from common import files
 from common.errors import UsageError, no_arguments, run_app
 from data_pipeline.dataset import rows
 from data_pipeline.dataset.manifest import FileInfo, Manifest, RowsInfo, load_manifest
+from trainer.input.distribution import distribute
 from trainer.input.rows import StreamedData
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data/demo", "Dataset directory with packed rows.")
@@ -72,7 +73,7 @@ def measure(manifest: Manifest, info: RowsInfo, batch_tokens: int, seconds: floa
     data = StreamedData(manifest, info, max(1, batch_tokens // info.row_length), seed=1)
     strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
     read, began = bytes_read(), time.perf_counter()
-    iterator = data.distribute(strategy, round(2.5 * info.rows / data.batch_rows))
+    iterator = distribute(data, strategy, round(2.5 * info.rows / data.batch_rows))
     next(iterator)
     seek, seek_bytes = time.perf_counter() - began, bytes_read() - read
     tokens, batches = tf.zeros([], tf.int64), 0

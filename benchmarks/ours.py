@@ -1,4 +1,4 @@
-"""This repository's trainer as a contender: what `trainer.loop.Run` builds, on packed rows."""
+"""This repository's trainer as a contender: what `trainer.run.Run` builds, on packed rows."""
 
 import contextlib
 import io
@@ -10,19 +10,20 @@ import keras
 import tensorflow as tf
 
 from benchmarks.common import Meter, Setting
-from trainer import loop
 from trainer.distributed.strategy import make_strategy, use_xla
+from trainer.input.distribution import distribute
 from trainer.metrics import flops
+from trainer.run import Run, assemble
 
 
-def build(setting: Setting, model_dir: str) -> loop.Run:
+def build(setting: Setting, model_dir: str) -> Run:
     """The run that `trainer.main --strategy=one_device` would make, with its output kept quiet."""
     precision = setting.precision
     strategy, _ = make_strategy("one_device")
     jit_compile = use_xla(setting.variant, strategy, precision)
     hardware = flops.Hardware(strategy.num_replicas_in_sync, precision)
     with contextlib.redirect_stdout(io.StringIO()):
-        return loop.Run(
+        return assemble(
             setting.config, setting.manifest, model_dir, strategy, precision, jit_compile, hardware
         )
 
@@ -32,7 +33,7 @@ def train(setting: Setting, meter: Meter) -> None:
     with tempfile.TemporaryDirectory() as model_dir:
         run = build(setting, model_dir)
         run.writer.flush()
-    iterator = run.data.distribute(run.strategy, 0)
+    iterator = distribute(run.data, run.strategy, 0)
 
     def call(steps: int) -> tuple[int, float]:
         sums = run.steps.train(iterator, tf.constant(steps))
@@ -45,7 +46,7 @@ def train(setting: Setting, meter: Meter) -> None:
         parameters=sum(math.prod(v.shape) for v in run.model.trainable_variables),
         version=f"TensorFlow {tf.__version__}, Keras {keras.__version__}",
         fill_rate=run.data.fill_rate(),
-        flops_per_token=run.flops_per_token,
+        flops_per_token=run.flops_per_unit,
         peak_flops=run.hardware.peak(),
     )
     steps = 1

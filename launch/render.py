@@ -106,7 +106,7 @@ def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:
 
 
 def _check_batch(config: schema.Config, replicas: int) -> None:
-    from trainer.input.memory import batch_rows  # here, as TensorFlow takes seconds
+    from trainer.input.protocol import batch_rows  # here, as TensorFlow takes seconds
 
     batch_rows(config.train, config.data.longest_row, replicas)
 

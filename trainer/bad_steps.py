@@ -1,29 +1,45 @@
-"""Steps whose loss or gradient is no good number: what they were, and the batches that made them.
+"""Steps with a bad loss or gradient: finding them, keeping their batches, and the policies.
 
-A bad step never changes the weights (`trainer.step`). What happens next is `train.bad_steps`.
+A bad step never changes the weights (`trainer.step`). `train.bad_steps` decides what happens next.
 """
 
 import io
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
 from common.console import error_text, warn
+from common.errors import UsageError
 from common.files import write_bytes
+from data_pipeline.dataset.tokenizer import Tokenizer
+from trainer.input.protocol import TrainingData
 
-MOST_IN_A_ROW = 100  # skipped, before the run ends: then it is not the batch
+MOST_IN_A_ROW = 100  # skipped before the run ends: by then the batches are not the cause
 MOST_ROLLBACKS = 10  # to one checkpoint
 _MOST_SAVED = 20  # batches, in one start
 _FOLDER = "bad_steps"
+_MEND = (
+    "lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm, in a new "
+    "--model_dir"
+)
 
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step that was not applied. Loss per target token; the gradient's norm before clipping."""
+    """A step that was not applied.
+
+    Attributes:
+        step: counted from 1.
+        batch: its batch, counted from 0: `step` - 1, plus the batches that rollbacks left out.
+        loss: mean loss.
+        gradient_norm: before clipping.
+    """
 
     step: int
+    batch: int
     loss: float
     gradient_norm: float
 
@@ -39,68 +55,89 @@ class BadStepsError(Exception):
         self.steps = steps
 
 
-def find(numbers: np.ndarray, last_step: int) -> list[BadStep]:
-    """The bad ones among the steps of a loop.
+def find(numbers: np.ndarray, last_step: int, data_offset: int) -> list[BadStep]:
+    """Return the bad steps of a stretch.
 
     Args:
         numbers: float32 [steps, 3], "bad" of `Steps.train`.
-        last_step: the step that the loop ended at.
+        last_step: the step that the stretch ended at.
+        data_offset: batches that rollbacks left out before.
     """
     first = last_step - len(numbers) + 1
     return [
-        BadStep(first + index, float(numbers[index, 0]), float(numbers[index, 1]))
-        for index in np.flatnonzero(numbers[:, 2])
+        BadStep(step, step - 1 + data_offset, float(loss), float(norm))
+        for step, (loss, norm, is_bad) in enumerate(numbers, start=first)
+        if is_bad
     ]
+
+
+def check_policy(policy: str, error: BadStepsError) -> None:
+    """Raise `UsageError` unless the policy `train.bad_steps` is to roll back."""
+    if policy == "skip":
+        raise UsageError(
+            f"{MOST_IN_A_ROW} steps in a row were bad, up to {error.steps[-1]}: the batches are "
+            f"not the cause; {_MEND}"
+        ) from error
+    if policy == "abort":
+        raise UsageError(
+            f"bad numbers in {error}; none of them was saved; start again with "
+            f"--config.train.bad_steps=skip or rollback, or {_MEND}"
+        ) from error
+
+
+def check_rollbacks(steps: list[int], bad: BadStep) -> None:
+    """Raise `UsageError` if the run has gone back to the last of these steps too often."""
+    if steps.count(steps[-1]) > MOST_ROLLBACKS:
+        raise UsageError(
+            f"{MOST_ROLLBACKS} rollbacks to step {steps[-1]:,} did not help, now for {bad}; {_MEND}"
+        )
 
 
 class BatchSaver:
     """Saves the batches of bad steps, for people to look at.
 
     Args:
-        run: `trainer.loop.Run`.
+        model_dir: its folder "bad_steps" is used.
+        data: the training data.
+        tokenizers: sequence -> its tokenizer.
     """
 
-    def __init__(self, run):
-        self._run = run
-        self._saved = 0
+    def __init__(self, model_dir: str, data: TrainingData, tokenizers: Mapping[str, Tokenizer]):
+        self._folder = os.path.join(model_dir, _FOLDER)
+        self._data, self._tokenizers, self._saved = data, tokenizers, 0
 
     def save(self, bad: BadStep) -> str:
-        """Writes bad_steps/step-S-batch-B.npz, the features, and .tsv, the sentence pairs.
-
-        Batches are counted from 0; B is S - 1, unless rollbacks have left some out.
+        """Write bad_steps/step-S-batch-B.npz, the features, and .tsv, the texts of the examples.
 
         Returns:
-            the path without ".npz", or a remark why there is none.
+            The path without ".npz", or a remark that says why there is none.
         """
         if self._saved == _MOST_SAVED:
             return f"not saved: {_MOST_SAVED} others are"
         self._saved += 1
-        run = self._run
-        position = bad.step - 1 + run.data_offset
-        batch = next(iter(run.data.dataset(position)))
+        batch = next(iter(self._data.dataset(bad.batch)))
         arrays = {name: value.numpy() for name, value in batch.items()}
-        folder = os.path.join(run.model_dir, _FOLDER)
-        path = os.path.join(folder, f"step-{bad.step}-batch-{position}")
+        path = os.path.join(self._folder, f"step-{bad.step}-batch-{bad.batch}")
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)
-        text = "".join(f"{source}\t{target}\n" for source, target in self._pairs(arrays))
         try:
-            tf.io.gfile.makedirs(folder)
-            for end, content in ((".npz", packed.getvalue()), (".tsv", text.encode())):
-                write_bytes(path + end, content, alone=True)
+            tf.io.gfile.makedirs(self._folder)
+            write_bytes(f"{path}.npz", packed.getvalue(), alone=True)
+            write_bytes(f"{path}.tsv", "".join(self._lines(arrays)).encode(), alone=True)
         except tf.errors.OpError as error:
             warn(f"the batch of step {bad.step} cannot be saved: {error_text(error)}")
             return "not saved"
         return path
 
-    def _pairs(self, arrays: dict[str, np.ndarray]) -> list[tuple[str, str]]:
-        tokenizers = self._run.tokenizers
-        ids: tuple[list, list] = ([], [])
-        for row in range(len(arrays["source"])):
-            for segment in range(1, int(arrays["source_segments"][row].max()) + 1):
-                for side, name in enumerate(("source", "target")):
-                    mine = arrays[f"{name}_segments"][row] == segment
-                    ids[side].append(arrays[name][row][mine][:-1].tolist())  # without its end
-        texts = [tokenizers[side].decode(ids[side]) for side in range(2)]
-        clean = ([" ".join(text.split()) for text in side] for side in texts)
-        return list(zip(*clean, strict=True))
+    def _lines(self, arrays: dict[str, np.ndarray]) -> list[str]:
+        """Return one line for each example: the texts of its sequences, separated by tabs."""
+        lines = []
+        segments = {name: arrays[f"{name}_segments"] for name in self._tokenizers}
+        for row, ids in enumerate(next(iter(segments.values()))):
+            for segment in range(1, int(ids.max()) + 1):
+                texts = [
+                    tokenizer.decode([arrays[name][row][segments[name][row] == segment].tolist()])
+                    for name, tokenizer in self._tokenizers.items()
+                ]
+                lines.append("\t".join(" ".join(text.split()) for (text,) in texts) + "\n")
+        return lines

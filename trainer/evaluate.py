@@ -15,7 +15,7 @@ from data_pipeline.dataset.manifest import load_manifest
 from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding import scoring
 from trainer.decoding.search import Decoder
-from trainer.input import memory as trainer_input
+from trainer.input.evaluation import evaluation_batches
 from trainer.step import Steps
 from trainer.validation import total_metrics
 
@@ -32,7 +32,9 @@ def main(argv: list[str]) -> None:
     no_arguments(argv)
     if _OUTPUT.value and not tf.io.gfile.isdir(os.path.dirname(_OUTPUT.value) or "."):
         raise UsageError(f"--output={_OUTPUT.value}: its directory does not exist; make it first")
-    model, tokenizers, facts, step = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
+    loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
+    model, facts = loaded.model, loaded.facts
+    tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
     manifest = load_manifest(_DATA_DIR.value or facts.data_dir)
     if _SPLIT.value not in manifest.splits or _SPLIT.value == "train":
         held_out = sorted(set(manifest.splits) - {"train"})
@@ -49,9 +51,9 @@ def main(argv: list[str]) -> None:
             )
     config = facts.config
     strategy = tf.distribute.get_strategy()
-    steps = Steps(strategy, facts.task(), model, None, None, config, jit_compile=False)
+    steps = Steps(strategy, loaded.task, model, None, None, config, jit_compile=False)
     pairs = read_examples(manifest, _SPLIT.value)
-    batches = trainer_input.evaluation_batches(pairs, config, manifest.eos_id, strategy)
+    batches = evaluation_batches(pairs, config, manifest.closing_id, strategy)
     result = total_metrics(steps, batches)
     beam_size = _BEAM_SIZE.value or config.decode.beam_size
     decoder = Decoder(model, config.decode, beam_size)
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> None:
         json.dumps(
             {
                 "split": _SPLIT.value,
-                "step": step,
+                "step": loaded.step,
                 "sentences": len(rows),
                 **{key: round(value, 5) for key, value in result.items()},
                 **scores,

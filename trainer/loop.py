@@ -1,378 +1,182 @@
-"""The outer loop: train, report, evaluate, save."""
+"""The training loop: train, report, evaluate, save.
 
-import json
+until the last step, early stopping or a request to stop:
+    call the compiled train step until a report, an evaluation or a checkpoint is due
+    report in the background
+    evaluate, if due
+    save, if due
+"""
+
 import math
 import time
 
-import keras
 import tensorflow as tf
 
-from common import console as messages
+from common.console import warn
 from common.errors import UsageError
-from configs import schema
-from configs.schema import Config
-from data_pipeline.dataset import examples as records
-from data_pipeline.dataset.manifest import Manifest
 from trainer import bad_steps
 from trainer.bad_steps import BadStepsError
-from trainer.checkpoints import model_dir as model_directory
-from trainer.checkpoints.files import Keep
-from trainer.checkpoints.saver import Checkpoints
 from trainer.distributed import cluster
-from trainer.input import memory as trainer_input
-from trainer.metrics import flops
-from trainer.metrics import reporter as report
-from trainer.metrics import writer as metrics
-from trainer.optim.loss_scale import LossScale
-from trainer.optim.optimizer import Optimizer
-from trainer.runtime.signals import STOPPED_ON_REQUEST, StopAskedError, StopRequest
+from trainer.input.distribution import distribute
+from trainer.metrics.reporter import Stretch
+from trainer.run import Run
+from trainer.runtime.signals import STOPPED_ON_REQUEST, StopAskedError
 from trainer.runtime.startup import PHASES
-from trainer.step import Steps
-from trainer.validation import Validation
-
-GRACE_SECONDS = 30.0
-"""What a spot machine of Google Cloud, or Kubernetes by default, leaves between the signal and the
-end."""
-_CALLS_IN_GRACE = 4  # two may be under way when the signal comes, and saving takes time too
 
 
-class Run:
-    """One training run.
+def train(run: Run) -> int:
+    """Train to the last step, or until early stopping or a request to stop.
 
-    Args:
-        config: validated.
-        manifest: of the dataset directory.
-        model_dir: where everything goes; a run that is there already is continued.
-        strategy: a tf.distribute strategy.
-        precision: a Keras dtype policy, "float32", "mixed_bfloat16" or "mixed_float16".
-        jit_compile: compile forward and backward with XLA.
-        hardware: what it runs on.
-        skip_corrupt_data: leave rows of damaged blocks of data empty instead of stopping.
-        init_from: a model directory or checkpoint whose weights a new run starts with. A run that
-            is continued does not look at it, so that the same command may be started again.
-        stop: who says when to stop; None for nobody.
-        grace_seconds: within which to have stopped. Calls of the train step are made so short that
-            they leave time to save.
-
-    Attributes:
-        tokenizers: of the source and of the target.
+    Returns:
+        The exit code: 0, or 42 when asked to stop and everything is saved.
 
     Raises:
-        UsageError: when data, configuration or model directory do not allow the run.
+        UsageError: a bad step occurred and the run may not go on, data is damaged, or the last
+            checkpoint could not be written. The checkpoints are from before.
+    """
+    try:
+        return Loop(run).train()
+    except tf.errors.OpError as error:
+        if run.stops.asked_here and run.worker.count > 1:
+            # Another worker was asked too, and had nothing to save yet, so it left at once.
+            warn(f"another worker has left ({type(error).__name__})")
+            run.say(f"{run.stops.reason}: start again to go on from the last checkpoint")
+            return STOPPED_ON_REQUEST
+        # If damaged data is the cause, on whichever thread or replica, this names the place.
+        run.data.check(run.checkpoints.step + run.data_offset, run.config.train.steps_per_loop)
+        raise
+    finally:
+        run.checkpoints.wait()
+
+
+class Loop:
+    """The state of a training loop.
+
+    Args:
+        run: what to train.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        manifest: Manifest,
-        model_dir: str,
-        strategy: tf.distribute.Strategy,
-        precision: str,
-        jit_compile: bool,
-        hardware: flops.Hardware,
-        *,
-        skip_corrupt_data: bool = False,
-        init_from: str | None = None,
-        stop: StopRequest | None = None,
-        grace_seconds: float = GRACE_SECONDS,
-    ):
-        self.config, self.manifest, self.model_dir = config, manifest, model_dir
-        self.strategy, self.precision, self.hardware = strategy, precision, hardware
-        self.worker = cluster.worker_of(strategy)
-        self._stop = stop or StopRequest()
-        self._longest_call = grace_seconds / _CALLS_IN_GRACE
-        # Before the data is read: it refuses a configuration that does not fit the vocabularies.
-        self._facts = model_directory.facts_of(config, manifest, precision)
-        task = self._facts.task()
-        self.data = trainer_input.load_training_data(
-            manifest, config, strategy.num_replicas_in_sync, skip_corrupt=skip_corrupt_data
-        )
-        self.flops_per_token = flops.train_flops_of_split(
-            config.model,
-            manifest.tokenizers["target"].vocab_size,
-            manifest.splits["train"],
-            config.data.longest_row,
-        )
-        if config.train.rdrop_alpha:
-            self.flops_per_token *= 2  # every token passes twice
-        PHASES.end("data")
-        self._start_model_dir()
-        keras.utils.set_random_seed(config.train.seed)
-        keras.config.set_dtype_policy(precision)
-        with strategy.scope():
-            self.model = task.build_model()
-            self.optimizer = Optimizer(
-                config.optimizer, config.train.steps, self.model.trainable_variables
-            )
-            loss_scale = LossScale(precision == "mixed_float16")
-            train = config.train
-            keep = Keep(
-                train.keep_checkpoints, train.keep_best, train.keep_every_hours, train.best_metric
-            )
-            self.checkpoints = Checkpoints(
-                model_dir,
-                self.model,
-                self.optimizer,
-                loss_scale,
-                keep,
-                self._facts.of_checkpoint(),
-            )
-            newest = self.checkpoints.newest
-            if not cluster.same_everywhere(strategy, str(newest)):
-                raise UsageError(
-                    f"worker {self.worker.index} finds {newest or 'no checkpoint'} in {model_dir}, "
-                    "and another worker finds something else; --model_dir must be storage that "
-                    "all workers share"
-                )
-            restored = self.checkpoints.restore(strategy)
-            state = "new run" if restored is None else f"resumed at step {restored:,}"
-            if restored is None and init_from:
-                state += f", weights of {self._init_weights(init_from)}"
-        self.steps = Steps(
-            strategy, task, self.model, self.optimizer, loss_scale, config, jit_compile=jit_compile
-        )
-        self.tokenizers = tuple(records.load_tokenizers(manifest).values())
-        self.validation = Validation(self)
-        self.writer = metrics.MetricsWriter(model_dir, restored or 0, active=self.worker.is_chief)
-        self._resumed_seconds = float(self.checkpoints.state.seconds.numpy())
-        self._start = time.monotonic()
-        PHASES.end("model")
-        facts = report.describe(self, state)
-        self.say("\n".join(facts))
-        self.writer.text("train", restored or 0, "run", "\n".join(f"    {line}" for line in facts))
-
-    def _init_weights(self, source: str) -> str:
-        found = model_directory.init_weights(self.model, source, self._facts)
-        self.optimizer.reset_averages(self.model.trainable_variables)
-        return found.path
-
-    def _start_model_dir(self) -> None:
-        facts = self._facts
-        same = json.dumps(
-            [schema.to_dict(self.config), facts.data_fingerprint, self.precision, facts.versions]
-        )
-        if not cluster.same_everywhere(self.strategy, same):
-            raise UsageError(
-                f"worker {self.worker.index} has another configuration, dataset, precision or "
-                "version of TensorFlow than another worker; start all with the same command"
-            )
-        refused = None
-        if self.worker.is_chief:
-            try:
-                model_directory.start(self.model_dir, facts, self.manifest)
-            except UsageError as error:
-                refused = error
-        (anywhere,) = cluster.from_chief(self.strategy, [float(refused is not None)])
-        if anywhere:
-            raise refused or UsageError("worker 0 cannot start, and says why")
-
-    def say(self, text: str) -> None:
-        """Prints, on the chief."""
-        if self.worker.is_chief:
-            messages.say(text)
-
-    def elapsed(self) -> float:
-        """Seconds of all starts of this run together."""
-        return self._resumed_seconds + time.monotonic() - self._start
-
-    @property
-    def data_offset(self) -> int:
-        """Batches that were left out so far: step s, counted from 0, takes batch s + this."""
-        return int(self.checkpoints.state.data_offset.numpy())
-
-    @property
-    def stop_reason(self) -> str:
-        """Why the run stops, for people."""
-        return self._stop.reason or "another worker was asked to stop"
-
-    def poll(self) -> None:
-        """Looks whether to stop. All workers must call it alike; or all others `poll_for_chief`.
-
-        Raises:
-            StopAskedError: when any worker was asked to stop; on all of them.
-        """
-        self._from_chief(0.0)
-
-    def poll_for_chief(self) -> None:
-        """Returns when all workers have called it; until then it answers the chief's `poll`.
-
-        Raises:
-            StopAskedError: as `poll` does.
-        """
-        while not self._from_chief(1.0) and not self.worker.is_chief:
-            pass
-
-    def _from_chief(self, value: float) -> float:
-        """The chief's value, on all workers; raises `StopAskedError` on all of them."""
-        values = [self._stop.reason is not None, value if self.worker.is_chief else 0.0]
-        asked, of_chief = cluster.sum_over_workers(self.strategy, values)
-        if asked:
-            raise StopAskedError
-        return float(of_chief)
+    def __init__(self, run: Run):
+        self._run, self._config = run, run.config.train
+        # Counted here: reading the step from the device would wait for the call in progress.
+        self._step = run.checkpoints.step
+        # Every iterator is kept: freeing one could block forever where TensorFlow has one thread.
+        self._iterators = [distribute(run.data, run.strategy, self._step + run.data_offset)]
+        self._compiled = False
+        self._most_steps = 1  # that the next call may take
+        self._call: dict[str, tf.Tensor] | None = None  # the last one
+        self._rollbacks: list[int] = []  # the steps returned to
 
     def train(self) -> int:
-        """Trains to the last step, or until early stopping or a request to stop.
-
-        Returns:
-            the exit code: 0, or 42 when asked to stop and everything is saved.
-
-        Raises:
-            UsageError: when there was a bad step and the run may not go on, or data is damaged; the
-                checkpoints are from before. Also when the last checkpoint could not be written.
-        """
-        try:
-            return self._train()
-        except tf.errors.OpError as error:
-            if self._stop.reason and self.worker.count > 1:
-                # The others were asked too, and one of them was not so far as to have to save.
-                messages.warn(f"another worker has left ({type(error).__name__})")
-                self.say(f"{self.stop_reason}: start again to go on from the last checkpoint")
-                return STOPPED_ON_REQUEST
-            # Whichever thread or replica failed: if it is for damaged data, this tells where.
-            step = self.checkpoints.step + self.data_offset
-            self.data.check(step, self.config.train.steps_per_loop)
-            raise
-        finally:
-            self.checkpoints.wait()
-
-    def _train(self) -> int:
-        train, began = self.config.train, self.checkpoints.step
-        # Kept: freeing one here could wait for ever where TensorFlow has a single thread.
-        self._iterators = [self.data.distribute(self.strategy, began + self.data_offset)]
-        if began < train.steps and not self._stops_early:
-            self.say("tracing and compiling the train step ...")
-            self.steps.train.get_concrete_function(self._iterators[0], tf.constant(1))
+        """Train; see `train` above."""
+        run = self._run
+        if self._step < self._config.steps and not self._stops_early:
+            run.say("tracing and compiling the train step ...")
+            run.steps.train.get_concrete_function(self._iterators[0], tf.constant(1))
             PHASES.end("tracing")
-        self._reporter = report.Reporter(self)
-        self._rollbacks: list[int] = []
-        if train.bad_steps == "rollback" and began == 0:
+        if self._config.bad_steps == "rollback" and self._step == 0:
             self._save(None)
-        stops = self.validation.is_due(began) and self._end_loop(began, False)
-        self._compiled, self._most_steps = False, 1
-        self._call: dict[str, tf.Tensor] | None = None
-        # Counted here: to read it from the device would wait for the call under way.
-        step = began
-        while not stops and step < train.steps and not self._stops_early:
+        stops = run.validation.is_due(self._step) and self._evaluate_and_save(stops=False)
+        while not stops and self._step < self._config.steps and not self._stops_early:
             try:
-                step, stops = self._loop(step)
+                stops = self._train_stretch()
             except BadStepsError as error:
-                step = self._answer(error)
+                self._roll_back(error)
         self._finish_saving()
         if stops:
-            self.say(f"{self.stop_reason}: saved at step {step:,}; start again to go on")
+            run.say(f"{run.stops.reason}: saved at step {self._step:,}; start again to go on")
             return STOPPED_ON_REQUEST
         if self._stops_early:
-            state = self.checkpoints.state
-            self.say(
-                f"stopped early at step {step:,}: no better {train.best_metric} on the "
-                f"validation split than {float(state.best.numpy()):.4g}, at step "
-                f"{int(state.best_step.numpy()):,}"
-            )
-        self.writer.flush()
+            self._say_why_early()
+        run.writer.flush()
         return 0
 
-    def _loop(self, step: int) -> tuple[int, bool]:
-        """Trains up to the next report, and what is due after it.
-
-        Returns:
-            the step it has come to, and whether to stop.
-        """
-        train, alone = self.config.train, not self._compiled
-        every = (train.steps_per_loop, train.evaluate_every, train.checkpoint_every)
-        # The first step of a start is alone: its time is compilation, not training.
-        end = step + 1 if alone else min(train.steps, *((step // n + 1) * n for n in every))
-        first, calls, dispatched, stops = step, [], time.monotonic(), False
-        while step < end and not stops:
-            steps = min(end - step, self._most_steps)
-            calls.append(self.steps.train(self._iterators[-1], tf.constant(steps)))
-            step += steps
+    def _train_stretch(self) -> bool:
+        """Train up to the next report, and do what is due after it; return whether to stop."""
+        config, alone = self._config, not self._compiled
+        every = (config.steps_per_loop, config.evaluate_every, config.checkpoint_every)
+        # The first step of a start is reported alone: its time is compilation, not training.
+        end = self._step + 1 if alone else min(config.steps, *(_next(self._step, n) for n in every))
+        first, calls, began, stops = self._step, [], time.monotonic(), False
+        while self._step < end and not stops:
+            steps = min(end - self._step, self._most_steps)
+            calls.append(self._run.steps.train(self._iterators[-1], tf.constant(steps)))
+            self._step += steps
             self._compiled = True
-            self._stop.hold()
-            stops = self._ask(calls[-1])
-        self._reporter.submit(report.Loop(step, step - first, calls, dispatched, alone))
-        saves = stops or self.validation.is_due(step) or step % train.checkpoint_every == 0
+            self._run.stops.hold()
+            stops = self._is_asked_to_stop(calls[-1])
+        self._run.reporter.submit(
+            Stretch(self._step, self._step - first, calls, began, alone, self._run.data_offset)
+        )
+        evaluates = self._run.validation.is_due(self._step)
+        saves = stops or evaluates or self._step % config.checkpoint_every == 0
         if alone or saves:
-            self._reporter.wait()  # to measure the peak alone; to save nothing but good numbers
-        return step, self._end_loop(step, stops) if saves else False
+            # Alone, so that nothing disturbs the peak's measurement; before saving, so that a bad
+            # step is never saved.
+            self._run.reporter.wait()
+        return self._evaluate_and_save(stops) if saves else False
 
-    def _ask(self, call: dict[str, tf.Tensor]) -> bool:
-        """Whether to stop; if not, all workers agree how many steps the next call may take.
+    def _is_asked_to_stop(self, call: dict[str, tf.Tensor]) -> bool:
+        """Return whether to stop; if not, agree on how many steps the next call may take.
 
-        A call goes on to its end whatever comes, so it must take no longer than there is time. It
-        waits for the call before this one: no more than two are under way.
+        A call always runs to its end, so it must not take longer than the time there is to stop.
+        This waits for the call before `call`: no more than two are in progress.
         """
         before, self._call = self._call, call
         slowest = before["step_seconds"].numpy().max() if before else math.inf
-        fitting = min(self._longest_call / max(slowest, 1e-9), self.config.train.steps)
+        fitting = min(self._run.longest_call / max(slowest, 1e-9), self._config.steps)
         try:
-            self._most_steps = max(1, int(self._from_chief(fitting)))
+            self._most_steps = max(1, int(self._run.stops.from_chief(fitting)))
         except StopAskedError:
             return True
         return False
 
-    def _end_loop(self, step: int, stops: bool) -> bool:
-        """Evaluates, if that is due and nobody wants to stop, and saves; whether to stop."""
+    def _evaluate_and_save(self, stops: bool) -> bool:
+        """Evaluate, if that is due and nobody asks to stop, and save; return whether to stop."""
         result = None
-        if not stops and self.validation.is_due(step):
+        if not stops and self._run.validation.is_due(self._step):
             try:
-                result = self.validation.evaluate(step)
+                result = self._run.validation.evaluate(self._step)
             except StopAskedError:
                 stops = True  # the next start evaluates
         self._save(result)
         return stops
 
-    def _answer(self, error: BadStepsError) -> int:
-        """Rolls back to the last checkpoint, or ends the run, as `train.bad_steps` wants it.
+    def _save(self, result: dict[str, float] | None) -> None:
+        run = self._run
+        run.checkpoints.state.seconds.assign(run.stopwatch.seconds)
+        run.writer.flush()  # first: whoever resumes from the checkpoint needs all metrics up to it
+        if run.worker.is_chief:
+            run.checkpoints.save(result)
 
-        Returns:
-            the step of that checkpoint.
+    def _roll_back(self, error: BadStepsError) -> None:
+        """Go back to the last checkpoint, if `train.bad_steps` says so.
+
+        Raises:
+            UsageError: the run ends, because of its policy or because rolling back did not help.
         """
-        policy, bad = self.config.train.bad_steps, error.steps[-1]
-        mend = (
-            "lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm, in a new "
-            "--model_dir"
-        )
-        if policy == "skip":
-            raise UsageError(
-                f"{bad_steps.MOST_IN_A_ROW} steps in a row were bad, up to {bad}: it is not the "
-                f"batches; {mend}"
-            ) from error
-        if policy == "abort":
-            raise UsageError(
-                f"bad numbers in {error}, and nothing of them was saved; start again with "
-                f"--config.train.bad_steps=skip or rollback, or {mend}"
-            ) from error
-        after_bad = bad.step + self.data_offset
-        self.checkpoints.wait()
-        with self.strategy.scope():
-            step = self.checkpoints.restore(self.strategy)
+        run, bad = self._run, error.steps[-1]
+        bad_steps.check_policy(self._config.bad_steps, error)
+        run.checkpoints.wait()
+        with run.strategy.scope():
+            step = run.checkpoints.restore(run.strategy)
         if step is None:
             raise UsageError(f"bad numbers in {bad}, and no checkpoint to go back to") from error
         self._rollbacks.append(step)
-        if self._rollbacks.count(step) > bad_steps.MOST_ROLLBACKS:
-            raise UsageError(
-                f"{bad_steps.MOST_ROLLBACKS} rollbacks to step {step:,} did not help, now for "
-                f"{bad}; {mend}"
-            ) from error
-        self.checkpoints.state.data_offset.assign(after_bad - step)
-        self.say(f"back to step {step:,}, and on with the batches after that of step {bad.step:,}")
-        self.writer.flush()
-        self.writer = metrics.MetricsWriter(self.model_dir, step, active=self.worker.is_chief)
-        self._iterators.append(self.data.distribute(self.strategy, after_bad))
-        return step
-
-    def _save(self, result: dict[str, float] | None) -> None:
-        self.checkpoints.state.seconds.assign(self.elapsed())
-        self.writer.flush()  # before: who goes on from the checkpoint wants all metrics up to it
-        if self.worker.is_chief:
-            self.checkpoints.save(result)
+        bad_steps.check_rollbacks(self._rollbacks, bad)
+        run.checkpoints.state.data_offset.assign(bad.batch + 1 - step)
+        run.say(f"back to step {step:,}, and on with the batches after that of step {bad.step:,}")
+        run.writer.rewind(step)
+        self._iterators.append(distribute(run.data, run.strategy, bad.batch + 1))
+        self._step = step
 
     def _finish_saving(self) -> None:
-        """Waits for the last checkpoint; all workers learn when it could not be written."""
-        self.checkpoints.wait()
-        failure = self.checkpoints.failure
-        if cluster.from_chief(self.strategy, [failure is not None])[0]:
-            newest = self.checkpoints.newest
+        """Wait for the last checkpoint; every worker learns when it could not be written."""
+        checkpoints = self._run.checkpoints
+        checkpoints.wait()
+        failure = checkpoints.failure
+        if cluster.from_chief(self._run.strategy, [failure is not None])[0]:
+            newest = checkpoints.newest
             raise UsageError(
                 f"{failure or 'worker 0 could not write the last checkpoint'}; "
                 f"{f'the newest is {newest}' if newest else 'there is none'}: mend that and start "
@@ -381,5 +185,19 @@ class Run:
 
     @property
     def _stops_early(self) -> bool:
-        patience = self.config.train.early_stopping_patience
-        return 0 < patience <= int(self.checkpoints.state.evaluations_since_best.numpy())
+        patience = self._config.early_stopping_patience
+        evaluations = int(self._run.checkpoints.state.evaluations_since_best.numpy())
+        return 0 < patience <= evaluations
+
+    def _say_why_early(self) -> None:
+        state = self._run.checkpoints.state
+        self._run.say(
+            f"stopped early at step {self._step:,}: no better {self._config.best_metric} on the "
+            f"validation split than {float(state.best.numpy()):.4g}, at step "
+            f"{int(state.best_step.numpy()):,}"
+        )
+
+
+def _next(step: int, every: int) -> int:
+    """Return the first multiple of `every` after `step`."""
+    return (step // every + 1) * every

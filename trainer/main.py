@@ -22,7 +22,7 @@ from common.errors import UsageError, no_arguments, run_app
 from common.files import passing_errors
 from configs import schema
 from data_pipeline.dataset.manifest import Manifest, load_manifest
-from trainer import finish, loop
+from trainer import finish, loop, run
 from trainer.distributed import cluster
 from trainer.distributed import meeting as rendezvous
 from trainer.distributed.cluster import CLUSTERS
@@ -108,7 +108,7 @@ _SKIP_CORRUPT = flags.DEFINE_boolean(
 )
 _GRACE = flags.DEFINE_float(
     "grace_seconds",
-    loop.GRACE_SECONDS,
+    run.GRACE_SECONDS,
     "Time that the platform leaves between a signal and the end; more than saving takes.",
     lower_bound=1.0,
 )
@@ -261,7 +261,7 @@ def _main(argv: list[str], stop: StopRequest, watch: Watch) -> int:
         flush=True,
     )
     hardware = flops.Hardware(strategy.num_replicas_in_sync, _PRECISION.value, _TPU_TYPE.value)
-    run = loop.Run(
+    made = run.assemble(
         config,
         manifest,
         model_dir,
@@ -274,9 +274,11 @@ def _main(argv: list[str], stop: StopRequest, watch: Watch) -> int:
         stop=stop,
         grace_seconds=_GRACE.value,
     )
-    watch.saving = run.checkpoints.wait
-    code = run.train() or finish.report(run)
-    if run.worker.count > 1:
+    watch.saving = made.checkpoints.wait
+    code = loop.train(made) or finish.report(
+        made.task, model_dir, manifest, made.writer, made.worker, made.stops
+    )
+    if made.worker.count > 1:
         watch.leave()
         cluster.leave(strategy)
         # All is saved, and TensorFlow's own end, with workers that leave one by one, can hang.

@@ -3,74 +3,95 @@
     for _ in range(steps_per_loop):                 one call of one tf.function
         on every replica:
             for each micro-batch:                   one XLA program, constant memory
-                sums, gradients += forward and backward of the SUM of the token losses
+                sums, gradients += forward and backward pass of the SUM of the losses
         sums, gradients = summed over replicas and workers
-        norm = of gradients / tokens                tokens of the global batch
-        factor = clipping / tokens / loss scale     0 where loss or norm are bad: skip the step
+        norm = of gradients / divisor               the divisor is one of the sums: the task's
+        factor = clipping / divisor / loss scale    0 if loss or norm are bad: the step is skipped
         update with gradients * factor              the same on every replica
 
-One division, one clipping, one decision, all on what every replica knows: so one replica and
-eight, one micro-batch and four give the same update, whatever tokens each of them happened to get.
+One division, one clipping and one decision, all based on what every replica knows. So one replica
+and eight, one micro-batch and four give the same update, however unevenly the tokens are spread.
 """
 
 import math
-from typing import Any
+from typing import cast
 
+import keras
 import tensorflow as tf
 
+from configs.schema import Config
 from trainer.model.dropout import step_rng
+from trainer.optim.loss_scale import LossScale
+from trainer.optim.optimizer import Optimizer
+from trainer.tasks.base import Task
 
 Batch = dict[str, tf.Tensor]
+Sums = dict[str, tf.Tensor]
 
 
 class Steps:
-    """Train and evaluation steps of one model under one strategy.
+    """The train and evaluation steps of one model under one strategy.
 
     Args:
         strategy: a tf.distribute strategy; `model`, `optimizer` and `loss_scale` were made in its
             scope.
-        task: see `trainer.tasks.translation`.
-        model: what `task.build_model` gave.
-        optimizer: `trainer.optim.optimizer.Optimizer` of the model's trainable variables; None for
-            evaluation only.
-        loss_scale: `trainer.optim.loss_scale.LossScale`, None for evaluation only.
-        config: `configs.schema.Config`.
-        jit_compile: compile forward and backward with XLA. Reduction and update stay outside:
-            on several CPU devices TensorFlow cannot compile them. Under TPUStrategy always False:
-            it compiles the whole step by itself.
+        task: what is learned.
+        model: from `task.build_model`.
+        optimizer: of the model's trainable variables; None for evaluation only.
+        loss_scale: None for evaluation only.
+        config: the configuration.
+        jit_compile: compile forward and backward pass with XLA. Reduction and update stay outside:
+            TensorFlow cannot compile them on several CPU devices. Always False under TPUStrategy,
+            which compiles the whole step itself.
     """
 
-    def __init__(self, strategy, task, model, optimizer, loss_scale, config, *, jit_compile: bool):
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        task: Task,
+        model: keras.Model,
+        optimizer: Optimizer | None,
+        loss_scale: LossScale | None,
+        config: Config,
+        *,
+        jit_compile: bool,
+    ):
         self.strategy = strategy
         self.task = task
         self.model = model
-        self.optimizer = optimizer
-        self.loss_scale = loss_scale
+        # Neither is None where anything but `evaluate` is called.
+        self.optimizer = cast(Optimizer, optimizer)
+        self.loss_scale = cast(LossScale, loss_scale)
         self.config = config
-        # AutoGraph would rewrite the whole model for nothing, at the price of a second.
+        self._sum_names = (*task.SUMS, "empty_rows")
+        # AutoGraph would take a second to rewrite the whole model, for nothing.
         options = {"jit_compile": jit_compile or None, "autograph": False}
         self._gradients = tf.function(self._replica_gradients, **options)
-        self._forward = tf.function(self._replica_forward, **options)
+        self._forward = tf.function(self.replica_forward, **options)
 
     @tf.function
     def train(self, iterator, steps: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Trains `steps` steps (int32 scalar) on batches from a distributed iterator.
+        """Train `steps` steps (int32 scalar) on batches from a distributed iterator.
 
         Returns:
-            float32 scalars: the sums of `Translation.sums` over all steps and replicas, and of
-            "gradient_norm" (before clipping) and "skipped" over the steps; a step that was skipped
-            has no norm, and no sums where its loss is bad; "parameter_norm", "update_norm" and
-            "loss_scale" after the last step. "bad", float32 [steps, 3]: of each step the loss per
-            token, the gradient's norm, and 1 where the step was skipped for its bad loss (and not
-            because a loss scale was too high). Besides, float64 "step_seconds" [steps] and, in all
-            steps together, "input_seconds".
+            A dictionary of
+
+            - `Task.SUMS` and "empty_rows", rows of nothing but padding, float32: summed over all
+              steps and replicas; a step with a bad loss adds nothing;
+            - "gradient_norm" (before clipping) and "skipped", float32: summed over the steps; a
+              skipped step adds no norm;
+            - "parameter_norm", "update_norm" and "loss_scale", float32: after the last step;
+            - "bad", float32 [steps, 3]: the mean loss of each step, the norm of its gradient, and
+              1 if it was skipped as bad (and not because a loss scale was too high);
+            - "step_seconds", float64 [steps], and "input_seconds", float64: the time of each step,
+              and the time that all of them waited for their batches.
         """
-        sums = {key: tf.zeros([]) for key in (*self.task.SUMS, "gradient_norm", "skipped")}
+        sums = {key: tf.zeros([]) for key in (*self._sum_names, "gradient_norm", "skipped")}
         starts = tf.TensorArray(tf.float64, size=steps)
         bad = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
         input_seconds = tf.zeros([], tf.float64)
         for number in tf.range(steps):
-            # An iteration begins when all of the one before is done, its update too.
+            # An iteration begins when the one before is done, update included.
             start = self._time_after(sums["loss"])
             starts = starts.write(number, start)
             batch = next(iterator)
@@ -89,7 +110,7 @@ class Steps:
 
     @tf.autograph.experimental.do_not_convert
     def _time_after(self, value) -> tf.Tensor:
-        """The time on the host, in seconds, float64, when `value` is there."""
+        """Return the host's time when `value` is computed, in seconds, float64."""
         local = self.strategy.experimental_local_results(tf.nest.flatten(value)[0])[0]
         with tf.control_dependencies([local]):
             return tf.timestamp()
@@ -97,11 +118,11 @@ class Steps:
     @tf.autograph.experimental.do_not_convert
     def _global_step(self, batch) -> dict[str, tf.Tensor]:
         # Every replica returns the same reduced numbers; one of them will do.
-        return self._first_of(self.strategy.run(self._replica_step, args=(batch,)))
+        return self._first_of(self.strategy.run(self.replica_step, args=(batch,)))
 
     @tf.autograph.experimental.do_not_convert
     def _norms(self) -> dict[str, tf.Tensor]:
-        return self._first_of(self.strategy.run(self._replica_norms))
+        return self._first_of(self.strategy.run(self.replica_norms))
 
     def _first_of(self, per_replica) -> dict[str, tf.Tensor]:
         return {
@@ -109,20 +130,26 @@ class Steps:
             for key, value in per_replica.items()
         }
 
-    def _replica_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def replica_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """Train one step on a replica's share of a batch; call it in `strategy.run`.
+
+        Returns:
+            float32 scalars, the same on every replica: those of `train`, of one step.
+        """
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group
         rng = step_rng(self.config.train.seed, self.optimizer.iterations, replica)
         scale = self._scale_of_sum()
         sums, gradients = self._gradients(batch, rng, scale)
         sums, gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, (sums, gradients))
-        # A batch without a token happens where damaged data is skipped.
-        unscale = 1.0 / (scale * tf.maximum(sums["tokens"], 1.0))
+        # Without an example in it, where damaged data is skipped, a batch divides by 1.
+        divisor = tf.maximum(sums[self.task.DIVISOR], 1.0)
+        unscale = 1.0 / (scale * divisor)
         norm = tf.linalg.global_norm(gradients) * unscale
-        loss = sums["loss"] / tf.maximum(sums["tokens"], 1.0)
-        finite = tf.math.is_finite(norm)  # as soon as one number on one replica is not, it is not
+        loss = sums["loss"] / divisor
+        finite = tf.math.is_finite(norm)  # not so if a single number on a single replica is not
         sane = tf.math.is_finite(loss)
-        # With a loss scale overflows are expected: the scale falls, and the step is skipped.
+        # Under a loss scale overflows are normal: the scale falls, and the step is skipped.
         bad = tf.constant(False) if self.scaled else ~(finite & sane)
         if self.config.train.loss_limit:
             too_high = loss > self.config.train.loss_limit
@@ -148,15 +175,16 @@ class Steps:
         return self.loss_scale.dynamic
 
     def _scale_of_sum(self) -> tf.Tensor:
-        """What the sum of the losses is multiplied by; a power of two, so nothing is rounded.
+        """Return the factor of the summed loss, a power of two, so that nothing is rounded.
 
-        The loss scale means the mean loss; the sum of thousands of them would overflow float16.
+        The loss scale is meant for the mean loss; a sum of thousands would overflow float16.
         """
         if not self.scaled:
             return tf.ones([])
         return self.loss_scale.scale / 2.0 ** round(math.log2(self.config.train.batch_tokens))
 
-    def _replica_norms(self) -> dict[str, tf.Tensor]:
+    def replica_norms(self) -> dict[str, tf.Tensor]:
+        """Return what `train` tells of the state after the last step; for `strategy.run`."""
         variables = self.model.trainable_variables
         return {
             "parameter_norm": tf.linalg.global_norm([variable.value for variable in variables]),
@@ -164,12 +192,12 @@ class Steps:
             "loss_scale": tf.identity(self.loss_scale.scale),
         }
 
-    def _replica_gradients(self, batch: Batch, rng, scale) -> tuple[dict, list[tf.Tensor]]:
-        """Sums and gradients of a replica's share of the batch, in `micro_batches` parts."""
+    def _replica_gradients(self, batch: Batch, rng, scale) -> tuple[Sums, list[tf.Tensor]]:
+        """Return sums and gradients of a replica's share of the batch, part by part."""
         parts = self.config.train.micro_batches
         if parts == 1:
-            return self._micro_gradients(batch, rng, scale)
-        # Part i takes the rows i, i + parts, ...: neighbours are alike where rows are sorted.
+            return self.micro_gradients(batch, rng, scale)
+        # Part i takes rows i, i + parts, ...: where rows are sorted, neighbours are alike.
         split = {
             name: tf.stack([value[part::parts] for part in range(parts)])  # [parts, rows, L]
             for name, value in batch.items()
@@ -178,11 +206,11 @@ class Steps:
         def add_part(part, sums, gradients):
             micro_batch = {name: value[part] for name, value in split.items()}
             micro_rng = tf.random.experimental.stateless_fold_in(rng, part, alg="philox")
-            new = self._micro_gradients(micro_batch, micro_rng, scale)
+            new = self.micro_gradients(micro_batch, micro_rng, scale)
             return part + 1, *tf.nest.map_structure(tf.add, (sums, gradients), new)
 
         zeros = (
-            {key: tf.zeros([]) for key in self.task.SUMS},
+            {key: tf.zeros([]) for key in self._sum_names},
             [tf.zeros(variable.shape) for variable in self.model.trainable_variables],
         )
         _, sums, gradients = tf.while_loop(
@@ -190,16 +218,24 @@ class Steps:
             add_part,
             (tf.constant(0), *zeros),
             maximum_iterations=parts,
-            parallel_iterations=1,  # more would keep several parts in memory at a time
+            parallel_iterations=1,  # more would hold several parts in memory at a time
         )
         return sums, gradients
 
-    def _micro_gradients(self, batch: Batch, rng, scale) -> tuple[dict, list[tf.Tensor]]:
+    def micro_gradients(self, batch: Batch, rng, scale) -> tuple[Sums, list[tf.Tensor]]:
+        """Return sums and gradients of a micro-batch.
+
+        Args:
+            batch: features, int32 [rows, length] each.
+            rng: int32 [2], the seed of dropout.
+            scale: float32 scalar, the factor of the summed loss.
+        """
         with tf.GradientTape() as tape:
             sums = self.task.sums(self.model, batch, rng, training=True)
             scaled = sums["loss"] * scale
+        sums["empty_rows"] = _empty_rows(batch)
         variables = [variable.value for variable in self.model.trainable_variables]
-        # Dense: an embedding's gradient comes as slices, which replicas can only gather.
+        # Dense: an embedding's gradient is sparse slices, which replicas could only gather.
         gradients = [
             tf.convert_to_tensor(gradient) for gradient in tape.gradient(scaled, variables)
         ]
@@ -207,14 +243,21 @@ class Steps:
 
     @tf.function(autograph=False)
     def evaluate(self, batch) -> dict[str, tf.Tensor]:
-        """Sums of `Translation.sums` over one global batch: no dropout, no smoothing."""
-        # Wrapped, so that the function given to `run` is a plain one, as in training: several
-        # CPU devices cannot run a compiled one.
+        """Return `Task.SUMS` over one global batch, float32 scalars, without dropout."""
+        # In a plain function, as in training: several CPU devices cannot run a compiled one.
         per_replica = self.strategy.run(lambda part: self._forward(part), args=(batch,))
         return {
             key: self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
             for key, value in per_replica.items()
         }
 
-    def _replica_forward(self, batch: Batch) -> dict[str, Any]:
+    def replica_forward(self, batch: Batch) -> Sums:
+        """Return `Task.SUMS` over a replica's share of a batch, without dropout."""
         return self.task.sums(self.model, batch, None, training=False)
+
+
+def _empty_rows(batch: Batch) -> tf.Tensor:
+    """Return the number of rows that hold no example, float32."""
+    feature = next(iter(batch.values()))  # any will do: every example has something in each
+    padding = tf.reduce_all(feature == 0, axis=list(range(1, len(feature.shape))))  # [rows]
+    return tf.reduce_sum(tf.cast(padding, tf.float32))

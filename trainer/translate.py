@@ -43,11 +43,13 @@ def read_lines(data: bytes) -> list[str]:
 def main(argv: list[str]) -> None:
     """Loads, translates, writes."""
     no_arguments(argv)
-    model, tokenizers, facts, step = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
+    loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
+    model, facts = loaded.model, loaded.facts
+    tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
     lines = read_lines(sys.stdin.buffer.read())
     config = facts.config.decode
     decoder = Decoder(model, config, _BEAM_SIZE.value or config.beam_size)
-    _say(f"{facts.source_lang}-{facts.target_lang}, step {step:,}, {len(lines):,} lines\n")
+    _say(f"{facts.source_lang}-{facts.target_lang}, step {loaded.step:,}, {len(lines):,} lines\n")
     cut = sum(len(ids) >= MAX_SOURCE for ids in tokenizers[0].encode(lines))
     if cut:
         _say(f"warning: {cut} lines are longer than {MAX_SOURCE - 1} tokens and are cut there\n")

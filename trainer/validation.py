@@ -1,116 +1,115 @@
-"""Evaluation of the validation split during training: loss, BLEU, samples, the best so far."""
+"""Evaluation of the validation split during training: metrics, scores, samples, the best so far."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from common.errors import UsageError
-from data_pipeline.dataset import examples as records
-from trainer.decoding import scoring
-from trainer.decoding.search import Decoder
+from configs.schema import TrainConfig
+from trainer.agreement import Agreement
+from trainer.checkpoints.saver import RunState
 from trainer.distributed import cluster
-from trainer.input import memory as trainer_input
-from trainer.metrics import writer as metrics
+from trainer.metrics.writer import MetricsWriter, samples_table
 from trainer.step import Steps
+from trainer.tasks.base import Scorer, Scores
 
-_SAMPLES = 8  # translations shown in TensorBoard
+_SAMPLES = 8  # shown in TensorBoard
+_PRINTED = 2  # of them, on the console
 
 
 class Validation:
-    """Evaluates a run now and then.
+    """Evaluates a model now and then.
 
     Args:
-        run: `trainer.loop.Run`.
+        config: says when, and which metric decides.
+        steps: of the model.
+        batches: the validation split, a distributed dataset.
+        scorer: of the same split; used on the chief only.
+        state: of the run; keeps what is the best so far.
+        writer: gets the results.
+        stops: checked between batches.
+        say: prints a line, on the chief only.
     """
 
-    def __init__(self, run):
-        self._run = run
-        decode = run.config.decode
-        self._decoder = Decoder(run.model, decode, decode.validation_beam_size)
-        pairs = records.read_examples(run.manifest, "valid")
-        self._batches = trainer_input.evaluation_batches(
-            pairs, run.config, run.manifest.eos_id, run.strategy
-        )
+    def __init__(
+        self,
+        config: TrainConfig,
+        steps: Steps,
+        batches: Iterable,
+        scorer: Scorer,
+        state: RunState,
+        writer: MetricsWriter,
+        stops: Agreement,
+        say: Callable[[str], None],
+    ):
+        self._config, self._steps, self._batches, self._scorer = config, steps, batches, scorer
+        self._state, self._writer, self._stops, self._say = state, writer, stops, say
+
+    def is_due(self, step: int) -> bool:
+        """Return whether this step is one to evaluate at, and that is not done yet."""
+        at_end = step == self._config.steps or step % self._config.evaluate_every == 0
+        return at_end and 0 < step != int(self._state.evaluated_step.numpy())
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Evaluates, reports, and takes note whether this is the best so far.
+        """Evaluate, report, and note whether this is the best so far.
 
-        Where a moving average of the weights is kept, it is what is evaluated.
+        Where the run keeps a moving average of the weights, that is what is evaluated.
 
         Returns:
-            the metrics, the same on all workers.
+            The metrics, the same on all workers.
 
         Raises:
-            StopAskedError: when any worker was asked to stop meanwhile; nothing is noted then.
+            StopAskedError: any worker was asked to stop meanwhile; nothing is noted then.
         """
-        optimizer, variables = self._run.optimizer, self._run.model.trainable_variables
+        optimizer, variables = self._steps.optimizer, self._steps.model.trainable_variables
         optimizer.swap_averages(variables)
         try:
             return self._evaluate(step)
         finally:
             optimizer.swap_averages(variables)
 
-    def is_due(self, step: int) -> bool:
-        """Whether this step is one to evaluate at, and that is not done."""
-        train = self._run.config.train
-        at_end = step == train.steps or step % train.evaluate_every == 0
-        return at_end and 0 < step != int(self._run.checkpoints.state.evaluated_step.numpy())
-
     def _evaluate(self, step: int) -> dict[str, float]:
-        run, began = self._run, time.monotonic()
-        result = total_metrics(run.steps, self._batches, run.poll)
-        rows: list[tuple[str, str, str]] = []
-        scores = {"bleu": math.nan, "chrf": math.nan}
-        if run.worker.is_chief:
-            scores, rows = scoring.score_split(
-                run.manifest,
-                "valid",
-                run.tokenizers,
-                self._decoder,
-                run.config.decode.validation_sentences,
-                run.poll,
-            )
-        run.poll_for_chief()
-        # All workers decide alike on the best checkpoint and on early stopping.
-        bleu, chrf = cluster.from_chief(run.strategy, [scores["bleu"], scores["chrf"]])
-        result |= {"bleu": float(bleu), "chrf": float(chrf)}
+        began, strategy, task = time.monotonic(), self._steps.strategy, self._steps.task
+        result = total_metrics(self._steps, self._batches, self._stops.poll)
+        scores, numbers = None, [math.nan] * len(task.SCORES)
+        if cluster.worker_of(strategy).is_chief:
+            scores = self._scorer(self._stops.poll)
+            numbers = [scores.metrics[name] for name in task.SCORES]
+        self._stops.poll_for_chief()
+        # From the chief, so that all workers decide alike on the best checkpoint and on stopping.
+        shared = cluster.from_chief(strategy, numbers)
+        result |= {name: float(value) for name, value in zip(task.SCORES, shared, strict=True)}
         result["evaluate_seconds"] = time.monotonic() - began
         better = self._note(step, result)
-        if run.worker.is_chief:
-            self._report(step, result | {"signature": scores["signature"]}, rows, better)
+        if scores:
+            self._report(step, result, scores, better)
         return result
 
-    def _report(self, step: int, result, rows, better: bool) -> None:
-        run = self._run
-        run.writer.write("valid", step, result)
-        # The same sentences each time, spread over the split.
-        shown = [
-            rows[i] for i in np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows)), dtype=int)
-        ]
-        run.writer.text("valid", step, "translations", metrics.translations_table(shown))
-        run.writer.translations("valid", step, [translation for _, _, translation in rows])
-        run.say(
-            f"valid {step:>6,}  loss {result['loss']:.4f}  perplexity {result['perplexity']:.2f}  "
-            f"accuracy {result['token_accuracy']:.3f}  BLEU {result['bleu']:.2f}  "
-            f"chrF {result['chrf']:.2f}  ({result['evaluate_seconds']:.0f} s)"
-            f"{'  best so far' if better else ''}"
+    def _report(self, step: int, result: dict, scores: Scores, better: bool) -> None:
+        task = self._steps.task
+        self._writer.write("valid", step, {**result, **scores.metrics})
+        # The same examples each time, spread over the split.
+        count = len(scores.samples)
+        places = np.linspace(0, count - 1, min(_SAMPLES, count), dtype=int)
+        shown = [scores.samples[place] for place in places]
+        self._writer.text("valid", step, task.OUTPUTS, samples_table(shown))
+        self._writer.outputs(task.OUTPUTS, "valid", step, scores.outputs)
+        self._say(
+            f"valid {step:>6,}  {task.summary(result)}  {scores.summary}  "
+            f"({result['evaluate_seconds']:.0f} s){'  best so far' if better else ''}"
         )
-        for source, reference, translation in shown[:2]:
-            run.say(
-                f"    source       {source}\n    reference    {reference}\n"
-                f"    translation  {translation}"
-            )
+        for sample in shown[:_PRINTED]:
+            self._say("\n".join(show(sample, indent=4)))
 
     def _note(self, step: int, result: dict[str, float]) -> bool:
-        """Keeps the early-stopping state; whether this evaluation is the best so far."""
-        state = self._run.checkpoints.state
+        """Update the state of early stopping; return whether this is the best so far."""
+        state, name = self._state, self._config.best_metric
         state.evaluated_step.assign(step)
-        name = self._run.config.train.best_metric
         value, best = result[name], float(state.best.numpy())
-        higher = metrics.higher_is_better(name)
+        higher = self._steps.task.BEST[name]
         better = math.isnan(best) or (value > best if higher else value < best)
         if better:
             state.best.assign(value)
@@ -121,12 +120,23 @@ class Validation:
         return better
 
 
-def total_metrics(
-    steps: Steps, batches, between: Callable[[], Any] | None = None
-) -> dict[str, float]:
-    """Metrics per token over all batches of an evaluation dataset.
+def show(sample: Mapping[str, str], indent: int) -> list[str]:
+    """Return the lines that show a sample on the console."""
+    return [f"{' ' * indent}{label:<12} {text}" for label, text in sample.items()]
 
-    `between` is called after every batch; what it raises ends the work.
+
+def total_metrics(
+    steps: Steps, batches: Iterable, between: Callable[[], Any] | None = None
+) -> dict[str, float]:
+    """Return the task's metrics over all batches of an evaluation dataset.
+
+    Args:
+        steps: of the model.
+        batches: a distributed dataset.
+        between: called after every batch; what it raises ends the work.
+
+    Raises:
+        UsageError: the split is empty.
     """
     totals: dict[str, float] = {}
     for batch in batches:
@@ -134,6 +144,6 @@ def total_metrics(
             totals[key] = totals.get(key, 0.0) + float(value)
         if between:
             between()
-    if not totals or not totals["tokens"]:
-        raise UsageError("the split holds no target tokens; is its text empty?")
-    return metrics.averages(totals)
+    if not totals or not totals[steps.task.DIVISOR]:
+        raise UsageError(f"the split holds no {steps.task.UNIT}s; is its text empty?")
+    return steps.task.metrics(totals)

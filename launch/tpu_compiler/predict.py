@@ -11,7 +11,7 @@ All are predictions, and none was compared with a run on a TPU. For one step on 
 The all-reduce is added whole: the compiler puts all gradients into one operation, which starts when
 the last of them is there, so nothing runs beside it. Not in it: input that comes too late, the
 host's work between steps, evaluation and checkpoints. MFU counts the FLOPs of
-`trainer.metrics.flops.train_flops` for full rows; the trainer's own is lower by what is padding,
+`trainer.tasks.flops.train_flops` for full rows; the trainer's own is lower by what is padding,
 and by attention between sentences of a packed row, which is computed and is no use.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from launch.tpu_compiler.chips import Chip, Slice, slices
 from launch.tpu_compiler.compiler import Compiled
-from trainer.metrics import flops
+from trainer.tasks import flops
 
 _GRADIENT_BYTES = 4  # float32, in every precision
 SCALING = (8, 16, 32, 64, 128, 256)  # chips

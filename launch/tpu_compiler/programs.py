@@ -190,11 +190,11 @@ class Programs:
 
         def step(*features):
             batch = dict(zip(FEATURES, features, strict=True))
-            return self._strategy.run(self._steps._replica_step, args=(batch,))
+            return self._strategy.run(self._steps.replica_step, args=(batch,))
 
         def micro_batch(*features):
             batch = dict(zip(FEATURES, features, strict=True))
-            return self._steps._micro_gradients(batch, tf.zeros([2], tf.int32), tf.ones([]))
+            return self._steps.micro_gradients(batch, tf.zeros([2], tf.int32), tf.ones([]))
 
         parts, inside = self.config.train.micro_batches, None
         if parts > 1:
@@ -205,7 +205,7 @@ class Programs:
         """The sums of an evaluation batch; not reduced."""
 
         def sums(*features):
-            return self._steps._replica_forward(dict(zip(FEATURES, features, strict=True)))
+            return self._steps.replica_forward(dict(zip(FEATURES, features, strict=True)))
 
         return Program("evaluate", sums, [(rows, length)] * len(FEATURES))
 

@@ -36,7 +36,7 @@ class Preflight:
     def __init__(self, config, task, tpu: chips.Slice, precision: str):
         # Here, so that bad usage and a missing compiler are told before TensorFlow's seconds.
         from launch.tpu_compiler.programs import Programs
-        from trainer.input.memory import batch_rows
+        from trainer.input.protocol import batch_rows
 
         self.config, self.tpu, self.vocab_size = config, tpu, task.target_vocab_size
         self.length = config.data.longest_row
@@ -178,7 +178,7 @@ def measured_input(manifest: Manifest, config: schema.Config, seconds: float = 3
         config: with the layout of the batches.
         seconds: how long it is measured.
     """
-    from trainer.input.memory import load_training_data
+    from trainer.input.load import load_training_data
 
     data = load_training_data(manifest, config, replicas=1)
     batches = iter(data.dataset(0))

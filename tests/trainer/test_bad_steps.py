@@ -11,8 +11,10 @@ from trainer import bad_steps, loop
 from trainer.checkpoints.files import read_manifests
 from trainer.checkpoints.saver import find
 from trainer.decoding import scoring
-from trainer.input import distribution as batches
+from trainer.input import load
+from trainer.input.distribution import endless
 from trainer.metrics import flops
+from trainer.run import Run, assemble
 from trainer.runtime.signals import StopRequest
 from trainer.tasks.translation import Translation
 
@@ -51,10 +53,7 @@ class _Changed:
         kept = numbered.filter(
             lambda number, batch: ~tf.reduce_any(number // local + first_step + skipped == left_out)
         )
-        return batches.endless(kept.map(mark))
-
-    def distribute(self, strategy, first_step):
-        return batches.distribute(self, strategy, first_step)
+        return endless(kept.map(mark))
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +77,7 @@ def start(tiny_config, manifest, one_device):
 
     def make(
         directory, marked=(), left_out=(), strategy=one_device, stop=None, grace=30.0, **train
-    ) -> loop.Run:
+    ) -> Run:
         config = tiny_config(
             model={"dropout": 0.1},
             train={**_TRAIN, **train},
@@ -87,14 +86,19 @@ def start(tiny_config, manifest, one_device):
         replicas = strategy.num_replicas_in_sync
         hardware = flops.Hardware(replicas, "float32")
         arguments = (config, manifest, str(directory), strategy, "float32", False, hardware)
-        run = loop.Run(*arguments, stop=stop, grace_seconds=grace)
-        run.data = _Changed(run.data, marked, left_out)
-        return run
+        read = load.load_training_data
+
+        def change(*arguments, **options):
+            return _Changed(read(*arguments, **options), marked, left_out)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(load, "load_training_data", change)
+            return assemble(*arguments, stop=stop, grace_seconds=grace)
 
     return make
 
 
-def _values(run: loop.Run) -> list[np.ndarray]:
+def _values(run: Run) -> list[np.ndarray]:
     variables = [*run.model.variables, *run.optimizer.variables]
     return [variable.numpy() for variable in variables if variable is not run.optimizer.iterations]
 
@@ -112,14 +116,14 @@ def _lines(directory, split="train") -> list[dict]:
 def test_skip(start, tmp_path, capfd):
     """The bad step changes nothing but the number of steps, and its batch is saved."""
     run = start(tmp_path, [5], bad_steps="skip", steps=5)
-    assert run.train() == 0
+    assert loop.train(run) == 0
     before = _values(run)
     run = start(tmp_path, [5], bad_steps="skip", steps=6)
-    assert run.train() == 0
+    assert loop.train(run) == 0
     _assert_same(_values(run), before)
     assert run.checkpoints.step == 6 and int(run.optimizer.updates.numpy()) == 5
     run = start(tmp_path, [5], bad_steps="skip")
-    assert run.train() == 0
+    assert loop.train(run) == 0
     assert int(run.optimizer.updates.numpy()) == 7
     assert not np.array_equal(_values(run)[0], before[0])
     assert all(np.isfinite(line["loss"]) for line in _lines(tmp_path))
@@ -134,7 +138,7 @@ def test_skip(start, tmp_path, capfd):
 def test_the_sentences_of_a_bad_step(start, tmp_path, manifest):
     """Saved as text too, each of them a pair of the training data."""
     run = start(tmp_path, bad_steps="skip", loss_limit=1e-3, steps=1)
-    assert run.train() == 0
+    assert loop.train(run) == 0
     assert int(run.optimizer.updates.numpy()) == 0
     segments = np.load(tmp_path / "bad_steps" / "step-1-batch-0.npz")["source_segments"]
     pairs = (tmp_path / "bad_steps" / "step-1-batch-0.tsv").read_text().splitlines()
@@ -149,16 +153,16 @@ def test_abort(start, tmp_path):
     """The checkpoints are from before, and another policy goes on from there."""
     run = start(tmp_path, [4, 5])
     with pytest.raises(UsageError, match=r"step 5 \(loss nan.*step 6 \(loss nan.*bad_steps=skip"):
-        run.train()
+        loop.train(run)
     assert find(str(tmp_path), "latest").step == 4
-    assert start(tmp_path, [4, 5], bad_steps="skip").train() == 0
+    assert loop.train(start(tmp_path, [4, 5], bad_steps="skip")) == 0
     assert find(str(tmp_path), "latest").step == 8
 
 
 def test_a_limit_for_the_loss(start, tmp_path):
     with pytest.raises(UsageError, match=r"step 1 \(loss 6\.\d+, gradient norm \d"):
-        start(tmp_path, loss_limit=4.5).train()
-    assert start(tmp_path, loss_limit=9.0).train() == 0
+        loop.train(start(tmp_path, loss_limit=4.5))
+    assert loop.train(start(tmp_path, loss_limit=9.0)) == 0
 
 
 def test_rollback(start, tmp_path, two_replicas):
@@ -166,9 +170,9 @@ def test_rollback(start, tmp_path, two_replicas):
     strategy = two_replicas
     # After step 4: batch 5 is bad, so 4 and 5 are left out; then 7, so 6 and 7 are too.
     whole = start(tmp_path / "whole", left_out=[4, 5, 6, 7], strategy=strategy)
-    assert whole.train() == 0
+    assert loop.train(whole) == 0
     run = start(tmp_path / "run", [5, 7], strategy=strategy, bad_steps="rollback")
-    assert run.train() == 0
+    assert loop.train(run) == 0
     assert run.checkpoints.step == 8 and run.data_offset == 4
     _assert_same(_values(run), _values(whole))
     assert [line["step"] for line in _lines(tmp_path / "run")] == [
@@ -177,12 +181,12 @@ def test_rollback(start, tmp_path, two_replicas):
     # What was left out is remembered.
     again = start(tmp_path / "run", [5, 7], strategy=strategy, bad_steps="rollback", steps=10)
     assert again.data_offset == 4
-    assert again.train() == 0 and again.data_offset == 4
+    assert loop.train(again) == 0 and again.data_offset == 4
 
 
 def test_rollback_at_the_start(start, tmp_path):
     run = start(tmp_path, [0, 1], bad_steps="rollback")
-    assert run.train() == 0
+    assert loop.train(run) == 0
     assert run.data_offset == 2 and run.checkpoints.step == 8
 
 
@@ -194,7 +198,7 @@ def test_when_it_is_not_the_batches(start, tmp_path, monkeypatch, policy, words)
     monkeypatch.setattr(bad_steps, "MOST_ROLLBACKS", 3)
     run = start(tmp_path, range(2, 10_000), bad_steps=policy, steps=1000, evaluate_every=1000)
     with pytest.raises(UsageError, match=words):
-        run.train()
+        loop.train(run)
     assert len(list((tmp_path / "bad_steps").glob("*.npz"))) == (12 if policy == "skip" else 8)
     assert int(run.optimizer.updates.numpy()) == 2
 
@@ -202,7 +206,7 @@ def test_when_it_is_not_the_batches(start, tmp_path, monkeypatch, policy, words)
 def test_an_evaluation_that_is_cut_short(start, tmp_path, monkeypatch):
     """The next start makes up for it, and nothing shows."""
     whole = start(tmp_path / "whole")
-    assert whole.train() == 0
+    assert loop.train(whole) == 0
     stop = StopRequest()
     run = start(tmp_path / "run", stop=stop)
     evaluate, weights = run.steps.evaluate, []
@@ -213,14 +217,14 @@ def test_an_evaluation_that_is_cut_short(start, tmp_path, monkeypatch):
         return evaluate(batch)
 
     monkeypatch.setattr(run.steps, "evaluate", ask_to_stop)
-    assert run.train() == 42
+    assert loop.train(run) == 42
     assert len(weights) == 1 and run.checkpoints.step == 4
     # The weights again, not their average, which was evaluated.
     assert not np.array_equal(run.model.variables[0].numpy(), weights[0])
     directory = tmp_path / "run" / "checkpoints"
     assert [bool(one.metrics) for one in read_manifests(str(directory))] == [False, False]
     run = start(tmp_path / "run")
-    assert run.train() == 0
+    assert loop.train(run) == 0
     _assert_same(_values(run), _values(whole))
     for one, other in zip(
         run.checkpoints.state.variables, whole.checkpoints.state.variables, strict=True
@@ -251,7 +255,7 @@ def test_calls_are_cut_to_the_time_there_is(start, tmp_path, monkeypatch):
 
         monkeypatch.setattr(run.steps, "train", count)
         count.get_concrete_function = train.get_concrete_function
-        assert run.train() == 0
+        assert loop.train(run) == 0
         calls[name].append(_values(run))
     _assert_same(calls["run"].pop(), calls["whole"].pop())
     assert calls["run"] == [1] * 8

@@ -24,6 +24,7 @@ from trainer.checkpoints import model_dir
 from trainer.decoding import scoring
 from trainer.decoding.search import Decoder
 from trainer.metrics import flops
+from trainer.run import Run, assemble
 
 _WORDS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "jay", "kite", "mole", "owl"]
 
@@ -77,11 +78,11 @@ def _config(**train) -> Config:
     )
 
 
-def _run(config: Config, data: Manifest, directory) -> loop.Run:
+def _run(config: Config, data: Manifest, directory) -> Run:
     strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
     hardware = flops.Hardware(1, "float32")
-    run = loop.Run(config, data, str(directory), strategy, "float32", False, hardware)
-    assert run.train() == 0
+    run = assemble(config, data, str(directory), strategy, "float32", False, hardware)
+    assert loop.train(run) == 0
     return run
 
 
@@ -97,10 +98,11 @@ def test_learns_to_copy(copy_data, tmp_path):
     losses = [line["loss"] for line in _lines(tmp_path, "train")]
     assert losses[0] > 5 and losses[-1] < 1.2  # label smoothing keeps it from 0
 
-    model, tokenizers, facts, step = model_dir.load(str(tmp_path), "best")
-    assert step in (300, 600)
+    loaded = model_dir.load(str(tmp_path), "best")
+    tokenizers = tuple(loaded.tokenizers.values())
+    assert loaded.step in (300, 600)
     for beam_size in (1, 3):
-        decoder = Decoder(model, facts.config.decode, beam_size)
+        decoder = Decoder(loaded.model, loaded.facts.config.decode, beam_size)
         scores, rows = scoring.score_split(copy_data, "test", tokenizers, decoder)
         assert scores["bleu"] > 90
         assert sum(reference == translation for _, reference, translation in rows) > 80

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from data_pipeline.dataset.examples import Examples
 from tests.trainer.worker_script import EOS, VOCAB, make_steps
+from trainer.input.distribution import distribute
 from trainer.input.memory import training_data
 
 STEPS, LAST = 200, 20
@@ -47,7 +48,7 @@ def train(walks, tiny_config, one_device):
         steps = make_steps(one_device, config)
         if loss_scale:
             steps.loss_scale.scale.assign(loss_scale)
-        iterator = training_data(walks, config, EOS, replicas=1).distribute(one_device, 0)
+        iterator = distribute(training_data(walks, config, EOS, replicas=1), one_device, 0)
         calls = [steps.train(iterator, tf.constant(1)) for _ in range(STEPS)]
         keys = calls[0].keys() - {"step_seconds", "input_seconds", "bad"}
         return {key: np.array([float(call[key]) for call in calls]) for key in keys}, steps

@@ -15,8 +15,10 @@ from data_pipeline.dataset.examples import describe_file, shard_name
 from data_pipeline.dataset.manifest import Manifest, RowsInfo, load_manifest
 from trainer import loop
 from trainer.input import memory as trainer_input
+from trainer.input.load import load_training_data
 from trainer.input.rows import StreamedData
 from trainer.metrics import flops
+from trainer.run import assemble
 
 LENGTH, BLOCK = 16, 4
 
@@ -61,7 +63,7 @@ def test_rows_are_streamed(with_rows, tiny_config, monkeypatch):
     pairs = records.read_examples(with_rows, "train")
     monkeypatch.setattr(records, "read_examples", None)
     config = tiny_config(train={"batch_tokens": LENGTH})
-    data = trainer_input.load_training_data(with_rows, config, 1)
+    data = load_training_data(with_rows, config, 1)
     assert isinstance(data, StreamedData)
     assert data.origin == f"{data.info.rows:,} packed rows, read from 2 files as needed"
     memory = trainer_input.training_data(pairs, config, with_rows.eos_id, 1)
@@ -91,12 +93,12 @@ def test_rows_are_streamed(with_rows, tiny_config, monkeypatch):
 def test_other_rows_are_made_in_memory(with_rows, tiny_config, fields, reason):
     """And the log says why."""
     config = tiny_config(data=fields, train={"batch_tokens": 256})
-    data = trainer_input.load_training_data(with_rows, config, 1)
-    assert isinstance(data, trainer_input.TrainingData) and data.origin.startswith(reason)
+    data = load_training_data(with_rows, config, 1)
+    assert isinstance(data, trainer_input.InMemoryData) and data.origin.startswith(reason)
 
 
 def test_a_dataset_without_rows(manifest, tiny_config):
-    data = trainer_input.load_training_data(manifest, tiny_config(), 1)
+    data = load_training_data(manifest, tiny_config(), 1)
     assert data.origin.startswith("packed in memory: the dataset has no packed rows; data_pipe")
 
 
@@ -105,17 +107,17 @@ def test_sizes_are_checked_at_the_start(with_rows, tiny_config):
     with open(path, "ab") as file:
         file.write(b"more")
     with pytest.raises(UsageError, match=r"train-rows-00001-of-00002\.tfrecord: has .* but was"):
-        trainer_input.load_training_data(with_rows, tiny_config(), 1)
+        load_training_data(with_rows, tiny_config(), 1)
 
 
 def train(manifest, config, strategy, directory, *, skip: bool = False) -> list[dict]:
     """Trains; returns the metrics of training."""
     hardware = flops.Hardware(strategy.num_replicas_in_sync, "float32")
-    run = loop.Run(
+    run = assemble(
         config, manifest, str(directory), strategy, "float32", False, hardware,
         skip_corrupt_data=skip,
     )  # fmt: skip
-    assert run.train() == 0
+    assert loop.train(run) == 0
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["split"] == "train"]
 

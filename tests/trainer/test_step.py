@@ -143,6 +143,7 @@ class LinearTask:
     """A loss with gradients that can be done by hand: the sum of x . w over the rows."""
 
     SUMS = ("loss", "tokens")
+    DIVISOR = "tokens"
 
     def sums(self, model, batch, rng, *, training):
         del rng, training

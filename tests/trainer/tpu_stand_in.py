@@ -86,14 +86,14 @@ def noted(*args, **options):
 tf.function = noted
 
 if "LOST_AT" in os.environ:
-    ask = loop.Run._ask
+    ask = loop.Loop._is_asked_to_stop
 
-    def lost(run, call):
-        if int(run.optimizer.iterations.numpy()) >= int(os.environ["LOST_AT"]):
+    def lost(self, call):
+        if int(self._run.optimizer.iterations.numpy()) >= int(os.environ["LOST_AT"]):
             raise tf.errors.UnavailableError(None, None, "Socket closed")
-        return ask(run, call)
+        return ask(self, call)
 
-    loop.Run._ask = lost
+    loop.Loop._is_asked_to_stop = lost
 
 try:
     run_app(main.main, main.parse_flags)

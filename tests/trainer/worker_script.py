@@ -15,6 +15,7 @@ import tensorflow as tf
 from configs import schema
 from data_pipeline.dataset.examples import Examples
 from trainer.distributed.strategy import make_strategy
+from trainer.input.distribution import distribute
 from trainer.input.memory import training_data
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
@@ -47,7 +48,7 @@ def train_run(steps: Steps, pairs: Examples, count: int) -> Result:
     """
     replicas = steps.strategy.num_replicas_in_sync
     data = training_data(pairs, steps.config, EOS, replicas)
-    iterator = data.distribute(steps.strategy, first_step=0)
+    iterator = distribute(data, steps.strategy, first_step=0)
     calls = [steps.train(iterator, tf.constant(1)) for _ in range(count)]
     result = {
         key: np.array([call[key].numpy() for call in calls])

@@ -22,7 +22,6 @@ from common import files as storage
 from common.console import error_text, warn
 from common.errors import UsageError
 from common.files import list_names
-from trainer.metrics.writer import higher_is_better
 
 _BLOCK_BYTES = 1 << 20
 _MANIFEST = re.compile(r"ckpt-(\d+)\.json")
@@ -73,18 +72,20 @@ class Keep:
         best: so many of the best by `metric`, of those that were evaluated.
         every_hours: the first, and then one every so many hours; 0 for none.
         metric: a metric of the validation split.
+        higher: whether a higher value of it is better.
     """
 
     newest: int = 5
     best: int = 1
     every_hours: float = 0.0
     metric: str = "bleu"
+    higher: bool = True
 
     def select(self, checkpoints: list[Checkpoint]) -> set[int]:
         """The steps of those that stay."""
         by_step = sorted(checkpoints, key=lambda one: one.step)
         kept = {one.step for one in by_step[-self.newest :]}
-        kept |= {one.step for one in ranked(by_step, self.metric)[: self.best]}
+        kept |= {one.step for one in ranked(by_step, self.metric, self.higher)[: self.best]}
         last = -math.inf
         for one in by_step if self.every_hours else []:
             if one.time - last >= 3600 * self.every_hours:
@@ -93,9 +94,15 @@ class Keep:
         return kept
 
 
-def ranked(checkpoints: list[Checkpoint], metric: str) -> list[Checkpoint]:
-    """Those that have the metric, the best first, of equals the earlier."""
-    sign = -1 if higher_is_better(metric) else 1
+def ranked(checkpoints: list[Checkpoint], metric: str, higher: bool) -> list[Checkpoint]:
+    """Return those that have the metric, the best first, and the earlier of equals first.
+
+    Args:
+        checkpoints: in any order.
+        metric: a metric of the validation split.
+        higher: whether a higher value is better.
+    """
+    sign = -1 if higher else 1
     scored = [one for one in checkpoints if metric in one.metrics]
     return sorted(scored, key=lambda one: (sign * one.metrics[metric], one.step))
 

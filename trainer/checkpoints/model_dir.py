@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ from data_pipeline.dataset.manifest import Manifest, TokenizerInfo
 from data_pipeline.dataset.tokenizer import Tokenizer, load_tokenizer
 from trainer.checkpoints import saver as checkpoint
 from trainer.checkpoints.files import Checkpoint, Facts
-from trainer.model.transformer import Transformer
+from trainer.tasks.base import Task
 from trainer.tasks.translation import Translation
 
 # May change between two starts of one run: they do not change what a good step computes.
@@ -201,20 +202,34 @@ def read_facts(model_dir: str) -> RunFacts:
         raise UsageError(f"{path} cannot be used: {error}; train into a new --model_dir") from error
 
 
-def load(
-    model_dir: str, which: str
-) -> tuple[Transformer, tuple[Tokenizer, Tokenizer], RunFacts, int]:
-    """A trained model, ready to translate.
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A trained model and what belongs to it.
+
+    Attributes:
+        model: with the weights of the checkpoint.
+        task: what it has learned.
+        tokenizers: sequence -> its tokenizer; one object for a joint vocabulary.
+        facts: of the run.
+        step: of the checkpoint.
+    """
+
+    model: keras.Model
+    task: Task
+    tokenizers: Mapping[str, Tokenizer]
+    facts: RunFacts
+    step: int
+
+
+def load(model_dir: str, which: str) -> LoadedModel:
+    """Load a trained model.
 
     Args:
         model_dir: written by trainer.main.
         which: "best", "latest", or the path of a checkpoint.
 
-    Returns:
-        the model, its source and target tokenizers, the facts and the step of the checkpoint.
-
     Raises:
-        UsageError: when the directory or the checkpoint cannot be used.
+        UsageError: the directory or the checkpoint cannot be used.
     """
     facts = read_facts(model_dir)
     source = _load_tokenizer(model_dir, facts, facts.source_tokenizer)
@@ -222,10 +237,12 @@ def load(
     if not facts.joint_vocabulary:
         target = _load_tokenizer(model_dir, facts, facts.target_tokenizer)
     keras.config.set_dtype_policy(facts.precision)
-    model = facts.task().build_model()
-    found = checkpoint.find(model_dir, which, facts.config.train.best_metric)
+    task = facts.task()
+    model = task.build_model()
+    metric = facts.config.train.best_metric
+    found = checkpoint.find(model_dir, which, metric, task.BEST[metric])
     checkpoint.restore_model(model, found, facts.of_checkpoint())
-    return model, (source, target), facts, found.step
+    return LoadedModel(model, task, {"source": source, "target": target}, facts, found.step)
 
 
 def init_weights(model, source: str, facts: RunFacts) -> Checkpoint:
@@ -244,8 +261,9 @@ def init_weights(model, source: str, facts: RunFacts) -> Checkpoint:
     """
     try:
         if tf.io.gfile.exists(os.path.join(source, "config.json")):
-            metric = read_facts(source).config.train.best_metric
-            found = checkpoint.find(source, "best", metric)
+            other = read_facts(source)
+            metric = other.config.train.best_metric
+            found = checkpoint.find(source, "best", metric, other.task().BEST[metric])
         else:
             found = checkpoint.find("", source)
         checkpoint.restore_model(model, found, facts.of_checkpoint())

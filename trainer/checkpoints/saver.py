@@ -275,21 +275,27 @@ def _check_facts(checkpoint: Checkpoint, facts: Facts, parts: tuple[str, ...]) -
         )
 
 
-def find(model_dir: str, which: str, metric: str = "bleu") -> Checkpoint:
-    """An intact checkpoint: the "best" by `metric`, the "latest", or the one with path `which`.
+def find(model_dir: str, which: str, metric: str = "bleu", higher: bool = True) -> Checkpoint:
+    """Return an intact checkpoint.
 
-    Where the wanted one is damaged, a warning says so and the next best or the one before is
-    taken; but not in the place of a path.
+    Where the best or the latest is damaged, a warning says so, and the next best or the one before
+    is taken instead.
+
+    Args:
+        model_dir: written by trainer.main.
+        which: "best", "latest", or the path of a checkpoint.
+        metric: what makes a checkpoint the best.
+        higher: whether a higher value of it is better.
 
     Raises:
-        UsageError: when there is none, or it cannot be read.
+        UsageError: there is none, or it cannot be read.
     """
     if which not in ("best", "latest"):
         return _find_path(which)
     directory = os.path.join(model_dir, "checkpoints")
     order = files.steps(directory)[::-1]
     if which == "best":
-        best = files.ranked(files.read_manifests(directory), metric)
+        best = files.ranked(files.read_manifests(directory), metric, higher)
         order = list(dict.fromkeys([one.step for one in best] + order))
     if not order:
         raise UsageError(

@@ -1,16 +1,20 @@
-"""What every kind of training input does alike: it never ends, and replicas share it.
+"""tf.data pipelines as training needs them: without an end, and shared by the replicas.
 
-Importing this turns tf.data's autotuning off for what tf.distribute adds to every input, a dataset
-for each device. There is nothing to tune there, and it makes iterators slow to destroy: the thread
-that tunes may miss that it is cancelled and sleep on, for about as long as the iterator has lived
-and at most 60 s. Whoever destroys the iterator waits for it, be it the process at its end or
-Python's garbage collector in the middle of a step. No public option reaches those datasets.
+Importing this turns off tf.data's autotuning for the datasets, one a device, that tf.distribute
+adds to every input. There is nothing to tune in them, and tuning makes iterators slow to destroy:
+the tuning thread may miss its cancellation and sleep on, about as long as the iterator has lived,
+up to 60 s. Whatever destroys the iterator waits for it: the process at its end, or Python's garbage
+collector in the middle of a step. No public option reaches those datasets.
 """
+
+from collections.abc import Iterator
 
 import tensorflow as tf
 
-# There is no public name for it.
+# It has no public name.
 from tensorflow.python.data.ops import multi_device_iterator_ops
+
+from trainer.input.protocol import TrainingData
 
 _create_device_dataset = multi_device_iterator_ops._create_device_dataset
 
@@ -23,17 +27,16 @@ multi_device_iterator_ops._create_device_dataset = _create_untuned_device_datase
 
 
 def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The same without autotuning: its sizes are given, and its iterators are destroyed at once."""
+    """Return the dataset without autotuning, so that its iterators are destroyed at once."""
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.with_options(options)
 
 
 def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The same batches, in an order that nothing changes, known never to end.
+    """Return a dataset that has no end as one that is known to have none, in a fixed order.
 
-    Without an end for sure: else every step of several workers would ask around whether each of
-    them still has a batch.
+    Otherwise every step of several workers would ask whether each of them still has a batch.
     """
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -42,14 +45,8 @@ def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return untuned(dataset.apply(infinite).with_options(options))
 
 
-def distribute(data, strategy: tf.distribute.Strategy, first_step: int):
-    """A distributed iterator over the batches of `data`, from the one of `first_step` on.
-
-    Args:
-        data: has `dataset(first_step, replicas, first, local)`.
-        strategy: a tf.distribute strategy.
-        first_step: any.
-    """
+def distribute(data: TrainingData, strategy: tf.distribute.Strategy, first_step: int) -> Iterator:
+    """Return a distributed iterator over the batches of `data` that starts at `first_step`."""
     replicas = strategy.num_replicas_in_sync
 
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:

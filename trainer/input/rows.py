@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from data_pipeline.dataset import rows as packed_rows
 from data_pipeline.dataset.manifest import Manifest, RowsInfo
-from trainer.input import distribution as batches
+from trainer.input.distribution import endless
 
 BUFFER_ROWS = 4096  # 16 MB of 256 tokens a side; three buffers are in memory at a time
 _READERS = 16  # blocks read at a time: a bucket in the cloud takes long to answer
@@ -105,11 +105,7 @@ class StreamedData:
         buffers = tf.data.Dataset.counter(self._buffer_of(first_position), dtype=tf.int64)
         # One buffer is read while another is used up.
         rows = buffers.map(rows_of_buffer, num_parallel_calls=1).prefetch(1)
-        return batches.endless(rows.rebatch(size, drop_remainder=True).prefetch(2 * local))
-
-    def distribute(self, strategy: tf.distribute.Strategy, first_step: int):
-        """A distributed iterator that starts with the batch of `first_step`."""
-        return batches.distribute(self, strategy, first_step)
+        return endless(rows.rebatch(size, drop_remainder=True).prefetch(2 * local))
 
     def check(self, step: int, steps: int = 1) -> None:
         """Reads again what `steps` batches from `step` on are made of, after a failure.

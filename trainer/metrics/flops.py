@@ -1,7 +1,8 @@
-"""FLOPs of the model, peak FLOP/s of the hardware, and their ratio: model FLOPs utilisation.
+"""Peak FLOP/s and peak memory of the hardware.
 
-MFU (Chowdhery et al. 2022, PaLM, appendix B) is the FLOP/s that the model's mathematics needs at
-the measured speed, over the peak of the hardware. A multiply-add is two FLOPs.
+The peak is what model FLOPs utilisation (MFU; Chowdhery et al. 2022, PaLM, appendix B) compares
+with: the FLOP/s that the model's mathematics needs at the measured speed, over the peak. The FLOPs
+of the models are in `trainer.tasks.flops`.
 """
 
 import functools
@@ -12,113 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import tensorflow as tf
-
-from common.errors import UsageError
-from configs.schema import ModelConfig
-from data_pipeline.dataset.manifest import SplitInfo
-
-
-def forward_flops(
-    config: ModelConfig,
-    vocab_size: int,
-    *,
-    source_tokens: float,
-    target_tokens: float,
-    source_pairs: float,
-    target_pairs: float,
-    cross_pairs: float,
-) -> float:
-    """FLOPs of one forward pass of `trainer.model.transformer.Transformer`.
-
-    Counted are the matrix products: two FLOPs per token for each weight of the matrices that the
-    token goes through (Kaplan et al. 2020, section 2.1), and 4 D for each (query, key) pair of a
-    layer, D the width: 2 D for the logit over all heads, 2 D for the weighted value. The causal
-    mask brings no discount. Embedding look-ups, biases, norms, softmax and dropout count nothing.
-
-    Args:
-        config: sizes of the model.
-        vocab_size: V, of the target: rows of the softmax matrix, tied or not.
-        source_tokens: tokens of the encoder, end-of-sentence tokens included.
-        target_tokens: tokens of the decoder, likewise.
-        source_pairs: (query, key) pairs of the encoder's self-attention, in one layer.
-        target_pairs: pairs of the decoder's self-attention.
-        cross_pairs: pairs of the decoder's attention to the encoder.
-    """
-    projection = config.width**2  # of queries, keys, values or the output
-    feed_forward = 2 * config.width * config.feed_forward
-    encoder_layer = (4 * projection + feed_forward) * source_tokens
-    decoder_layer = (6 * projection + feed_forward) * target_tokens
-    decoder_layer += 2 * projection * source_tokens  # keys and values of the encoder's output
-    encoder_layer += 2 * config.width * source_pairs
-    decoder_layer += 2 * config.width * (target_pairs + cross_pairs)
-    softmax = config.width * vocab_size * target_tokens
-    layers = config.encoder_layers * encoder_layer + config.decoder_layers * decoder_layer
-    return 2.0 * (layers + softmax)
-
-
-def train_flops(config: ModelConfig, vocab_size: int, **counts: float) -> float:
-    """FLOPs of forward and backward pass: three times `forward_flops`, of the same arguments.
-
-    The backward pass has two products for each of the forward pass, one for either factor. The
-    optimizer counts nothing, nor does anything that is computed twice to save memory. R-Drop runs
-    two passes on every token: its caller doubles the result.
-    """
-    return 3.0 * forward_flops(config, vocab_size, **counts)
-
-
-def train_flops_of_split(
-    config: ModelConfig, vocab_size: int, split: SplitInfo, longest_row: int | None = None
-) -> float:
-    """Mean FLOPs of training per target token, over all sentence pairs of a split.
-
-    Each sentence has its end-of-sentence token and attends within itself and to its translation.
-    Padding, and the other sentences of a packed row, are no useful work and count nothing.
-
-    The manifest counts lengths, and not which source goes with which target. The longest is taken
-    to go with the longest, and so on down. That is near the truth, as translations of long
-    sentences are long, and matters only for the attention from one side to the other and for
-    `longest_row`.
-
-    Args:
-        config: sizes of the model.
-        vocab_size: V, of the target.
-        split: of the manifest.
-        longest_row: leaves out pairs of which a side is longer than that, its end-of-sentence
-            token included, as the input does (`DataConfig.longest_row`); None to keep all.
-
-    Raises:
-        UsageError: there is no pair to count.
-    """
-    lengths, ends = [], []
-    for side in split.sequences.values():
-        histogram = np.array(side.lengths, np.int64).reshape(-1, 2)
-        lengths.append(histogram[:, 0] + 1.0)
-        ends.append(np.cumsum(histogram[:, 1]))  # sentences up to this length
-    both = np.union1d(*ends)  # between two of these all sentences of a side are of one length
-    source, target = (of[np.searchsorted(end, both)] for of, end in zip(lengths, ends, strict=True))
-    count = np.diff(both, prepend=0)
-    if longest_row is not None:
-        kept = np.maximum(source, target) <= longest_row
-        source, target, count = source[kept], target[kept], count[kept]
-    if not len(target):
-        raise UsageError(
-            "the training split has no sentence pair that fits into a row; check the dataset, "
-            "or raise data.row_length"
-        )
-    target_tokens = float(count @ target)
-    flops = train_flops(
-        config,
-        vocab_size,
-        source_tokens=float(count @ source),
-        target_tokens=target_tokens,
-        source_pairs=float(count @ source**2),
-        target_pairs=float(count @ target**2),
-        cross_pairs=float(count @ (source * target)),
-    )
-    return flops / target_tokens
-
 
 # Dense peaks in TFLOP/s (float32, bfloat16, float16), from NVIDIA's data sheets and architecture
 # white papers. Where those give numbers for structured sparsity only, half of them. From Ampere

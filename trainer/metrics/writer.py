@@ -2,11 +2,10 @@
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -14,32 +13,6 @@ import tensorflow as tf
 from common.console import error_text, warn
 from common.errors import UsageError
 from common.files import write_bytes
-
-# TensorBoard shows two groups of charts unfolded: these metrics are one, all others the second.
-_QUALITY = ("loss", "nll", "perplexity", "token_accuracy", "bleu", "chrf")
-
-
-def averages(sums: dict[str, float]) -> dict[str, float]:
-    """Metrics per target token from the sums of `Translation.sums`.
-
-    Returns:
-        "loss", "nll" (nats per token), "perplexity", "token_accuracy", and "fill_rate", the
-        share of target positions that are not padding.
-    """
-    tokens = max(sums["tokens"], 1.0)  # there is none where only damaged data was skipped
-    nll = sums["nll"] / tokens
-    return {
-        "loss": sums["loss"] / tokens,
-        "nll": nll,
-        "perplexity": math.exp(min(nll, 100.0)),  # e**100 is a number in JSON, infinity is not
-        "token_accuracy": sums["correct"] / tokens,
-        "fill_rate": sums["tokens"] / sums["positions"],
-    }
-
-
-def higher_is_better(name: str) -> bool:
-    """Whether the better of two values of a metric is the higher one."""
-    return name not in ("loss", "nll", "perplexity")
 
 
 def clock(seconds: float) -> str:
@@ -63,14 +36,17 @@ class MetricsWriter:
         model_dir: gets metrics.jsonl, tensorboard/{train,valid,test} and translations/.
         step: the step that the run starts at; what metrics.jsonl holds of later steps, which are
             about to be run again, is removed. TensorBoard's files are only ever added to.
+        quality: metrics that TensorBoard shows in a group of charts of their own.
         active: False for a writer that writes nothing, on workers that are not the chief.
 
     Raises:
         UsageError: when metrics.jsonl cannot be read, or not be written anew.
     """
 
-    def __init__(self, model_dir: str, step: int, *, active: bool = True):
-        self._active = active
+    def __init__(
+        self, model_dir: str, step: int, quality: Collection[str] = (), *, active: bool = True
+    ):
+        self._active, self._quality = active, quality
         self._model_dir = model_dir
         self._path = os.path.join(model_dir, "metrics.jsonl")
         self._spool: tempfile.TemporaryDirectory | None = None
@@ -144,7 +120,7 @@ class MetricsWriter:
         with self._tolerant(), self._writer(split).as_default(step=step):
             for name, value in metrics.items():
                 if isinstance(value, int | float):
-                    group = "quality" if name in _QUALITY else "training"
+                    group = "quality" if name in self._quality else "training"
                     tf.summary.scalar(f"{group}/{name}", value)
 
     def _write_waiting(self) -> None:
@@ -158,6 +134,13 @@ class MetricsWriter:
                 self._torn, self._unsent = False, True
                 del self._waiting[0]
 
+    def rewind(self, step: int) -> None:
+        """Remove what metrics.jsonl holds of steps after `step`, which are about to run again."""
+        self.flush()
+        if self._active:
+            with self._tolerant():
+                self._keep(lambda line: line["step"] <= step)
+
     def text(self, split: str, step: int, name: str, markdown: str) -> None:
         """Shows a text, in Markdown, under TensorBoard's Text tab."""
         if not self._active:
@@ -165,11 +148,11 @@ class MetricsWriter:
         with self._tolerant(), self._writer(split).as_default(step=step):
             tf.summary.text(name, markdown)
 
-    def translations(self, split: str, step: int, lines: list[str]) -> None:
-        """Writes translations/SPLIT-STEP.txt."""
+    def outputs(self, name: str, split: str, step: int, lines: Sequence[str]) -> None:
+        """Write NAME/SPLIT-STEP.txt, what the model produced, a line an example."""
         if not self._active:
             return
-        folder = os.path.join(self._model_dir, "translations")
+        folder = os.path.join(self._model_dir, name)
         with self._tolerant():
             tf.io.gfile.makedirs(folder)
             with tf.io.gfile.GFile(os.path.join(folder, f"{split}-{step}.txt"), "w") as file:
@@ -202,12 +185,12 @@ class MetricsWriter:
             self._unsent = False
 
 
-def translations_table(rows: list[tuple[str, str, str]]) -> str:
-    """A Markdown table of (source, reference, translation)."""
+def samples_table(samples: Sequence[Mapping[str, str]]) -> str:
+    """Return a Markdown table of samples: a row for each, with a column for each label."""
 
-    def cell(text: str) -> str:
-        return text.replace("|", "\\|")
+    def row(cells) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    lines = ["| source | reference | translation |", "|---|---|---|"]
-    lines += ["| " + " | ".join(cell(text) for text in row) + " |" for row in rows]
-    return "\n".join(lines)
+    labels = list(samples[0]) if samples else []
+    lines = [row(labels), "|" + "---|" * len(labels)]
+    return "\n".join(lines + [row(sample.values()) for sample in samples])

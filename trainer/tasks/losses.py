@@ -1,6 +1,9 @@
 """Sums over target tokens. Nothing here divides: replicas and micro-batches exchange sums, and
 the one division, by the number of tokens of the whole batch, comes last."""
 
+import math
+from collections.abc import Mapping
+
 import tensorflow as tf
 
 
@@ -84,3 +87,21 @@ def symmetric_divergence(logits: tf.Tensor, others: tf.Tensor, weights: tf.Tenso
     # The sum over v of (p - q) (log p - log q).
     per_token = tf.reduce_sum((tf.exp(p) - tf.exp(q)) * (p - q), axis=-1)  # [B, T]
     return tf.reduce_sum(per_token * weights)
+
+
+def token_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics per token from the sums of `token_sums` and "positions".
+
+    Returns:
+        "loss", "nll" (nats per token), "perplexity", "token_accuracy", and "fill_rate", the share
+        of positions that are not padding.
+    """
+    tokens = max(sums["tokens"], 1.0)  # 0 where only damaged data was skipped
+    nll = sums["nll"] / tokens
+    return {
+        "loss": sums["loss"] / tokens,
+        "nll": nll,
+        "perplexity": math.exp(min(nll, 100.0)),  # JSON has a number for e**100, not for infinity
+        "token_accuracy": sums["correct"] / tokens,
+        "fill_rate": sums["tokens"] / sums["positions"],
+    }

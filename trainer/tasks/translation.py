@@ -1,16 +1,24 @@
-"""What the trainer has to know about translation, and all it knows about it."""
+"""Translation of sentences by an encoder and a decoder."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
 from common.errors import UsageError
+from data_pipeline.dataset.manifest import Manifest, SplitInfo
+from data_pipeline.dataset.tokenizer import Tokenizer
+from trainer.decoding import scoring
+from trainer.decoding.search import Decoder
 from trainer.model.transformer import Transformer
-from trainer.tasks import losses
+from trainer.tasks import flops, losses
+from trainer.tasks.base import Batch, Scorer, Scores, Task
 
 FEATURES = ("source", "source_segments", "target", "target_segments")
 
 
-class Translation:
-    """Sequence-to-sequence translation of token ids.
+class Translation(Task):
+    """Translation of one sequence of token ids into another; see `trainer.tasks.base.Task`.
 
     Args:
         config: `configs.schema.Config`.
@@ -23,7 +31,24 @@ class Translation:
         UsageError: the configuration shares embeddings that two vocabularies cannot share.
     """
 
-    SUMS = ("loss", "nll", "correct", "tokens", "source_tokens", "positions", "empty_rows")
+    SUMS = ("loss", "nll", "correct", "tokens", "source_tokens", "positions")
+    DIVISOR = "tokens"
+    EXAMPLES = "pairs"
+    UNIT = "target token"
+    RATES: ClassVar = {
+        "target_tokens_per_second": "tokens",
+        "source_tokens_per_second": "source_tokens",
+    }
+    BEST: ClassVar = {
+        "bleu": True,
+        "chrf": True,
+        "token_accuracy": True,
+        "loss": False,
+        "nll": False,
+        "perplexity": False,
+    }
+    SCORES = ("bleu", "chrf")
+    OUTPUTS = "translations"
 
     def __init__(
         self, config, source_vocab_size: int, target_vocab_size: int, *, joint: bool, bos_id: int
@@ -49,7 +74,7 @@ class Translation:
             bos_id=self.bos_id,
         )
 
-    def sums(self, model, batch: dict[str, tf.Tensor], rng, *, training: bool) -> dict:
+    def sums(self, model, batch: Batch, rng, *, training: bool) -> dict:
         """Runs the model on a batch.
 
         Args:
@@ -60,8 +85,8 @@ class Translation:
                 R-Drop if the configuration says so.
 
         Returns:
-            `SUMS`, float32 scalars: those of `losses.token_sums`, "source_tokens",
-            "positions", the target positions with padding, and "empty_rows", rows of padding only.
+            `SUMS`, float32 scalars: those of `losses.token_sums`, "source_tokens"
+            and "positions", the target positions with padding.
         """
         weights = tf.cast(batch["target_segments"] > 0, tf.float32)  # [B, T]
         train = self.config.train
@@ -74,7 +99,6 @@ class Translation:
         source = tf.cast(batch["source_segments"] > 0, tf.float32)
         result["source_tokens"] = tf.reduce_sum(source)
         result["positions"] = tf.cast(tf.size(weights), tf.float32)
-        result["empty_rows"] = tf.reduce_sum(1.0 - tf.reduce_max(weights, axis=1))
         return result
 
     def _rdrop_sums(self, model, batch, weights, rng) -> dict[str, tf.Tensor]:
@@ -89,3 +113,61 @@ class Translation:
         divergence = losses.symmetric_divergence(first, second, weights)
         result["loss"] += 0.25 * train.rdrop_alpha * divergence
         return result
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics per target token, see `losses.token_metrics`."""
+        return losses.token_metrics(sums)
+
+    def progress(self, metrics: Mapping[str, float]) -> str:
+        return f"loss {metrics['loss']:.4f}  accuracy {metrics['token_accuracy']:.3f}"
+
+    def summary(self, metrics: Mapping[str, float]) -> str:
+        return (
+            f"loss {metrics['loss']:.4f}  perplexity {metrics['perplexity']:.2f}  "
+            f"accuracy {metrics['token_accuracy']:.3f}"
+        )
+
+    def scorer(
+        self,
+        model,
+        manifest: Manifest,
+        split: str,
+        tokenizers: Mapping[str, Tokenizer],
+        *,
+        quick: bool,
+    ) -> Scorer:
+        """Return a function that translates the raw text of a split and counts BLEU and chrF."""
+        decode = self.config.decode
+        decoder = Decoder(model, decode, decode.validation_beam_size if quick else decode.beam_size)
+        limit = decode.validation_sentences if quick else 0
+        source, target = tokenizers["source"], tokenizers["target"]
+
+        def score(between: Callable[[], Any] | None) -> Scores:
+            metrics, rows = scoring.score_split(
+                manifest, split, (source, target), decoder, limit, between
+            )
+            return Scores(
+                metrics=metrics,
+                summary=f"BLEU {metrics['bleu']:.2f}  chrF {metrics['chrf']:.2f}",
+                details=f"on {len(rows):,} sentences, {metrics['signature']}",
+                outputs=[translation for _, _, translation in rows],
+                samples=[
+                    {"source": source, "reference": reference, "translation": translation}
+                    for source, reference, translation in rows
+                ],
+            )
+
+        return score
+
+    def train_flops(self, split: SplitInfo, longest_row: int) -> float:
+        """Return the mean FLOPs of training a target token; twice as many with R-Drop."""
+        passes = 2 if self.config.train.rdrop_alpha else 1
+        return passes * flops.train_flops_of_split(
+            self.config.model, self.target_vocab_size, split, longest_row
+        )
+
+    def usage(self, python: str, model_dir: str) -> str:
+        return (
+            f"to translate:       echo 'Today is Monday.' | "
+            f"{python} -m trainer.translate --model_dir={model_dir}"
+        )

@@ -25,7 +25,7 @@ from data_pipeline.dataset.examples import load_tokenizers, read_examples, read_
 from data_pipeline.dataset.manifest import Manifest, load_manifest
 from data_pipeline.dataset.verify import verify
 from data_pipeline.pipeline import prepare
-from trainer.input.memory import load_training_data
+from trainer.input.load import load_training_data
 from trainer.input.rows import StreamedData
 
 ROOT = Path(__file__).resolve().parents[3]

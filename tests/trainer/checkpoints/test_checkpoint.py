@@ -144,7 +144,7 @@ def written(step: int, hours: float = 0.0, **metrics: float) -> Checkpoint:
     [
         (Keep(newest=1, best=1, metric="bleu"), {3, 6}),
         (Keep(newest=2, best=2, metric="bleu"), {2, 3, 5, 6}),
-        (Keep(newest=1, best=2, metric="loss"), {1, 4, 6}),
+        (Keep(newest=1, best=2, metric="loss", higher=False), {1, 4, 6}),
         (Keep(newest=1, best=9, metric="chrf"), {6}),
         (Keep(newest=99), {1, 2, 3, 4, 5, 6}),
         (Keep(newest=1, every_hours=2.0, metric="chrf"), {1, 3, 5, 6}),
@@ -213,7 +213,7 @@ def test_find(make_run, tmp_path):
         run.save({"bleu": bleu, "loss": loss, "chrf": math.nan, "signature": "a|b"})
     assert find(str(tmp_path), "latest").path == os.path.join(folder, "ckpt-8")
     assert find(str(tmp_path), "best").path == os.path.join(folder, "ckpt-6")
-    assert find(str(tmp_path), "best", "loss").path == os.path.join(folder, "ckpt-6")
+    assert find(str(tmp_path), "best", "loss", higher=False).path == os.path.join(folder, "ckpt-6")
     assert find(str(tmp_path), "best", "chrf").path == os.path.join(folder, "ckpt-8")
     for name in (four, f"{four}.index", f"{four}.json"):
         found = find(str(tmp_path), name)

@@ -122,7 +122,7 @@ def test_damaged_ones_are_set_aside(saved, make_run, tmp_path):
     """They do not count for what is kept, and stay; the step can be saved again."""
     folder = tmp_path / "checkpoints"
     _empty(folder / f"ckpt-3.{_DATA}", random.Random())
-    run = make_run(seed=2, keep=Keep(2, best=1, metric="loss"))
+    run = make_run(seed=2, keep=Keep(2, best=1, metric="loss", higher=False))
     assert run.checkpoints.restore() == 2
     assert {path.name for path in folder.glob("*.damaged")} == {
         f"ckpt-3.{end}.damaged" for end in _ENDS

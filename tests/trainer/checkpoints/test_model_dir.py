@@ -186,10 +186,11 @@ def trained(tmp_path, facts, manifest):
 def test_load(trained, facts):
     """The same weights, and the tokenizer they were trained with."""
     directory, model = trained
-    loaded, (tokenizer, target), read, step = model_dir.load(directory, "best")
-    assert step == 5 and read == facts and target is tokenizer
+    loaded = model_dir.load(directory, "best")
+    tokenizer, target = loaded.tokenizers.values()
+    assert loaded.step == 5 and loaded.facts == facts and target is tokenizer
     assert tokenizer.decode(tokenizer.encode(["red dog"])) == ["red dog"]
-    for one, other in zip(model.variables, loaded.variables, strict=True):
+    for one, other in zip(model.variables, loaded.model.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
@@ -198,11 +199,11 @@ def test_load_takes_the_moving_average(tmp_path, facts, manifest):
     facts = changed(facts, "optimizer", ema_decay=0.9)
     model, optimizer = train(str(tmp_path), facts, manifest)
     for which in ("best", "latest"):
-        loaded, _, _, step = model_dir.load(str(tmp_path), which)
-        assert step == 5
+        loaded = model_dir.load(str(tmp_path), which)
+        assert loaded.step == 5
         averages = [average.numpy() for average in optimizer.averages]
         for weight, average, variable in zip(
-            model.trainable_variables, averages, loaded.trainable_variables, strict=True
+            model.trainable_variables, averages, loaded.model.trainable_variables, strict=True
         ):
             np.testing.assert_array_equal(variable.numpy(), average)
             np.testing.assert_allclose(variable.numpy(), weight.numpy() + 1.0, rtol=1e-6)

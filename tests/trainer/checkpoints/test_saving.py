@@ -11,6 +11,7 @@ from trainer import loop
 from trainer.checkpoints.saver import find
 from trainer.decoding import scoring
 from trainer.metrics import flops
+from trainer.run import Run, assemble
 
 _TRAIN = {
     "steps": 8,
@@ -33,14 +34,14 @@ def _no_translation(monkeypatch):
 def start(tiny_config, manifest, one_device):
     """Returns a function that makes a `Run` in a directory, with dropout."""
 
-    def make(directory, init_from=None, ema_decay=0.0, **train) -> loop.Run:
+    def make(directory, init_from=None, ema_decay=0.0, **train) -> Run:
         config = tiny_config(
             model={"dropout": 0.1},
             train={**_TRAIN, **train},
             optimizer={"ema_decay": ema_decay},
         )
         hardware = flops.Hardware(1, "float32")
-        return loop.Run(
+        return assemble(
             config,
             manifest,
             str(directory),
@@ -54,11 +55,11 @@ def start(tiny_config, manifest, one_device):
     return make
 
 
-def values(run: loop.Run) -> list[np.ndarray]:
+def values(run: Run) -> list[np.ndarray]:
     return [variable.numpy() for variable in [*run.model.variables, *run.optimizer.variables]]
 
 
-def assert_same(one: loop.Run, other: loop.Run) -> None:
+def assert_same(one: Run, other: Run) -> None:
     for ours, theirs in zip(values(one), values(other), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -66,12 +67,12 @@ def assert_same(one: loop.Run, other: loop.Run) -> None:
 def test_from_the_one_before_a_damaged_one(start, tmp_path):
     """The result is that of an undisturbed run, with the best checkpoint and the counters too."""
     whole = start(tmp_path / "whole")
-    assert whole.train() == 0
-    assert start(tmp_path / "damaged", steps=6).train() == 0
+    assert loop.train(whole) == 0
+    assert loop.train(start(tmp_path / "damaged", steps=6)) == 0
     (tmp_path / "damaged" / "checkpoints" / "ckpt-6.index").write_bytes(b"")
     run = start(tmp_path / "damaged")
     assert run.checkpoints.step == 4
-    assert run.train() == 0
+    assert loop.train(run) == 0
     assert_same(run, whole)
     for one, other in zip(
         run.checkpoints.state.variables, whole.checkpoints.state.variables, strict=True
@@ -79,18 +80,20 @@ def test_from_the_one_before_a_damaged_one(start, tmp_path):
         if one is not run.checkpoints.state.seconds:
             assert one.numpy() == other.numpy()
     for which in ("best", "latest"):
-        found = [find(str(tmp_path / name), which, "loss") for name in ("whole", "damaged")]
+        found = [
+            find(str(tmp_path / name), which, "loss", higher=False) for name in ("whole", "damaged")
+        ]
         assert found[0].step == found[1].step
         assert found[0].metrics["loss"] == found[1].metrics["loss"]
 
 
 def test_the_best_has_the_metrics_of_its_evaluation(start, tmp_path):
     run = start(tmp_path, keep_checkpoints=1, evaluate_every=2, checkpoint_every=1, ema_decay=0.5)
-    assert run.train() == 0
+    assert loop.train(run) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if line["split"] == "valid"}
     assert list(losses) == [2, 4, 6, 8]
-    best = find(str(tmp_path), "best", "loss")
+    best = find(str(tmp_path), "best", "loss", higher=False)
     assert best.averages and best.step == min(losses, key=losses.__getitem__)
     assert best.metrics["loss"] == losses[best.step]
     assert {path.stem for path in (tmp_path / "checkpoints").glob("*.json")} == {
@@ -113,11 +116,11 @@ def fail_at(monkeypatch, *steps: int) -> None:
 
 def test_a_checkpoint_that_fails_is_the_only_thing_lost(start, tmp_path, monkeypatch, capsys):
     whole = start(tmp_path / "whole")
-    assert whole.train() == 0
+    assert loop.train(whole) == 0
     fail_at(monkeypatch, 2, 4)
     capsys.readouterr()
     run = start(tmp_path / "full")
-    assert run.train() == 0
+    assert loop.train(run) == 0
     assert_same(run, whole)
     warnings = capsys.readouterr().err.splitlines()
     assert [line.rsplit("/", 1)[1].split(";")[0] for line in warnings] == [
@@ -132,7 +135,7 @@ def test_the_last_checkpoint_fails(start, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         fail_at(patch, 8)
         with pytest.raises(UsageError) as error:
-            start(tmp_path / "full").train()
+            loop.train(start(tmp_path / "full"))
     folder = tmp_path / "full" / "checkpoints"
     assert str(error.value) == (
         f"checkpoint {folder}/ckpt-8 could not be written: No space left on device; the newest is "
@@ -145,7 +148,7 @@ def test_the_last_checkpoint_fails(start, tmp_path, monkeypatch):
 def test_init_from(start, tmp_path, capsys):
     """The weights, and nothing else: step 0, fresh slots, an average that begins with them."""
     before = start(tmp_path / "before", ema_decay=0.5)
-    assert before.train() == 0
+    assert loop.train(before) == 0
     averages = [average.numpy() for average in before.optimizer.averages]
     source = str(tmp_path / "before" / "checkpoints" / "ckpt-8")
     run = start(tmp_path / "new", init_from=source, ema_decay=0.9, seed=2)
@@ -158,7 +161,7 @@ def test_init_from(start, tmp_path, capsys):
         np.testing.assert_array_equal(average.numpy(), expected)
     for slot in run.optimizer.slots["velocity"]:
         assert not np.any(slot.numpy())
-    assert run.train() == 0
+    assert loop.train(run) == 0
     # The same command again, as after a crash: the run goes on, and the source may be gone.
     again = start(tmp_path / "new", init_from="gone", ema_decay=0.9, seed=2)
     assert again.checkpoints.step == 8

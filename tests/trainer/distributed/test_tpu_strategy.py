@@ -94,7 +94,7 @@ def test_a_run_that_loses_its_tpu_and_goes_on_equals_a_mirrored_one(train):
     assert seen["forbidden"] == []
     # Nothing runs on the replicas one operation at a time, and every argument is int32, [2, 16]:
     # half of the four rows of a batch.
-    assert {"_replica_step", "_replica_norms"} <= set(seen["functions"])
+    assert {"replica_step", "replica_norms"} <= set(seen["functions"])
     assert not [name for name in seen["functions"] if name.startswith("eager")]
     assert {(kind, tuple(shape)) for kind, shape in seen["arguments"]} == {("int32", (2, 16))}
 

@@ -3,8 +3,9 @@
 import pytest
 from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
-from trainer.input import distribution as batches
 from trainer.input import memory as trainer_input
+from trainer.input.distribution import distribute
+from trainer.input.evaluation import evaluation_batches
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_nothing_is_tuned(made_of, make_pairs, tiny_config, request, name):
     replicas = strategy.num_replicas_in_sync
     pairs, config = make_pairs([(5, 5)] * 20), tiny_config()
     data = trainer_input.training_data(pairs, config, 3, replicas)
-    next(batches.distribute(data, strategy, 0))
-    next(iter(trainer_input.evaluation_batches(pairs, config, 3, strategy)))
+    next(distribute(data, strategy, 0))
+    next(iter(evaluation_batches(pairs, config, 3, strategy)))
     assert len(made_of) == 2 * (1 + replicas)
     assert [dataset.options().autotune.enabled for dataset in made_of] == [False] * len(made_of)

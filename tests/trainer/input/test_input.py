@@ -9,7 +9,9 @@ from common.errors import UsageError
 from data_pipeline.dataset.examples import Examples
 from data_pipeline.dataset.packing import Rows
 from trainer.input import memory as trainer_input
-from trainer.input.memory import Bucket, TrainingData
+from trainer.input.distribution import distribute
+from trainer.input.evaluation import evaluation_batches
+from trainer.input.memory import Bucket, InMemoryData
 from trainer.tasks.translation import FEATURES
 
 EOS = 3
@@ -22,8 +24,8 @@ def numbered_rows(count: int, length: int = 4, first: int = 1) -> Rows:
     return Rows(dict(zip(FEATURES, (ids, ones, ids, ones), strict=True)))
 
 
-def one_bucket(count: int, batch_rows: int, seed: int = 1) -> TrainingData:
-    return TrainingData([Bucket(numbered_rows(count), batch_rows)], seed)
+def one_bucket(count: int, batch_rows: int, seed: int = 1) -> InMemoryData:
+    return InMemoryData([Bucket(numbered_rows(count), batch_rows)], seed)
 
 
 def take(dataset, count: int) -> list[np.ndarray]:
@@ -66,9 +68,9 @@ def test_seeds_decide_the_order():
     assert not np.array_equal(first, other)
 
 
-def three_buckets() -> TrainingData:
+def three_buckets() -> InMemoryData:
     """8 rows of length 4 by 4, 12 of length 6 by 3, 5 of length 9 by 1: 11 batches an epoch."""
-    return TrainingData(
+    return InMemoryData(
         [
             Bucket(numbered_rows(8, 4, 100), 4),
             Bucket(numbered_rows(12, 6, 200), 3),
@@ -98,7 +100,7 @@ def test_buckets():
 
 def test_a_bucket_whose_rows_do_not_fill_its_batches():
     """7 rows by 3 are 2 batches an epoch: each 7 rows in a row of the stream are all of them."""
-    data = TrainingData(
+    data = InMemoryData(
         [Bucket(numbered_rows(7, 4, 100), 3), Bucket(numbered_rows(4, 6, 200), 2)], seed=1
     )
     assert data.batches_per_epoch == 4
@@ -119,9 +121,9 @@ def test_position_is_a_function_of_the_step(make):
             np.testing.assert_array_equal(ours, expected)
 
 
-def two_buckets() -> TrainingData:
+def two_buckets() -> InMemoryData:
     """Batches of 4 and of 8 rows, which 2 and 4 replicas can share."""
-    return TrainingData(
+    return InMemoryData(
         [Bucket(numbered_rows(12, 4, 100), 4), Bucket(numbered_rows(24, 6, 200), 8)], seed=1
     )
 
@@ -142,7 +144,7 @@ def test_replicas_share_the_global_batch(make):
 def test_distribute(two_replicas):
     """Each replica gets its part of the batch of the step."""
     data = two_buckets()
-    iterator = data.distribute(two_replicas, first_step=3)
+    iterator = distribute(data, two_replicas, first_step=3)
     for expected in take(data.dataset(3), 4):
         parts = two_replicas.experimental_local_results(next(iterator)["source"])
         assert [len(part) for part in parts] == [len(expected) // 2] * 2
@@ -209,7 +211,7 @@ def test_one_row_only(make_pairs, tiny_config, one_device):
     pairs = make_pairs([(2, 3)])
     data = trainer_input.training_data(pairs, tiny_config(), EOS, replicas=2)
     assert data.batches_per_epoch == 1 and data.buckets[0].batch_rows == 4
-    iterator = data.distribute(one_device, first_step=0)
+    iterator = distribute(data, one_device, first_step=0)
     for batch in itertools.islice(iterator, 3):
         assert batch["source"].shape == (4, 16)
         assert (batch["target"].numpy()[:, :3] == pairs.tokens["target"]).all()
@@ -246,7 +248,7 @@ def test_evaluation_covers_everything_once(
     strategy = one_device if replicas == 1 else two_replicas
     lengths = np.random.default_rng(0).integers(1, 20, [45, 2])
     pairs = make_pairs(lengths)
-    batches = trainer_input.evaluation_batches(pairs, tiny_config(), EOS, strategy)
+    batches = evaluation_batches(pairs, tiny_config(), EOS, strategy)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in FEATURES}
     for batch in batches:
         for name, value in batch.items():

@@ -11,6 +11,7 @@ from data_pipeline.dataset import packing, rows
 from data_pipeline.dataset.examples import describe_file, shard_name
 from data_pipeline.dataset.manifest import SEQUENCES, Manifest, RowsInfo, TokenizerInfo
 from data_pipeline.dataset.packing import Rows
+from trainer.input.distribution import distribute
 from trainer.input.rows import StreamedData
 from trainer.tasks.translation import FEATURES
 
@@ -187,7 +188,7 @@ def test_distribute(streamed, two_replicas, one_device):
     expected = take(data.dataset(3), 4)
     for strategy in (two_replicas, one_device):
         replicas = strategy.num_replicas_in_sync
-        iterator = data.distribute(strategy, first_step=3)
+        iterator = distribute(data, strategy, first_step=3)
         shape = iterator.element_spec["source"]
         shapes = [spec.shape for spec in getattr(shape, "_value_specs", [shape])]
         assert shapes == [(8 // replicas, LENGTH)] * replicas
@@ -222,7 +223,7 @@ def test_damage_is_found(streamed, one_device, two_replicas, replicas):
     step = next(n for n, batch in enumerate(whole) if set(batch) & {4, 5, 6})
     path = flip(data, 4)
     strategy = one_device if replicas == 1 else two_replicas
-    iterator = data.distribute(strategy, 0)
+    iterator = distribute(data, strategy, 0)
     reached = 0
     with pytest.raises(tf.errors.OpError):
         while reached < 12:

@@ -1,10 +1,13 @@
 """Token sums and R-Drop against the distributions written out in NumPy."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.tasks.losses import symmetric_divergence, token_sums
+from trainer.tasks.losses import symmetric_divergence, token_metrics, token_sums
 from trainer.tasks.translation import FEATURES, Translation
 
 B, T, V = 3, 5, 11
@@ -259,3 +262,25 @@ def test_rdrop_is_for_training(tiny_config, make_model, sentences):
     wanted = expected(logits, sentences["target"], sentences["target_segments"] > 0, 0.0)
     for key, value in wanted.items():
         np.testing.assert_allclose(sums[key], value, rtol=1e-5, err_msg=key)
+
+
+def test_token_metrics():
+    sums = {"loss": 50.0, "nll": 40.0, "correct": 5.0, "tokens": 20.0, "positions": 32.0}
+    assert token_metrics(sums) == {
+        "loss": 2.5,
+        "nll": 2.0,
+        "perplexity": pytest.approx(math.e**2, rel=1e-12),
+        "token_accuracy": 0.25,
+        "fill_rate": 0.625,
+    }
+
+
+def test_perplexity_of_a_diverged_model_is_a_number():
+    sums = {"loss": 5e6, "nll": 5e6, "correct": 0.0, "tokens": 1.0, "positions": 1.0}
+    written = json.loads(json.dumps(token_metrics(sums)))
+    assert written["perplexity"] == pytest.approx(math.exp(100))
+
+
+@pytest.mark.parametrize(("name", "higher"), [("bleu", True), ("chrf", True), ("loss", False)])
+def test_direction(name, higher):
+    assert Translation.BEST[name] is higher

@@ -15,7 +15,9 @@ from data_pipeline.dataset import tokenizer as tokenizers
 from data_pipeline.dataset.tokenizer import load_tokenizer
 from trainer import loop
 from trainer.checkpoints import model_dir
-from trainer.metrics import flops
+from trainer.metrics.flops import Hardware
+from trainer.run import Run, assemble
+from trainer.tasks import flops
 
 _ROOT = Path(__file__).parents[3]
 
@@ -29,18 +31,18 @@ def config(tiny_config):
     )
 
 
-def run_of(config, manifest, directory) -> loop.Run:
+def run_of(config, manifest, directory) -> Run:
     strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
-    hardware = flops.Hardware(1, "float32")
-    return loop.Run(config, manifest, str(directory), strategy, "float32", False, hardware)
+    hardware = Hardware(1, "float32")
+    return assemble(config, manifest, str(directory), strategy, "float32", False, hardware)
 
 
 @pytest.fixture(scope="module")
-def finished(config, manifest_of_two, tmp_path_factory) -> tuple[loop.Run, Path]:
+def finished(config, manifest_of_two, tmp_path_factory) -> tuple[Run, Path]:
     """A run of 6 steps and its model directory."""
     directory = tmp_path_factory.mktemp("run") / "model"
     run = run_of(config, manifest_of_two, directory)
-    assert run.train() == 0
+    assert loop.train(run) == 0
     return run, directory
 
 
@@ -80,17 +82,18 @@ def test_it_learns_and_tells_both_sizes(trained):
 def test_the_softmax_counts_the_target_vocabulary(finished, config, manifest_of_two):
     train = manifest_of_two.splits["train"]
     wanted = flops.train_flops_of_split(config.model, 281, train, config.data.longest_row)
-    assert finished[0].flops_per_token == wanted
+    assert finished[0].flops_per_unit == wanted
 
 
 def test_load(finished):
     """Both embeddings come back, and with each the tokenizer of its language."""
     run, directory = finished
-    loaded, (source, target), facts, step = model_dir.load(str(directory), "latest")
-    assert (step, source.vocab_size, target.vocab_size) == (6, 288, 281)
-    assert facts.task().source_vocab_size == 288 and not facts.task().joint
-    assert len(loaded.weights) == len(run.model.weights)
-    for one, other in zip(loaded.weights, run.model.weights, strict=True):
+    loaded = model_dir.load(str(directory), "latest")
+    source, target = loaded.tokenizers.values()
+    assert (loaded.step, source.vocab_size, target.vocab_size) == (6, 288, 281)
+    assert loaded.task.source_vocab_size == 288 and not loaded.task.joint
+    assert len(loaded.model.weights) == len(run.model.weights)
+    for one, other in zip(loaded.model.weights, run.model.weights, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
 
 

@@ -1,0 +1,159 @@
+"""What a task is: the seam between the training engine and what is learned.
+
+The engine (strategies, train step, micro-batches, precision, checkpoints, input, metrics, loop)
+trains any task that has the members of `Task`. To add one:
+
+1.  Write `trainer/tasks/NAME.py` with a class that has these members (translation.py is the model
+    to follow), and a model in `trainer/model/` if none of those there fits.
+2.  Add the class to `TASKS` in `trainer/tasks/__init__.py`.
+3.  Write a configuration with `task="NAME"` in `configs/`.
+
+A batch is a dictionary of int32 arrays [rows, length] with the features of the dataset
+(`data_pipeline.dataset.packing.features`): for every sequence of an example its token ids and its
+segment ids, which number the examples of a packed row from 1 and are 0 for padding.
+
+The replicas and micro-batches of a step see different parts of the batch, so a task never divides.
+It returns sums, the engine adds them up over all parts, and divides loss and gradients once, by the
+sum that the task names. So any number of replicas and micro-batches gives the same update.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import keras
+import tensorflow as tf
+
+from data_pipeline.dataset.manifest import Manifest, SplitInfo
+from data_pipeline.dataset.tokenizer import Tokenizer
+
+Batch = Mapping[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model achieves on a split, beyond the metrics of its loss.
+
+    Attributes:
+        metrics: for metrics.jsonl; the numbers named by `Task.SCORES` and whatever else is to be
+            kept, such as the signature of a score.
+        summary: the scores in a few words, for the console.
+        details: what they were counted on, for the console.
+        outputs: what the model produced, one line an example.
+        samples: examples to show: label -> text, such as source, reference and translation.
+    """
+
+    metrics: Mapping[str, Any]
+    summary: str
+    details: str
+    outputs: Sequence[str]
+    samples: Sequence[Mapping[str, str]]
+
+
+Scorer = Callable[[Callable[[], Any] | None], Scores]
+"""Scores a model as it is now. Its argument is called after every batch, unless it is None; what
+that raises ends the work."""
+
+
+class Task(Protocol):
+    """What is learned.
+
+    Attributes:
+        SUMS: names of the sums that `sums` returns.
+        DIVISOR: the sum that divides the loss and the gradients, such as "tokens".
+        EXAMPLES: what the examples are called, such as "pairs".
+        UNIT: what "a unit of work" is called, such as "target token"; `RATES` begins with it.
+        RATES: metric -> sum: rates to report, per second. The first one counts units, whose cost
+            `train_flops` says.
+        BEST: metric -> whether higher is better, of all metrics that `train.best_metric` may name;
+            the first one is the task's own choice.
+        SCORES: the numbers among the metrics of a `Scorer`, which all workers learn.
+        OUTPUTS: folder of the model directory that holds the outputs of evaluations.
+    """
+
+    SUMS: ClassVar[tuple[str, ...]]
+    DIVISOR: ClassVar[str]
+    EXAMPLES: ClassVar[str]
+    UNIT: ClassVar[str]
+    RATES: ClassVar[Mapping[str, str]]
+    BEST: ClassVar[Mapping[str, bool]]
+    SCORES: ClassVar[tuple[str, ...]]
+    OUTPUTS: ClassVar[str]
+
+    def build_model(self) -> keras.Model:
+        """Return a new model, built, with random weights.
+
+        The engine calls it in the scope of its strategy, with Keras' dtype policy and seed set.
+        """
+        ...
+
+    def sums(
+        self, model: keras.Model, batch: Batch, rng: tf.Tensor | None, *, training: bool
+    ) -> dict[str, tf.Tensor]:
+        """Run the model on a part of a batch.
+
+        This is traced and perhaps compiled by XLA: static shapes, no Python side effects.
+
+        Args:
+            model: from `build_model`.
+            batch: features, int32 [rows, length] each.
+            rng: int32 [2], the seed of dropout; None for no dropout.
+            training: whether "loss" is what training minimises, regularisation included.
+
+        Returns:
+            float32 scalars named as in `SUMS`. "loss" is the one whose gradient trains the model.
+        """
+        ...
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics for metrics.jsonl: quotients of the sums over many steps or batches.
+
+        The sums may all be 0, where only damaged data was skipped.
+        """
+        ...
+
+    def progress(self, metrics: Mapping[str, float]) -> str:
+        """Return the metrics of a report of training in a few words, for the console."""
+        ...
+
+    def summary(self, metrics: Mapping[str, float]) -> str:
+        """Return the metrics of an evaluation in a few words, for the console."""
+        ...
+
+    def scorer(
+        self,
+        model: keras.Model,
+        manifest: Manifest,
+        split: str,
+        tokenizers: Mapping[str, Tokenizer],
+        *,
+        quick: bool,
+    ) -> Scorer:
+        """Return a function that scores the model on a split and takes samples.
+
+        Args:
+            model: from `build_model`; its weights may change between two calls of the scorer.
+            manifest: of the dataset.
+            split: "valid" or "test".
+            tokenizers: sequence -> its tokenizer.
+            quick: score as during training, on fewer examples or with a simpler search.
+        """
+        ...
+
+    def train_flops(self, split: SplitInfo, longest_row: int) -> float:
+        """Return the mean FLOPs of training one unit of a split.
+
+        Args:
+            split: of the manifest.
+            longest_row: longer sequences are left out.
+        """
+        ...
+
+    def usage(self, python: str, model_dir: str) -> str:
+        """Return the line that tells the user how to try the trained model.
+
+        Args:
+            python: the interpreter, to begin a command with.
+            model_dir: the model directory.
+        """
+        ...
