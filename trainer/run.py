@@ -203,9 +203,7 @@ def assemble(
         seconds=lambda: stopwatch.seconds,
         scaled=steps.scaled,
         say=say,
-        saver=BatchSaver(model_dir, data, tokenizers)
-        if worker.is_chief
-        else None,
+        saver=BatchSaver(model_dir, data, tokenizers) if worker.is_chief else None,
     )
     PHASES.end("model")
     run = Run(

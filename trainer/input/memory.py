@@ -114,7 +114,9 @@ class InMemoryData:
         """Do nothing: everything was checked when it was read."""
 
 
-def training_data(examples: Examples, config: Config, closing_id: int | None, replicas: int) -> InMemoryData:
+def training_data(
+    examples: Examples, config: Config, closing_id: int | None, replicas: int
+) -> InMemoryData:
     """Lay the training split out in rows, packed or bucketed as `config.data` says.
 
     Args:
@@ -132,7 +134,10 @@ def training_data(examples: Examples, config: Config, closing_id: int | None, re
     if data.batching == "packed":
         layouts, setting = [packing.pack(examples, data.row_length, closing_id)], "row_length"
     else:
-        lengths = _worthwhile_buckets(examples, data.buckets, config.train.batch_tokens, closing_id is not None)
+        closing_tokens = 0 if closing_id is None else 1
+        lengths = _worthwhile_buckets(
+            examples, data.buckets, config.train.batch_tokens, closing_tokens
+        )
         layouts, setting = packing.one_a_row(examples, lengths, closing_id), "buckets"
     too_long = sum(rows.left_out for rows in layouts)
     layouts = [rows for rows in layouts if len(rows)]
@@ -146,7 +151,7 @@ def training_data(examples: Examples, config: Config, closing_id: int | None, re
 
 
 def _worthwhile_buckets(
-    examples: Examples, lengths: tuple[int, ...], batch_tokens: int, closed: bool = True
+    examples: Examples, lengths: tuple[int, ...], batch_tokens: int, closing_tokens: int = 1
 ) -> tuple[int, ...]:
     """Leave out a bucket that would not fill half a batch: its sentences go into the next one.
 
@@ -154,7 +159,7 @@ def _worthwhile_buckets(
     count many times in every epoch. If the longest bucket has too few, the one before it ends
     earlier, so that its longest sentences fill the longest bucket up.
     """
-    longest = examples.lengths().max(axis=0) + closed
+    longest = examples.lengths().max(axis=0) + closing_tokens
     longest = np.sort(longest[longest <= lengths[-1]])
 
     def enough(sentences: int, length: int) -> bool:
