@@ -1,0 +1,169 @@
+"""What a model directory says of its run, read without TensorFlow."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common import files
+from common.errors import UsageError
+
+_OUTPUT_FILE = re.compile(r"(?P<split>\w+)-(?P<step>\d+)\.txt")
+
+Points = list[tuple[int, float]]
+"""(step, value), by rising step."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its model directory tells it.
+
+    Attributes:
+        name: what the report calls it: the shortest end of its path that tells it from the others.
+        directory: the model directory.
+        facts: the whole of config.json.
+        lines: the objects of metrics.jsonl, in the order of the file.
+        outputs: step -> lines of the model's output for the validation split.
+        sources: the text that went in, one a line of the outputs; None if it is not there.
+        references: the text that should have come out; None if it is not there.
+    """
+
+    name: str
+    directory: str
+    facts: dict[str, Any]
+    lines: list[dict[str, Any]]
+    outputs: dict[int, list[str]]
+    sources: list[str] | None
+    references: list[str] | None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the configuration, flat: "group.field" -> value."""
+        flat: dict[str, Any] = {}
+        for group, fields in self.facts["config"].items():
+            if isinstance(fields, dict):
+                flat |= {f"{group}.{key}": value for key, value in fields.items()}
+            else:
+                flat[group] = fields
+        return flat | {"precision": self.facts.get("precision", "")}
+
+    def points(self, split: str, metric: str) -> Points:
+        """Return a metric of a split by step, without what is not a finite number."""
+        found = {}
+        for line in self.lines:
+            value = line.get(metric)
+            if line["split"] == split and isinstance(value, int | float) and math.isfinite(value):
+                found[line["step"]] = float(value)  # a step that was run again counts once
+        return sorted(found.items())
+
+    def last(self, split: str) -> dict[str, Any] | None:
+        """Return the last line of a split, or None if there is none."""
+        return next((line for line in reversed(self.lines) if line["split"] == split), None)
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the line of the best evaluation by `train.best_metric`, or None."""
+        metric = self.settings().get("train.best_metric", "loss")
+        lines = [line for line in self.lines if line["split"] == "valid" and metric in line]
+        lower_is_better = metric in ("loss", "nll", "perplexity", "bits_per_byte")
+        pick = min if lower_is_better else max
+        return pick(lines, key=lambda line: line[metric]) if lines else None
+
+
+def read_run(directory: str, name: str) -> RunRecord:
+    """Read a model directory, local or remote.
+
+    Raises:
+        UsageError: it is not one, or a file in it is damaged.
+    """
+    config = _text(os.path.join(directory, "config.json"))
+    if config is None:
+        raise UsageError(f"{directory} is no model directory: it has no config.json")
+    facts = _json(config, f"{directory}/config.json")
+    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
+        raise UsageError(f"{directory}/config.json is not what trainer.main writes")
+    text = _text(os.path.join(directory, "metrics.jsonl"))
+    lines = _metrics(text or "", f"{directory}/metrics.jsonl")
+    if not lines:
+        raise UsageError(
+            f"{directory} has no metrics yet; wait for the first lines of metrics.jsonl"
+        )
+    outputs = _outputs(os.path.join(directory, "translations"))
+    sources, references = _raw_text(str(facts.get("data_dir", "")))
+    return RunRecord(name, directory, facts, lines, outputs, sources, references)
+
+
+def names_of(directories: Sequence[str]) -> list[str]:
+    """Return the shortest ends of the paths that tell all of them apart.
+
+    Raises:
+        UsageError: two of the paths are the same.
+    """
+    places = [path.rstrip("/") if "://" in path else os.path.abspath(path) for path in directories]
+    if len(set(places)) < len(places):
+        raise UsageError("--model_dir: a model directory is given twice; name each one once")
+    parts = [place.split("/") for place in places]
+    for length in range(1, max(map(len, parts))):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return places
+
+
+def _text(path: str) -> str | None:
+    """Return the text of a file, or None if there is no such file."""
+    if "://" in path:  # only then does the report import TensorFlow
+        return files.read_bytes(path).decode("utf-8") if files.exists(path) else None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+def _names(directory: str) -> list[str]:
+    if "://" in directory:
+        return files.list_names(directory)
+    return os.listdir(directory) if os.path.isdir(directory) else []
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{where} is not JSON: {error}") from error
+
+
+def _metrics(text: str, where: str) -> list[dict[str, Any]]:
+    """Parse metrics.jsonl; half a line at the end, as a running or killed job leaves, is left."""
+    lines = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        value = _json(line, f"{where}, line {number},")
+        if not isinstance(value, dict) or "step" not in value or "split" not in value:
+            raise UsageError(f"{where}, line {number}, has no step and split; delete the line")
+        lines.append(value)
+    return lines
+
+
+def _outputs(directory: str) -> dict[int, list[str]]:
+    found = {}
+    for name in _names(directory):
+        match = _OUTPUT_FILE.fullmatch(name)
+        if match and match["split"] == "valid":
+            text = _text(os.path.join(directory, name)) or ""
+            found[int(match["step"])] = text.split("\n")[:-1]
+    return dict(sorted(found.items()))
+
+
+def _raw_text(data_dir: str) -> tuple[list[str] | None, list[str] | None]:
+    """Return the validation text of the dataset, if it is still where it was."""
+    manifest = _text(os.path.join(data_dir, "dataset.json")) if data_dir else None
+    if manifest is None:
+        return None, None
+    split = _json(manifest, f"{data_dir}/dataset.json").get("splits", {}).get("valid", {})
+    texts = [_text(os.path.join(data_dir, file["name"])) for file in split.get("raw_text", ())]
+    lines = [None if text is None else text.split("\n")[:-1] for text in texts]
+    return (lines[0], lines[1]) if len(lines) == 2 else (None, None)
