@@ -3,12 +3,34 @@
 Axis letters: B batch, Q query length, K key length, N heads, H size of a head, D width.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
 from trainer.model.dropout import Dropout
+
+
+_recorded: list[tf.Tensor] | None = None
+
+
+@contextlib.contextmanager
+def recorded_weights() -> Iterator[list[tf.Tensor]]:
+    """Collect the weights of every attention that runs inside, for pictures.
+
+    Run the model eagerly: in a traced function the tensors would be symbolic.
+
+    Yields:
+        A list that gets one float32 tensor [B, N, Q, K] a call, in the order of the calls.
+    """
+    global _recorded
+    _recorded = []
+    try:
+        yield _recorded
+    finally:
+        _recorded = None
 
 
 def dense(inputs: int, outputs: int, **kwargs) -> keras.layers.Dense:
@@ -45,6 +67,8 @@ def dot_product_attention(
     logits = tf.cast(tf.matmul(query * scale, key, transpose_b=True), tf.float32)  # [B, N, Q, K]
     # A large finite number in float32, put in by selection: adding it, or -inf, can end in NaN.
     weights = tf.nn.softmax(tf.where(mask, logits, -1e30))
+    if _recorded is not None:
+        _recorded.append(weights)
     if dropout is not None:
         weights = dropout(weights, rng)
     return tf.matmul(tf.cast(weights, value.dtype), value)  # [B, N, Q, H]
