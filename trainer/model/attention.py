@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from trainer.model.dropout import Dropout
 
-
 _recorded: list[tf.Tensor] | None = None
 
 
