@@ -20,6 +20,10 @@ class UsageError(ValueError):
     """Bad usage or bad input, told in one line: what is wrong, where, and how to mend it."""
 
 
+class RetryError(Exception):
+    """A failure that may pass by itself, told in one line; the command may be started again."""
+
+
 def run_app(
     main: Callable[[list[str]], int | None],
     parse: Callable = flags.FLAGS,
@@ -53,6 +57,8 @@ def run_app(
         _fail(f"{error} (--help lists the flags)")
     except UsageError as error:
         _fail(str(error))
+    except RetryError as error:
+        sys.exit(f"error: {error}")  # EXIT_RETRY
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:

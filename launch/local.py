@@ -4,15 +4,16 @@
     python -m launch.local --workers=4 --pin_cores -- --config.train.steps=500
 
 Everything after -- goes to each worker, which is `python -m trainer.main --strategy=multi_worker`
-and finds the others through the environment variable TF_CONFIG. Lines carry the worker's number.
+and finds the others through the environment variable TF_CONFIG. Each line of output begins with the
+number of the worker that printed it.
 
-Ctrl-C or SIGTERM lets the workers save and stop together; a second one kills them. When a worker
-dies, or the others have not heard of it for --worker_timeout_seconds (a flag of the trainer), it is
-named, the rest is stopped, and all start again from the last checkpoint. GPUs are not divided: on
-one machine --strategy=mirrored, without this program, uses all of them.
+Ctrl-C, SIGTERM or SIGHUP lets the workers save and stop together; a second signal kills them. When
+a worker dies, or the others have not heard from it for --worker_timeout_seconds (a flag of the
+trainer), it is named, the rest is stopped, and all start again from the last checkpoint. GPUs are
+not divided: to use all GPUs of one machine, run --strategy=mirrored without this program.
 
-Exit codes: 0 done; 1 a worker died, and no restarts are left, or did not stop in time; 2 bad usage;
-42 stopped on request: start me again; 128 and its number for a second signal.
+Exit codes: 0 done; 1 a worker died and no restarts are left, or it did not stop in time; 2 bad
+usage; 42 stopped on request: start me again; 128 plus its number for a second signal.
 """
 
 import contextlib
@@ -37,21 +38,21 @@ _PIN_CORES = flags.DEFINE_bool(
 _MAX_RESTARTS = flags.DEFINE_integer(
     "max_restarts",
     3,
-    "Start all workers again so many times, when one dies or when they stop by themselves with "
+    "How often all workers are started again when one dies, or when they stop by themselves with "
     "code 42; a run of more than 10 minutes resets the count.",
     lower_bound=0,
 )
 _GRACE_SECONDS = flags.DEFINE_float(
-    "grace_seconds", 60.0, "Time to save and stop, before a worker is killed.", lower_bound=0.0
+    "grace_seconds", 60.0, "Time to save and stop before a worker is killed.", lower_bound=0.0
 )
 _PORT = flags.DEFINE_integer(
-    "port", 0, "First of as many ports as workers; 0 picks free ones at every start.", 0, 65535
+    "port", 0, "First port, of one for each worker; 0 picks free ones for every start.", 0, 65535
 )
 _MODULE = flags.DEFINE_string("module", "trainer.main", "Module that the workers run.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses what stands before "--"; returns the program's name and what stands after it."""
+    """Parse what stands before "--"; return the program's name and what stands after it."""
     end = argv.index("--") if "--" in argv else len(argv)
     try:
         no_arguments(flags.FLAGS(argv[:end]))
@@ -61,10 +62,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def with_strategy(arguments: list[str]) -> list[str]:
-    """The trainer's arguments, with the strategy unless they name it.
+    """Return the trainer's arguments, with the strategy added unless they name it.
 
     Raises:
-        UsageError: for another strategy, and for --help, which would print once a worker.
+        UsageError: for another strategy, and for --help, which every worker would print.
     """
     named = False
     for index, argument in enumerate(arguments):
@@ -83,23 +84,23 @@ def with_strategy(arguments: list[str]) -> list[str]:
 
 
 def pick_ports(count: int, first: int = 0) -> list[int]:
-    """TCP ports that are free on this machine.
+    """Pick TCP ports that are free on this machine.
 
     Args:
         count: how many.
         first: the first of consecutive ports; 0 lets the system choose.
 
     Raises:
-        UsageError: when one of the consecutive ports is taken or does not exist.
+        UsageError: if one of the consecutive ports is taken or does not exist.
     """
     wanted = range(first, first + count) if first else [0] * count
     ports = []
-    # All stay bound until the last is chosen: no two are the same, and no other launcher that
-    # chooses at this moment gets one of them.
+    # All stay bound until the last is chosen, so that neither this nor another launcher gets one
+    # of them twice.
     with contextlib.ExitStack() as stack:
         for port in wanted:
             listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            if first:  # connections of the run before linger for a minute; they do no harm
+            if first:  # connections of the previous run linger for a minute and do no harm
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind(("", port))
@@ -113,10 +114,13 @@ def pick_ports(count: int, first: int = 0) -> list[int]:
 
 
 def share_cores(workers: int, pin: bool) -> list[frozenset[int] | None]:
-    """The CPU cores of each worker, disjoint; None for all of them.
+    """Divide the CPU cores among the workers.
+
+    Returns:
+        The cores of each worker; None for all cores.
 
     Raises:
-        UsageError: when this system cannot pin.
+        UsageError: if this system cannot pin.
     """
     everywhere: list[frozenset[int] | None] = [None] * workers
     if not hasattr(os, "sched_getaffinity"):
@@ -125,7 +129,8 @@ def share_cores(workers: int, pin: bool) -> list[frozenset[int] | None]:
         return everywhere
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < workers:
-        say(f"{workers} workers on {len(cores)} CPU core(s): they share{', unpinned' * pin}")
+        unpinned = ", unpinned" if pin else ""
+        say(f"{workers} workers on {len(cores)} CPU core(s): they share{unpinned}")
         return everywhere
     if not pin:
         return everywhere
@@ -136,7 +141,7 @@ def share_cores(workers: int, pin: bool) -> list[frozenset[int] | None]:
 def make_commands(
     argv: list[str], ports: list[int], shares: list[frozenset[int] | None]
 ) -> list[Command]:
-    """One command a worker; they differ in TF_CONFIG and in their cores."""
+    """Return one command per worker; they differ in TF_CONFIG and in their cores."""
     cluster = {"worker": [f"localhost:{port}" for port in ports]}
     commands = []
     for index, cores in enumerate(shares):
@@ -151,7 +156,7 @@ def make_commands(
 
 
 def main(argv: list[str]) -> int:
-    """Runs the workers; returns the exit code."""
+    """Run the workers; return the exit code."""
     count = _WORKERS.value
     worker_argv = [sys.executable, "-m", _MODULE.value, *with_strategy(argv[1:])]
     shares = share_cores(count, _PIN_CORES.value)

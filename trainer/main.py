@@ -23,11 +23,9 @@ from common.files import passing_errors
 from configs import schema
 from data_pipeline.dataset.manifest import Manifest, load_manifest
 from trainer import finish, loop, run
-from trainer.distributed import cluster
-from trainer.distributed import meeting as rendezvous
+from trainer.distributed import cluster, meeting
 from trainer.distributed.cluster import CLUSTERS
 from trainer.distributed.heartbeat import Watch
-from trainer.distributed.meeting import MissingWorkersError
 from trainer.distributed.strategy import STRATEGIES, check_paths, make_strategy, use_xla
 from trainer.metrics import flops
 from trainer.runtime import google_cloud, maintenance
@@ -71,7 +69,8 @@ _TIMEOUT = flags.DEFINE_float(
 _START_TIMEOUT = flags.DEFINE_float(
     "start_timeout_seconds",
     600.0,
-    "How long the first workers wait for the last one, before TensorFlow starts.",
+    "How long the first workers wait for the last one before TensorFlow starts, and how long "
+    "TensorFlow may take to connect them.",
     lower_bound=1.0,
 )
 _WORKER_TIMEOUT = flags.DEFINE_float(
@@ -180,8 +179,6 @@ def main(argv: list[str]) -> int:
         except UsageError as error:
             watch.fail(str(error))
             raise
-        except MissingWorkersError as error:
-            sys.exit(f"error: {error}")  # code 1: it may help to start all again
 
 
 def _meet(found: cluster.Cluster, config: schema.Config, watch: Watch) -> None:
@@ -190,7 +187,7 @@ def _meet(found: cluster.Cluster, config: schema.Config, watch: Watch) -> None:
         return
     groups = schema.to_dict(config).items()
     facts = {
-        **rendezvous.code_facts(),
+        **meeting.code_facts(),
         "TensorFlow": tf.__version__,
         "Keras": keras.__version__,
         "--precision": _PRECISION.value,
@@ -200,7 +197,8 @@ def _meet(found: cluster.Cluster, config: schema.Config, watch: Watch) -> None:
         **{f"--config.{group}.{key}": v for group, values in groups for key, v in values.items()},
     }
     index, seconds = found.worker.index, _START_TIMEOUT.value
-    watch.start(found.addresses, index, rendezvous.meet(found.addresses, index, facts, seconds))
+    connections = meeting.meet(found.addresses, index, facts, seconds)
+    watch.start(found.addresses, index, connections, seconds)
 
 
 def _fingerprint() -> str | None:
@@ -241,7 +239,6 @@ def _main(argv: list[str], stop: StopRequest, watch: Watch) -> int:
         tpu_zone=_TPU_ZONE.value,
         tpu_project=_TPU_PROJECT.value,
     )
-    stop.listen()
     if cluster.worker_of(strategy).count > 1:
         cluster.hear_signals(stop.request)
     compiles = use_xla(_JIT.value, strategy, _PRECISION.value)

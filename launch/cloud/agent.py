@@ -336,12 +336,12 @@ def main():
     if (metadata("instance/attributes/agent-worker-number") or "0") != "0":
         say("not worker 0, which drives the whole slice: nothing to do")
         # Not the end, which systemd would answer with a new start.
-        ends = {signal.SIGTERM, signal.SIGINT}
+        ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)
         signal.sigwait(ends)
         return 0
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, on_signal)
     os.makedirs(HOME, exist_ok=True)
     google = Google()
     serve(Folder(metadata("instance/attributes/transformer-job"), google), google)

@@ -1,16 +1,13 @@
-"""Runs a set of workers to its end: all of them or none, restarted when that can help."""
+"""Runs a set of workers to the end: all of them or none, restarted when that can help."""
 
 import math
-import re
 import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
+from common.errors import EXIT_DONE, EXIT_RETRY, EXIT_STOPPED, EXIT_USAGE
 from launch.processes.workers import Command, Worker, describe, say
-
-# Exit codes of the trainer, and of the launcher.
-DONE, FAILED, BAD_USAGE, STOPPED_ON_REQUEST = 0, 1, 2, 42
 
 _POLL_SECONDS = 0.05
 _SAME_SIGNAL_SECONDS = 0.1
@@ -19,16 +16,11 @@ _STEADY_SECONDS = 600.0
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
 
-# What the trainer says: trainer/distributed/heartbeat.py when it ends because of another worker,
-# and trainer/distributed/wire.py when its port is in use.
-_ACCUSATION = re.compile(
-    r"error: worker (\d+) \([^ ]*\) ((?:has not answered|has died|keeps the others).*?);"
-)
-_PORT_IN_USE = re.compile(r"error: port \d+ of this machine is in use")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Signals:
-    """Collects SIGINT and SIGTERM while it is open."""
+    """Collects SIGINT, SIGTERM and SIGHUP (unless that is ignored, by nohup) while it is open."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -36,8 +28,9 @@ class _Signals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._remember)
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *error) -> None:
@@ -52,7 +45,7 @@ class _Signals:
         self._last = now
 
     def wait(self, seconds: float) -> bool:
-        """Sleeps, until a signal comes at most; returns whether one has come."""
+        """Sleep until a signal comes, at most so long; return whether one has come."""
         end = time.monotonic() + seconds
         while not self.received and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
@@ -60,17 +53,17 @@ class _Signals:
 
 
 class _Attempt:
-    """The workers from one start to the end of the last of them."""
+    """One run of all workers, from their start to the end of the last one."""
 
     def __init__(self, signals: _Signals, grace_seconds: float):
         self._signals = signals
         self._grace = grace_seconds
         self._deadline = math.inf  # finite as soon as the workers are stopping
         self._asked = False
-        self.port_in_use = False  # a worker has ended for that
+        self.port_in_use = False  # a worker has ended because its port was taken
 
     def run(self, commands: list[Command]) -> int:
-        """Starts the workers and watches them; returns the exit code. None of them is left."""
+        """Start the workers and watch them; return the exit code once none of them is left."""
         workers: list[Worker] = []
         width = len(str(len(commands) - 1))
         try:
@@ -98,12 +91,12 @@ class _Attempt:
                 self._pass_on(running)
             ended = [worker for worker in running if worker.poll() is not None]
             running = [worker for worker in running if worker not in ended]
-            # Code 1 may be for the sake of another worker; what else there is says more.
-            for worker in sorted(ended, key=lambda worker: worker.code == FAILED):
+            # A worker with EXIT_RETRY may have ended because of another one, which comes first.
+            for worker in sorted(ended, key=lambda worker: worker.code == EXIT_RETRY):
                 self._note_end(worker, workers, running)
             if time.monotonic() > self._deadline:
                 self._kill_overdue(running)
-        self.port_in_use = any(_PORT_IN_USE.match(worker.error) for worker in workers)
+        self.port_in_use = any("port_in_use" in worker.status() for worker in workers)
         return outcome([worker.code for worker in workers], self._asked)
 
     def _pass_on(self, running: list[Worker]) -> None:
@@ -114,15 +107,14 @@ class _Attempt:
 
     def _note_end(self, worker: Worker, workers: list[Worker], running: list[Worker]) -> None:
         code = worker.code
-        if not code or worker.overdue:  # done, or told of already
+        if not code or worker.overdue:  # done, or reported already
             return
-        if code == STOPPED_ON_REQUEST:
+        if code == EXIT_STOPPED:
             # The others stop with it, by the trainer's own agreement, and need no signal.
             if math.isinf(self._deadline):
                 say(f"{worker.name} stopped by itself, and the others with it")
             self._deadline = min(self._deadline, time.monotonic() + self._grace)
         elif math.isinf(self._deadline):
-            worker.read_to_end()
             failure = self._first_failure(worker, workers)
             left = any(not other.overdue for other in running)
             say(f"{failure}{'; the others are stopped' if left else ''}")
@@ -131,16 +123,15 @@ class _Attempt:
             say(f"{worker.name} {describe(code)}")
 
     def _first_failure(self, worker: Worker, workers: list[Worker]) -> str:
-        """How the run failed, where `worker` has ended first: it may name another one."""
-        accusation = _ACCUSATION.match(worker.error)
-        code = worker.code or 0
-        if code != FAILED or not accusation or int(accusation[1]) >= len(workers):
+        """Say how the run failed. `worker` has ended first, but may have reported another one."""
+        status, code = worker.status(), worker.code or 0
+        if code != EXIT_RETRY or "lost_worker" not in status:
             return f"{worker.name} {describe(code)}"
-        accused = workers[int(accusation[1])]
+        accused = workers[status["lost_worker"]]
         accused_code = accused.poll()
-        if accused_code and accused_code != FAILED:
+        if accused_code and accused_code != EXIT_RETRY:
             return f"{accused.name} {describe(accused_code)}"
-        said = f"{accused.name} {accusation[2]}, says {worker.name}"
+        said = f"{accused.name} {status['reason']}, says {worker.name}"
         if accused_code is not None:
             return said
         # It may be stopped or stuck, and deaf to SIGTERM.
@@ -149,7 +140,7 @@ class _Attempt:
         return f"{said}; it is killed"
 
     def _stop(self, running: list[Worker], seconds: float) -> None:
-        """SIGTERM to all, once: to a trainer that is saving, a second one means "at once"."""
+        """Send SIGTERM to all, once: to a trainer that saves, a second one means "at once"."""
         if math.isinf(self._deadline):
             for worker in running:
                 if not worker.overdue:
@@ -165,24 +156,24 @@ class _Attempt:
 
 
 def outcome(codes: list[int | None], asked: bool) -> int:
-    """The exit code of a set of workers that have all ended.
+    """Return the exit code for a set of workers that have all ended.
 
     Args:
-        codes: of each; negative for a signal.
-        asked: the launcher was told to stop, and told them.
+        codes: their exit codes; negative for a signal.
+        asked: whether the launcher was told to stop, and told them.
     """
-    if BAD_USAGE in codes:
-        return BAD_USAGE
-    saved = {DONE, STOPPED_ON_REQUEST}
+    if EXIT_USAGE in codes:
+        return EXIT_USAGE
+    saved = {EXIT_DONE, EXIT_STOPPED}
     if asked:
-        saved.add(-signal.SIGTERM)  # it had nothing to save yet, and did not listen
+        saved.add(-signal.SIGTERM)  # it did not listen yet and had nothing to save
     if not saved.issuperset(codes):
-        return FAILED
-    return STOPPED_ON_REQUEST if set(codes) != {DONE} else DONE
+        return EXIT_RETRY
+    return EXIT_STOPPED if set(codes) != {EXIT_DONE} else EXIT_DONE
 
 
 def pause_before(restart: int) -> float:
-    """Seconds to wait before the `restart`-th restart, counted from 1: 1, 2, 4 ... 60."""
+    """Return the seconds to wait before a restart, counted from 1: 1, 2, 4 ... 60."""
     return min(_FIRST_PAUSE_SECONDS * 2.0 ** min(restart - 1, 30), _LONGEST_PAUSE_SECONDS)
 
 
@@ -192,25 +183,25 @@ def supervise(
     grace_seconds: float,
     other_ports: bool = False,
 ) -> int:
-    """Runs the workers until they are done, or restarts cannot help.
+    """Run the workers until they are done, or restarts cannot help.
 
-    A worker that ends with anything but 0 or 42 takes the others with it: SIGTERM, and SIGKILL
-    10 s later. Where it says that it ended because of another one, that one is named, and killed at
-    once if it still runs. They start again together, after a pause. So do workers that end with 42
-    with nobody having asked the launcher. SIGINT and SIGTERM are passed on as SIGTERM; a second one
-    kills. For the main thread only, which is where Python handles signals.
+    A worker that ends with anything but 0 or 42 takes the others with it: they get SIGTERM, and 10
+    s later SIGKILL. If it reports that it ended because of another worker, that one is named, and
+    killed at once if it still runs. All start again together after a pause; so do workers that end
+    with 42 though nobody asked the launcher to stop. A signal is passed on as SIGTERM; a second one
+    kills. Call this in the main thread, in which Python handles signals.
 
     Args:
-        make_commands: returns one command a worker, at every start anew.
-        max_restarts: how often they are started again; a run of more than 10 minutes resets it.
+        make_commands: returns one command per worker; called for every start.
+        max_restarts: how often the workers are started again; a run of 10 minutes resets the count.
         grace_seconds: for all to end after the signal, or after the first that ended with 42.
-        other_ports: `make_commands` picks free ports each time, so that a port that somebody else
-            took before the worker did is a reason to start again.
+        other_ports: whether `make_commands` picks free ports each time, so that a new start helps
+            if somebody else took a port before the worker did.
 
     Returns:
-        the exit code: 0 when all ended with 0; 2 when one did; 42 stopped on request, by a signal
-        or, with no restarts left, by the workers; 1 when one died or had to be killed; 128 and the
-        number of the second signal.
+        The exit code: 0 if all ended with 0; 2 if one did with 2; 42 if they stopped on request, by
+        a signal or, with no restarts left, by themselves; 1 if one died or had to be killed; 128
+        plus the number of the second signal.
     """
     restarts = 0
     with _Signals() as signals:
@@ -218,16 +209,16 @@ def supervise(
             began = time.monotonic()
             attempt = _Attempt(signals, grace_seconds)
             code = attempt.run(make_commands())
-            if code == BAD_USAGE and other_ports and attempt.port_in_use:
+            if code == EXIT_USAGE and other_ports and attempt.port_in_use:
                 say("somebody else has taken a port; the next start picks others")
-                code = FAILED
+                code = EXIT_RETRY
             if time.monotonic() - began > _STEADY_SECONDS:
                 restarts = 0
             restarts += 1
-            if code in (DONE, BAD_USAGE) or signals.received or restarts > max_restarts:
+            if code in (EXIT_DONE, EXIT_USAGE) or signals.received or restarts > max_restarts:
                 break
             pause = pause_before(restarts)
-            why = "stopped by themselves" if code == STOPPED_ON_REQUEST else "failed"
+            why = "stopped by themselves" if code == EXIT_STOPPED else "failed"
             say(f"the workers {why}; restart {restarts} of {max_restarts} in {pause:g} s")
             if signals.wait(pause):
                 break
@@ -236,9 +227,9 @@ def supervise(
 
 
 def _report(code: int) -> None:
-    if code == STOPPED_ON_REQUEST:
+    if code == EXIT_STOPPED:
         say("stopped on request; start the same command again to go on")
-    elif code == BAD_USAGE:
+    elif code == EXIT_USAGE:
         say("not restarted: the error is in the flags or in the input")
-    elif code == FAILED:
+    elif code == EXIT_RETRY:
         say("failed; what was saved is there, and the same command goes on from it")

@@ -34,8 +34,8 @@ def wait():
 # The launcher with other constants, such as its pauses.
 _PATCHED = """
 import runpy, sys
-from launch import supervise
-vars(supervise).update({constants})
+from launch.processes import supervisor
+vars(supervisor).update({constants})
 sys.argv[0] = "local.py"
 runpy.run_module("launch.local", run_name="__main__")
 """

@@ -1,8 +1,9 @@
 """The processes that train together: who they are, and how they agree on a number.
 
-Under `--strategy=multi_worker` every worker is a process that runs the same program, a replica on
-each of its GPUs (or one on its CPU). `find_cluster` reads from the environment who they are. With
-one process, under any strategy, everything below is the identity and runs no TensorFlow operation.
+Under `--strategy=multi_worker` every worker is a process that runs the same program, with a replica
+on each of its GPUs (or one on its CPU). `find_cluster` reads from the environment who they are.
+With a single process, under any strategy, the sums below are the identity and run no TensorFlow
+operation.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import threading
 import time
 from collections import Counter
@@ -22,10 +22,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-# Nor are these; see `set_heartbeat` and `leave`.
+# These are not public; tests/trainer/distributed/test_cluster.py guards them.
 from tensorflow.python.distribute import multi_worker_util
-
-# Not public API; tests/trainer/test_cluster.py guards it. See `_from_slurm`.
 from tensorflow.python.distribute.cluster_resolver.slurm_cluster_resolver import (
     expand_hostlist,
     expand_tasks_per_node,
@@ -34,7 +32,6 @@ from tensorflow.python.eager import context
 
 from common.errors import UsageError
 from trainer.distributed.heartbeat import PROGRESS
-from trainer.distributed.wire import port_error
 
 CLUSTERS = ("auto", "tf_config", "slurm", "kubernetes")
 
@@ -48,14 +45,14 @@ _REFUSED_JOBS = {
 
 @dataclass(frozen=True)
 class Worker:
-    """This process among those that train together: `index` of `count`."""
+    """This process among those that train together: number `index` of `count`."""
 
     index: int
     count: int
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker writes what is written once: checkpoints, metrics, messages."""
+        """Whether this worker writes what only one may write: checkpoints, metrics, messages."""
         return self.index == 0
 
 
@@ -64,14 +61,14 @@ class Cluster:
     """All workers, and which of them this process is.
 
     Args:
-        where: what it was read from, for messages.
-        jobs: "chief" (one address or none) and "worker" to their addresses, as in TF_CONFIG.
+        where: where this was read from, for messages.
+        jobs: "chief" (one address or none) and "worker" -> their addresses, as in TF_CONFIG.
         task_type: "chief" or "worker".
         task_index: which one of them, from 0.
 
     Raises:
-        UsageError: for an address that is not host:port, for one that stands there twice, and
-            for a task that is not among the jobs.
+        UsageError: for an address that is not host:port or is there twice, and for a task that is
+            not among the jobs.
     """
 
     where: str
@@ -98,7 +95,7 @@ class Cluster:
 
     @property
     def addresses(self) -> list[str]:
-        """host:port of every worker, in the order of their indices."""
+        """host:port of every worker, in the order of the indices."""
         return [*self.jobs.get("chief", []), *self.jobs.get("worker", [])]
 
     @property
@@ -107,7 +104,7 @@ class Cluster:
         return _worker(self.jobs, self.task_type, self.task_index)
 
     def resolver(self, gpus: int) -> tf.distribute.cluster_resolver.ClusterResolver:
-        """The cluster as TensorFlow wants it, for workers with so many GPUs each."""
+        """Return the cluster as TensorFlow wants it, for workers with so many GPUs each."""
         return tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec(self.jobs),
             task_type=self.task_type,
@@ -118,15 +115,15 @@ class Cluster:
 
 
 def find_cluster(source: str = "auto", environ: Mapping[str, str] | None = None) -> Cluster:
-    """The cluster that this process was started in.
+    """Find the cluster that this process was started in.
 
     Args:
-        source: "tf_config", "slurm", "kubernetes", or "auto" for the first of them that the
-            environment speaks of.
+        source: "tf_config", "slurm", "kubernetes", or "auto" for the first of these that the
+            environment describes.
         environ: the environment variables; None for those of this process.
 
     Raises:
-        UsageError: if the environment says nothing, or something that cannot be.
+        UsageError: if the environment describes no cluster, or one that cannot be.
     """
     environ = os.environ if environ is None else environ
     if source not in CLUSTERS:
@@ -155,7 +152,7 @@ def _guess(environ: Mapping[str, str]) -> str:
 
 
 def _from_tf_config(environ: Mapping[str, str]) -> Cluster:
-    """TF_CONFIG, the variable that tf.distribute defines and that most platforms set."""
+    """Read TF_CONFIG, which tf.distribute defines and most platforms set."""
     try:
         config = json.loads(environ.get("TF_CONFIG") or "{}")
     except json.JSONDecodeError as error:
@@ -178,15 +175,14 @@ def _from_tf_config(environ: Mapping[str, str]) -> Cluster:
 
 
 def _from_slurm(environ: Mapping[str, str]) -> Cluster:
-    """The step that srun started, one task a worker.
+    """Read what srun says of its step, with one task per worker.
 
-    TensorFlow's `SlurmClusterResolver` is used for its parsers only. It sorts the nodes as text,
-    so that node10 comes before node9 and tasks take each other's address; it fails where there
-    is no GPU; and it overwrites the CUDA_VISIBLE_DEVICES that Slurm has set. It does
-    not call scontrol, nor is there any need to.
+    Of TensorFlow's `SlurmClusterResolver` only the parsers are of use: it sorts the nodes as text,
+    so that node10 comes before node9 and tasks take each other's address; it fails without GPUs;
+    and it overwrites the CUDA_VISIBLE_DEVICES that Slurm has set.
 
-    All workers of a node count from one port, which follows from the number of the job, so that
-    two jobs on one node seldom meet; it is below 32768, where Linux begins to hand out ports.
+    The ports of a node's workers follow from the number of the job, so that two jobs on one node
+    seldom meet, and are below 32768, where Linux begins to hand out ports.
     """
     try:
         rank, local, node, job = (
@@ -212,16 +208,13 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster:
 
 
 def _from_kubernetes(environ: Mapping[str, str]) -> Cluster:
-    """An Indexed Job or a JobSet behind a headless service: WORKER_HOSTS and JOB_COMPLETION_INDEX.
+    """Read the WORKER_HOSTS and JOB_COMPLETION_INDEX of an Indexed Job behind a headless service.
 
-    TensorFlow's `KubernetesClusterResolver` is not used. It asks the API server for the pods,
-    which takes the `kubernetes` package and a role that may list the pods of all namespaces; it
-    fails unless all of them run already; it gives the addresses of the nodes, not of the pods;
-    and it cannot tell which pod this is. The names of an Indexed Job's pods are known before
-    they start (JOB-0.SERVICE, JOB-1.SERVICE, ...), stay the same when a pod is replaced, and
-    Kubernetes itself sets JOB_COMPLETION_INDEX. So the pod template lists them, in order:
-    WORKER_HOSTS="train-0.train:2222,train-1.train:2222". The service should have
-    publishNotReadyAddresses, as workers wait for each other before they are ready.
+    The names of its pods are known before they start and stay the same when a pod is replaced, so
+    the pod template lists them in order: WORKER_HOSTS="train-0.train:2222,train-1.train:2222". The
+    service should have publishNotReadyAddresses, as workers wait for each other before they are
+    ready. TensorFlow's `KubernetesClusterResolver` would have to be allowed to list the pods of all
+    namespaces, fails unless all of them run already, and cannot tell which pod this is.
     """
     try:
         index = int(environ["JOB_COMPLETION_INDEX"])
@@ -235,28 +228,10 @@ def _from_kubernetes(environ: Mapping[str, str]) -> Cluster:
     return Cluster("WORKER_HOSTS", {"worker": workers}, "worker", index)
 
 
-def check_port(address: str) -> None:
-    """Checks that this process can listen on the port of `address` (host:port).
-
-    TensorFlow ends the process with a stack trace, or waits for ever, where it cannot.
-
-    Raises:
-        UsageError: if the port is in use or may not be opened.
-    """
-    port = int(address.rpartition(":")[2])
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        # As servers do: what an ended process has left in TIME_WAIT is not in the way.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except OSError as error:
-            raise port_error(address, error) from error
-
-
 def set_heartbeat(cluster: Cluster, seconds: float) -> None:
-    """Sets after how long without a heartbeat TensorFlow takes a worker for dead.
+    """Set the time without a heartbeat after which TensorFlow takes a worker for dead.
 
-    For before the strategy is made, which would choose 10 s, and otherwise the same.
+    Call it before the strategy is made, which would choose 10 s and otherwise the same settings.
     """
     jobs = tf.compat.v1.ConfigProto().experimental.coordination_config.coordinated_job_list
     for job, tasks in cluster.jobs.items():
@@ -270,7 +245,7 @@ def set_heartbeat(cluster: Cluster, seconds: float) -> None:
 
 
 def worker_of(strategy: tf.distribute.Strategy) -> Worker:
-    """This process among those of the strategy; worker 0 of 1 unless it is multi_worker.
+    """Return which worker of the strategy this process is; 0 of 1 unless it is multi_worker.
 
     A TPU slice of several hosts counts as one: a single process drives all of them.
     """
@@ -283,16 +258,16 @@ def worker_of(strategy: tf.distribute.Strategy) -> Worker:
 
 
 def _worker(jobs: Mapping[str, Sequence[str]], task_type: str, task_index: int) -> Worker:
-    """A chief, if there is one, is worker 0, and the workers count from 1."""
+    """A chief, if there is one, is worker 0; the workers then count from 1."""
     chiefs = len(jobs.get("chief", []))
     index = task_index if task_type == "chief" else chiefs + task_index
     return Worker(index, chiefs + len(jobs.get("worker", [])))
 
 
 def sum_over_workers(strategy: tf.distribute.Strategy, values: ArrayLike) -> np.ndarray:
-    """The sum of what the workers passed, the same on each of them.
+    """Return the sum of what the workers pass, the same on each of them.
 
-    All workers must call it at the same point of the program with the same shape: it waits for
+    All workers must call it at the same point of the program, with the same shape: it waits for
     them. Every worker counts once, whatever the number of its replicas.
 
     Args:
@@ -301,7 +276,7 @@ def sum_over_workers(strategy: tf.distribute.Strategy, values: ArrayLike) -> np.
             2**53 in magnitude.
 
     Returns:
-        float64, of the shape of `values`.
+        float64, in the shape of `values`.
     """
     array = np.array(values, np.float64)
     if worker_of(strategy).count == 1:
@@ -311,19 +286,18 @@ def sum_over_workers(strategy: tf.distribute.Strategy, values: ArrayLike) -> np.
 
 
 def from_chief(strategy: tf.distribute.Strategy, values: ArrayLike) -> np.ndarray:
-    """What the chief passed, on every worker. Called as `sum_over_workers` is."""
+    """Return what the chief passes, on every worker. Call it as `sum_over_workers`."""
     array = np.array(values, np.float64)
-    # Everything plus zeros is exact, infinities and NaN included.
+    # Adding zeros changes nothing, not even infinity and NaN.
     return sum_over_workers(
         strategy, array if worker_of(strategy).is_chief else np.zeros_like(array)
     )
 
 
 def same_everywhere(strategy: tf.distribute.Strategy, text: str) -> bool:
-    """Whether all workers passed the same text, told to all. Called as `sum_over_workers` is.
+    """Tell all workers whether all of them pass the same text. Call it as `sum_over_workers`.
 
-    Compares 48 bits of SHA-256, which a float64 holds exactly: two texts that differ pass for
-    equal once in 2**48.
+    It compares 48 bits of SHA-256, which a float64 holds exactly.
     """
     digest = float(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))
     of_chief = from_chief(strategy, [digest])[0]
@@ -332,15 +306,15 @@ def same_everywhere(strategy: tf.distribute.Strategy, text: str) -> bool:
 
 
 def barrier(strategy: tf.distribute.Strategy) -> None:
-    """Returns when all workers have called it."""
+    """Wait until all workers have called this."""
     sum_over_workers(strategy, [0.0])
 
 
 def hear_signals(tell: Callable[[str], object]) -> None:
-    """Calls `tell` when a worker gets a SIGTERM that TensorFlow takes.
+    """Call `tell` when a worker got a SIGTERM that TensorFlow's handler took, not ours.
 
-    While it makes the strategy of several workers, TensorFlow puts its own handler in place of
-    ours. What that one hears it tells all workers, under this key of the coordination service.
+    It is in place for a moment while the strategy is made (see `trainer.runtime.signals`), and
+    tells all workers, under this key of the coordination service.
     """
 
     def wait() -> None:
@@ -352,11 +326,11 @@ def hear_signals(tell: Callable[[str], object]) -> None:
 
 
 def leave(strategy: tf.distribute.Strategy) -> None:
-    """Returns when this worker may end its process: nobody needs anything from it any more.
+    """Wait until nobody needs anything from this worker any more and its process may end.
 
-    A barrier is not enough: who has passed it may end, and close its connections, while another is
-    still receiving what lets it pass. So each says through the coordination service that it has
-    passed, and waits for all others to say so. The chief hosts the service and goes last.
+    A barrier is not enough: a worker that has passed it might end, and close its connections, while
+    another one still receives what lets it pass. So each says through the coordination service that
+    it has passed, and waits for all others to say so. The chief hosts the service and goes last.
     """
     worker = worker_of(strategy)
     if worker.count == 1:
@@ -368,7 +342,7 @@ def leave(strategy: tf.distribute.Strategy) -> None:
         for index in range(worker.count):
             service.get_config_key_value(f"passed/{index}", _LEAVE_MILLISECONDS)
     except tf.errors.OpError as error:
-        # The chief is gone, so all had passed; or another died now, when all is saved.
+        # The chief has left, so all had passed; or a worker died now that everything is saved.
         print(f"leaving alone: another worker has ended ({type(error).__name__})", flush=True)
     if worker.is_chief:
         time.sleep(1)  # until the answers are out
@@ -376,10 +350,10 @@ def leave(strategy: tf.distribute.Strategy) -> None:
 
 @functools.cache
 def _sum_function(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Sums a float64 tensor over the workers; traced once for each shape.
+    """Return a function that sums a float64 tensor over the workers.
 
-    One function a strategy, kept: a new one at every call would trace again, and every trace
-    takes new collective keys, which TensorFlow never gives back.
+    It is kept and traced once for each shape: every trace takes new collective keys, which
+    TensorFlow never gives back.
     """
     local_replicas = len(strategy.extended.worker_devices)
 

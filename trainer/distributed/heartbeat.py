@@ -1,19 +1,14 @@
 """Notices within a set time that another worker has died, stands still or is cut off.
 
-What TensorFlow 2.21 does by itself, measured with two processes on one machine: its coordination
-service, which MultiWorkerMirroredStrategy switches on (and with it off its own check of health),
-takes a worker for dead after 10 s without a heartbeat. Killed or stopped workers were noticed after
-8 s, and after 28 s with `heartbeat_timeout_in_ms` at 30,000; a killed chief at once, by the closed
-connection. What the survivors get is an error inside the next collective operation, with a stack
-trace that names the worker as /job:worker/task:1 or not at all; a survivor that is in none, because
-it compiles or translates, learns nothing until it comes to one (38 s instead of 8 s, in a trial
-with a pause). A worker that is stuck, but whose threads answer, is never noticed.
+TensorFlow's coordination service notices a killed or stopped worker, but the survivors learn of it
+only in their next collective operation, from a stack trace that hardly names the worker, and a
+worker that is stuck while its threads answer is never noticed (TensorFlow 2.21, measured).
 
-So a thread of our own holds the connections of `trainer.distributed.meeting`: a star with the chief
+So a thread of our own keeps the connections of `trainer.distributed.meeting`: a star with the chief
 in its middle. Each side sends a beat every few seconds; the chief judges and tells the others. A
 process that dies closes its connection, which shows at once; a stopped or unreachable one is
-silent. Every worker then prints one line and ends its process, for whoever started it to start all
-again. TensorFlow's own time-out is set to twice ours and remains as a second line.
+silent. Then every worker prints one line and ends its process, so that all can be started again.
+TensorFlow's own time-out is set to twice ours and remains as a second line of defence.
 """
 
 import os
@@ -24,32 +19,34 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
-from trainer.distributed.meeting import Connections, name_of, read
-from trainer.distributed.wire import Lines, Message, wait_for
-from trainer.runtime.signals import STOPPED_ON_REQUEST
-
-LOST = 1
-"""Exit code of a worker that ends because another one is lost."""
-BAD_USAGE = 2
+from common import status
+from common.errors import EXIT_RETRY, EXIT_STOPPED, EXIT_USAGE
+from trainer.distributed.meeting import Connections, name_of
+from trainer.distributed.wire import Channel, Message, wait_for
 
 _BEATS_IN_SILENCE = 6
 _LONGEST_PAUSE = 5.0
 _POLL_SECONDS = 0.5
-_GRACE_SECONDS = 5.0  # for the program to end by itself, with its own words, when another has ended
+_GRACE_SECONDS = 5.0  # for a program to end by itself, with its own words, when another has ended
 _SAVING_SECONDS = 60.0
+_AGAIN = "ending, so that all can be started again from the last checkpoint"
 
 
 class Progress:
-    """What the main thread does: how often it has met the others, and since when it is where it is.
+    """What the main thread does: how often it has met the others, and for how long it has not.
 
-    `trainer.distributed.cluster.sum_over_workers` holds it open while it waits for the others.
-    Every worker comes there equally often: after each call of the train step, each batch of an
+    `trainer.distributed.cluster.sum_over_workers` is inside it while it waits for the others. Every
+    worker comes there equally often: after each call of the train step and each batch of an
     evaluation.
+
+    Attributes:
+        connecting: TensorFlow is connecting the workers.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.inside = False
+        self.connecting = False
         self._since = time.monotonic()
 
     def __enter__(self) -> None:
@@ -60,12 +57,12 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since it came to the others, or went on."""
+        """Seconds since it came to the others, or went on."""
         return time.monotonic() - self._since
 
 
 PROGRESS = Progress()
-"""That of this process."""
+"""The progress of this process."""
 
 
 @dataclass(frozen=True)
@@ -78,33 +75,38 @@ class _State:
     place: str = ""
 
 
-@dataclass
-class _Other:
-    """What is known of another worker."""
-
-    lines: Lines
-    heard: float  # time.monotonic()
-    left: bool = False  # it has said that it needs nobody any more
-    gone: float | None = None  # since when its connection is closed
-    failed: str | None = None  # why, if it has said so
-    stopped: bool = False  # it was asked to stop before there was anything to save
-    state: _State = field(default_factory=_State)
-
-
 @dataclass(frozen=True)
 class _Verdict:
+    """Why and how all end: a line for people, the exit code, and the worker that is to blame."""
+
     text: str
-    code: int = LOST
+    code: int = EXIT_RETRY
+    lost: int | None = None
+    reason: str = ""
+
+
+@dataclass
+class _Other:
+    """What is known of another worker. The first five come in its messages."""
+
+    channel: Channel
+    heard: float  # time.monotonic()
+    left: bool = False  # its work is done
+    failed: str = ""  # why, if its input or usage is wrong
+    stopped: bool = False  # it was asked to stop before there was anything to save
+    state: _State = field(default_factory=_State)
+    gone: float | None = None  # since when its connection is closed
 
 
 class Watch:
-    """Watches over the other workers, once `start` is called; before that, and alone, nothing.
+    """Watches over the other workers once `start` is called; before that, and alone, nothing.
 
     Args:
         silence: seconds without a sign of life after which a worker is taken for dead.
         stall: seconds without progress of any worker after which all end.
-        stop_reason: why this worker was asked to stop, if it was; it then ends with code 42.
-        end: ends the process; for tests.
+        stop_reason: returns why this worker was asked to stop, if it was; it then ends with 42.
+        end: ends the process; another one for tests.
+        progress: of this process; another one for tests.
 
     Attributes:
         saving: waits for what is being written; called before the process ends, for a minute at
@@ -124,37 +126,55 @@ class Watch:
         self._others: dict[int, _Other] = {}
         self._addresses: Sequence[str] = ()
         self._index = 0
+        self._beat = min(silence / _BEATS_IN_SILENCE, _LONGEST_PAUSE)
+        self._connecting_seconds, self._began = stall, 0.0
+        self._last_turn = self._next_beat = 0.0
         self._lock = threading.Lock()
         self._left = False
         self._hurry = threading.Event()
         self._ending = threading.Event()
         self.saving: Callable[[], object] = lambda: None
 
-    def start(self, addresses: Sequence[str], index: int, connections: Connections) -> None:
-        """Begins to watch, with what `rendezvous.meet` has returned."""
+    def start(
+        self,
+        addresses: Sequence[str],
+        index: int,
+        connections: Connections,
+        connecting_seconds: float | None = None,
+    ) -> None:
+        """Begin to watch.
+
+        Args:
+            addresses: as for `meeting.meet`.
+            index: as for `meeting.meet`.
+            connections: what `meeting.meet` has returned.
+            connecting_seconds: for TensorFlow to connect the workers; None for `stall`.
+        """
         self._addresses, self._index = addresses, index
-        now = time.monotonic()
-        self._others = {i: _Other(lines, now) for i, lines in connections.items()}
+        self._began = self._last_turn = time.monotonic()
+        if connecting_seconds is not None:
+            self._connecting_seconds = connecting_seconds
+        self._others = {i: _Other(channel, self._began) for i, channel in connections.items()}
         threading.Thread(target=self._run, daemon=True, name="heartbeat").start()
 
     def leave(self) -> None:
-        """Says that this worker has done its work: its end is none to worry about."""
+        """Say that this worker has done its work, so that nobody worries about its end."""
         self._left = True
         self._send({"left": True})
 
     def fail(self, reason: str) -> None:
-        """Says why this worker ends: its input or usage is wrong, in one line."""
+        """Say why this worker ends: its input or usage is wrong, in one line."""
         self._send({"failed": reason})
 
     def stop(self) -> None:
-        """Says that this worker ends now because it was asked to, with nothing to be saved."""
+        """Say that this worker ends now because it was asked to, with nothing to save."""
         self._send({"stopped": True})
 
     def explain(self) -> None:
-        """For a program that has failed and may have failed because another worker is lost.
+        """Wait for a reason why the program has failed: another worker may be lost.
 
-        If one is, it does not return: the process ends with the line that says so. Else it returns
-        after some seconds.
+        If one is, this does not return: the process ends with a line that says so. Otherwise it
+        returns after some seconds.
         """
         if self._others:
             self._hurry.set()
@@ -162,24 +182,25 @@ class Watch:
                 time.sleep(2 * _SAVING_SECONDS)
 
     def _run(self) -> None:
-        beat = min(self._silence / _BEATS_IN_SILENCE, _LONGEST_PAUSE)
-        next_beat = last = time.monotonic()
         verdict = None
         while verdict is None:
-            open_lines = [o.lines for o in self._others.values() if o.gone is None]
-            wait_for(open_lines, min(beat, _POLL_SECONDS))
-            now = time.monotonic()
-            if now - last > self._silence / 2:
-                # This process was stopped, or starved: it knows nothing of the others' silence.
-                for other in self._others.values():
-                    other.heard = now
-            last = now
-            verdict = self._receive(now)
-            if now >= next_beat:
-                self._send({"state": asdict(self._state())})
-                next_beat = now + beat
-            verdict = verdict or self._judge(now)
+            present = [other.channel for other in self._others.values() if other.gone is None]
+            wait_for(present, min(self._beat, _POLL_SECONDS))
+            verdict = self._turn(time.monotonic())
         self._finish(verdict)
+
+    def _turn(self, now: float) -> _Verdict | None:
+        """Hear the others, send a beat when it is time, and judge."""
+        if now - self._last_turn > self._silence / 2:
+            # This process was stopped or starved: it knows nothing of the others' silence.
+            for other in self._others.values():
+                other.heard = now
+        self._last_turn = now
+        verdict = self._receive(now)
+        if now >= self._next_beat:
+            self._send({"state": asdict(self._state())})
+            self._next_beat = now + self._beat
+        return verdict or self._judge(now)
 
     def _state(self) -> _State:
         progress = self._progress
@@ -191,23 +212,23 @@ class Watch:
         with self._lock:
             for other in self._others.values():
                 if other.gone is None:
-                    other.lines.send(message)
+                    other.channel.send(message)
 
     def _receive(self, now: float) -> _Verdict | None:
+        """Note what the others say; return the chief's verdict if it has come."""
         for other in self._others.values():
             if other.gone is not None:
                 continue
-            for message in read(other.lines):
+            for message in other.channel.read():
                 other.heard = now
-                if "end" in message:
-                    return _Verdict(str(message["end"]), int(message["code"]))
-                other.left = other.left or "left" in message
-                other.stopped = other.stopped or "stopped" in message
-                if "failed" in message:
-                    other.failed = str(message["failed"])
+                if "verdict" in message:
+                    return _Verdict(**message["verdict"])
+                other.left = message.get("left", other.left)
+                other.failed = message.get("failed", other.failed)
+                other.stopped = message.get("stopped", other.stopped)
                 if "state" in message:
                     other.state = _State(**message["state"])
-            if other.lines.ended:
+            if other.channel.ended:
                 other.gone = now
         return None
 
@@ -220,55 +241,63 @@ class Watch:
             if other.gone is not None and other.stopped:
                 return _Verdict(
                     f"{name} was asked to stop; nothing to save yet, start again to go on",
-                    STOPPED_ON_REQUEST,
+                    EXIT_STOPPED,
                 )
             if other.gone is not None and now - other.gone >= grace:
                 if other.failed:
-                    return _Verdict(f"{name} has ended: {other.failed}", BAD_USAGE)
-                return _Verdict(f"{name} has died, or its connection is lost; {_AGAIN}")
+                    return _Verdict(f"{name} has ended: {other.failed}", EXIT_USAGE)
+                return self._blame([index], "has died, or its connection is lost")
             if now - other.heard > self._silence:
-                return _Verdict(f"{name} has not answered for {self._silence:g} s; {_AGAIN}")
+                return self._blame([index], f"has not answered for {self._silence:g} s")
+        if self._progress.connecting and now - self._began > self._connecting_seconds:
+            return _Verdict(
+                f"all workers have met, but TensorFlow could not connect them within "
+                f"{self._connecting_seconds:g} s: look for a firewall between them"
+            )
         return self._judge_progress() if self._index == 0 and not self._left else None
 
+    def _blame(self, workers: Sequence[int], reason: str, where: str = "") -> _Verdict:
+        names = ", ".join(name_of(index, self._addresses) for index in workers)
+        return _Verdict(f"{names} {reason}{where}; {_AGAIN}", lost=workers[0], reason=reason)
+
     def _judge_progress(self) -> _Verdict | None:
-        """Whether all stand still, and who keeps the others waiting."""
+        """Judge whether all stand still, and who keeps the others waiting."""
         states = {i: other.state for i, other in self._others.items() if not other.left}
         states[0] = self._state()
         if min(state.quiet for state in states.values()) < self._stall:
             return None
         fewest = min(state.count for state in states.values())
-        late = [i for i, state in states.items() if state.count == fewest and not state.inside]
-        who = "no worker has made progress"
-        if 0 < len(late) < len(states):
-            names = ", ".join(name_of(i, self._addresses) for i in sorted(late))
-            who = f"{names} keeps the others waiting and has made no progress"
+        late = [i for i in sorted(states) if states[i].count == fewest and not states[i].inside]
         places = sorted({states[i].place for i in late} - {""})
         where = f" (at {', '.join(places)})" if places else ""
-        return _Verdict(f"{who} for {self._stall:g} s{where}; {_AGAIN}")
+        if 0 < len(late) < len(states):
+            reason = f"keeps the others waiting and has made no progress for {self._stall:g} s"
+            return self._blame(late, reason, where)
+        return _Verdict(f"no worker has made progress for {self._stall:g} s{where}; {_AGAIN}")
 
     def _finish(self, verdict: _Verdict) -> None:
         self._ending.set()
         if self._index == 0:
-            self._send({"end": verdict.text, "code": verdict.code})
+            self._send({"verdict": asdict(verdict)})
         saving = threading.Thread(target=self.saving, daemon=True)
         saving.start()
         saving.join(_SAVING_SECONDS)
         reason, code, text = self._stop_reason(), verdict.code, f"error: {verdict.text}"
-        if code == STOPPED_ON_REQUEST:
+        if code == EXIT_STOPPED:
             text = verdict.text
         elif reason:
             # It was asked to stop, and so was, by all appearance, the one that has gone before.
-            text, code = f"{reason}, and {verdict.text}", STOPPED_ON_REQUEST
-        print(text, file=sys.stderr, flush=True)
+            text, code = f"{reason}, and {verdict.text}", EXIT_STOPPED
+        elif verdict.lost is not None:
+            status.report(lost_worker=verdict.lost, reason=verdict.reason)
+        sys.stderr.write(f"{text}\n")  # in one piece, as all workers may share it
+        sys.stderr.flush()
         sys.stdout.flush()
         self._end_process(code)
 
 
-_AGAIN = "ending, so that all can be started again from the last checkpoint"
-
-
 def _place() -> str:
-    """Where the main thread is: file, line and function."""
+    """Return where the main thread is: file, line and function."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     if frame is None:
         return ""

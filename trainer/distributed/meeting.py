@@ -1,19 +1,18 @@
 """All workers meet before TensorFlow starts, and find out whether they can train together.
 
-TensorFlow's own start waits for ever for a worker that does not come, and for an hour or so where
-an address is wrong or the lists of addresses differ. So the chief, worker 0, first listens on its
-own address, which TensorFlow needs only later; each other worker connects and says what it believes
-the run to be. When all are there and agree, each tries all addresses; when these lead where they
-should, all close their ports, which TensorFlow takes over. The connections to the chief stay open,
-and `trainer.distributed.heartbeat` goes on with them: nothing but the ports of the cluster must be
-reachable.
+TensorFlow's own start waits forever for a worker that does not come, and for about an hour where an
+address is wrong. So the chief, worker 0, first listens on its own address, which TensorFlow needs
+only later. Every other worker connects to it and says what it takes the run to be. When all are
+there and agree, each tries the addresses of all others. If these lead where they should, all close
+their ports, and TensorFlow takes them over. The connections to the chief stay open for
+`trainer.distributed.heartbeat`; no port besides those of the cluster is needed.
 
-Lines of JSON, by `trainer.distributed.wire`:
+The messages (see `trainer.distributed.wire`):
 
     worker to chief:     {"worker": 1, "addresses": [...], "facts": {...}, "token": "..."}
     chief to workers:    {"waits": "for whom"}, {"dial": 1, "tokens": [...]}, then {"go": true}, or
-                         {"refused": "why"}, {"in_vain": "for whom"}
-    worker to chief:     {"dialled": 1, "trouble": null or "why"}
+                         {"refused": "why"}, {"in_vain": "why"}
+    worker to chief:     {"dialled": 1, "trouble": "" or "why"}
     anyone to anyone:    {"who": true}, answered by {"worker": 1, "token": "..."}
 """
 
@@ -25,44 +24,36 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from common.console import say
-from common.errors import UsageError
-from trainer.distributed.wire import (
-    BrokenLineError,
-    Lines,
-    Message,
-    accept,
-    dial,
-    listen,
-    port_error,
-    wait_for,
-)
+from common.errors import RetryError, UsageError
+from trainer.distributed.wire import Channel, Message, dial, listen, wait_for
 
-Connections = dict[int, Lines]
-"""From a worker's index to the connection to it."""
+Connections = dict[int, Channel]
+"""The index of a worker -> the connection to it."""
 
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
-_TELL_SECONDS = 30.0  # how often a waiting worker says for whom
-_DIAL_SECONDS = 10.0
-_STRANGER_SECONDS = 10.0  # within which a connection must say what it is
-_LINGER_SECONDS = 10.0  # in which the chief tells late workers why it refuses
+_TELL_SECONDS = 30.0  # between two messages that say whom a worker waits for
+_DIAL_SECONDS = 10.0  # for an address to lead where it should
+_STRANGER_SECONDS = 10.0  # for a connection to introduce itself
+_LINGER_SECONDS = 10.0  # for late workers to hear why the chief refuses
 _TAKEOVERS = 3
 
 
-class MissingWorkersError(Exception):
-    """Some workers have not come in time; they may if all are started again."""
+class MissingWorkersError(RetryError):
+    """Some workers have not come in time. They may if all are started again."""
 
 
 def name_of(index: int, addresses: Sequence[str]) -> str:
-    """A worker for people: "worker 1 (host-b:2222)"."""
+    """Return what people call a worker: "worker 1 (host-b:2222)"."""
     return f"worker {index} ({addresses[index]})"
 
 
 def code_facts() -> dict[str, str]:
-    """Map each file that a worker runs to the first digits of its SHA-256."""
+    """Map each Python file that a worker may run to the first digits of its SHA-256."""
     root = Path(__file__).parents[2]
     files = sorted(
         file
@@ -76,7 +67,7 @@ def code_facts() -> dict[str, str]:
 
 
 def difference(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str:
-    """What they have otherwise than we, up to three things; "" for the same."""
+    """Say what is different in `theirs`, three things at most; "" if all is the same."""
     names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     shown = [f"{name} is {theirs.get(name)!r}, not {ours.get(name)!r}" for name in names[:3]]
     more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
@@ -86,307 +77,317 @@ def difference(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str:
 def meet(
     addresses: Sequence[str], index: int, facts: Mapping[str, object], seconds: float
 ) -> Connections:
-    """Returns when all workers have called it, agree, and reach each other.
+    """Wait until all workers have called this, agree, and reach each other.
 
     Args:
         addresses: host:port of all workers; worker 0 is the chief.
         index: of this worker.
-        facts: what has to be the same on all workers, as text and numbers: name -> value.
+        facts: what has to be the same on all workers: name -> text, number, list or None.
         seconds: how long to wait for the others.
 
     Returns:
-        the connections to all others, for the chief; for another worker that to the chief.
+        On the chief, the connections to all others; on another worker, that to the chief.
 
     Raises:
-        UsageError: if the workers do not agree or do not reach each other; the same on all that
-            have come. Also when the port of this worker cannot be had.
+        UsageError: if the workers do not agree or do not reach each other, with the same text on
+            all that have come; or if this worker cannot have its port.
         MissingWorkersError: if not all have come in time.
     """
-    # As they come out on the other side: a tuple is a list there, and None as good as nothing.
-    facts = json.loads(json.dumps({name: v for name, v in facts.items() if v is not None}))
-    meeting = (_Chief if index == 0 else _Guest)(addresses, index, facts, seconds)
+    # As the other side gets them: JSON makes lists of tuples, and None is as good as nothing.
+    ours = json.loads(json.dumps({name: v for name, v in facts.items() if v is not None}))
+    door, patience = _Door(list(addresses), index, ours), _Patience(seconds)
     try:
-        return meeting.run()
+        return _Chief(door, patience).run() if index == 0 else _join(door, patience)
     finally:
-        meeting.close()
+        door.close()
 
 
-class _Meeting:
-    """What both sides do: keep their own port open, and try all addresses."""
+class _Patience:
+    """Waits for a limited time, and says now and then for whom."""
 
-    def __init__(self, addresses, index: int, facts, seconds: float):
-        self._addresses, self._index, self._facts = list(addresses), index, dict(facts)
-        self._began = self._told = time.monotonic()
+    def __init__(self, seconds: float):
         self._seconds = seconds
-        self._token = secrets.token_hex(8)  # of this process, should an address lead to another
-        self._strangers: dict[Lines, float] = {}
-        address = addresses[index]
-        try:
-            self._listener = listen(int(address.rpartition(":")[2]))
-        except OSError as error:
-            raise port_error(address, error) from error
-        self._listener.setblocking(False)
+        self._began = self._told = time.monotonic()
 
-    def _name(self, index: int) -> str:
-        return name_of(index, self._addresses)
-
-    def close(self) -> None:
-        """Gives the port free."""
-        self._listener.close()
-        for stranger in self._strangers:
-            stranger.close()
-
-    def _wait_for(self, missing: str) -> None:
+    def check(self, missing: str) -> None:
+        """Raise `MissingWorkersError` if the time is over."""
         now = time.monotonic()
         if now > self._began + self._seconds:
-            self._give_up(missing)
+            raise MissingWorkersError(
+                f"waited {self._seconds:g} s in vain for {missing}: look at its log, start it, and "
+                "check that all workers have the same list of addresses"
+            )
         if now > self._told + _TELL_SECONDS:
             self._told = now
             say(f"waiting for {missing}")
 
-    def _give_up(self, missing: str) -> None:
-        raise MissingWorkersError(
-            f"waited {self._seconds:g} s in vain for {missing}: look at its log, start it, and "
-            "check that all workers have the same list of addresses"
-        )
 
-    def _knocks(self, friends: Iterable[Lines]) -> list[tuple[Lines, Message]]:
-        """Waits a moment for anything; returns who came to this port and what it said first."""
+class _Door:
+    """The port of this worker: lets other workers in, and says who lives there."""
+
+    def __init__(self, addresses: list[str], index: int, facts: Message):
+        self.addresses, self.index, self.facts = addresses, index, facts
+        self.token = secrets.token_hex(8)  # of this process: an address may lead to another one
+        self._listener = listen(addresses[index])
+        self._listener.setblocking(False)
+        self._strangers: dict[Channel, float] = {}
+
+    def name(self, index: int) -> str:
+        return name_of(index, self.addresses)
+
+    def introduction(self) -> Message:
+        return {
+            "worker": self.index,
+            "addresses": self.addresses,
+            "facts": self.facts,
+            "token": self.token,
+        }
+
+    def close(self) -> None:
+        """Free the port."""
+        self._listener.close()
+        for stranger in self._strangers:
+            stranger.close()
+
+    def wait(self, friends: Iterable[Channel] = ()) -> list[tuple[Channel, Message]]:
+        """Wait a moment for anything to happen; return the introductions that have come."""
         wait_for([self._listener, *self._strangers, *friends], _POLL_SECONDS)
         now = time.monotonic()
-        if new := accept(self._listener):
-            self._strangers[new] = now + _STRANGER_SECONDS
-        said = []
+        with contextlib.suppress(OSError):  # nobody is there, or no longer
+            self._strangers[Channel(self._listener.accept()[0])] = now + _STRANGER_SECONDS
+        introduced = []
         for stranger, until in list(self._strangers.items()):
-            messages = read(stranger)
-            if messages and "who" in messages[0]:
-                stranger.send({"worker": self._index, "token": self._token})
-            elif messages:
-                said.append((stranger, messages[0]))
+            said = stranger.read()
+            if said and "who" in said[0]:
+                stranger.send({"worker": self.index, "token": self.token})
+            elif said:
+                introduced.append((stranger, said[0]))
                 del self._strangers[stranger]
                 continue
             if stranger.ended or now > until:
                 stranger.close()
                 del self._strangers[stranger]
-        return said
+        return introduced
 
-    def _dial_all(self, tokens: Sequence[str], result: list[str | None]) -> None:
-        """Appends what is wrong with the way to any other worker, or None."""
-        for index, token in enumerate(tokens):
-            if index != self._index and (trouble := _try_address(self._addresses[index], token)):
-                result.append(
-                    f"{self._name(self._index)} cannot reach {self._name(index)}: {trouble}"
-                )
-                return
-        result.append(None)
+    def pause(self) -> None:
+        """Wait for a second, open to others."""
+        until = time.monotonic() + _RETRY_SECONDS
+        while time.monotonic() < until:
+            self.wait()
 
-    def _start_dialling(self, tokens: Sequence[str]) -> list[str | None]:
-        result: list[str | None] = []
-        # In a thread: this one answers those that dial us.
-        threading.Thread(target=self._dial_all, args=(tokens, result), daemon=True).start()
+    def try_addresses(self, tokens: Sequence[str]) -> "Future[str]":
+        """Try to reach all others, in a thread, while this one answers those who try to reach us.
+
+        Returns:
+            What is wrong with the first address that fails; "" if none does.
+        """
+        result: Future[str] = Future()
+
+        def try_all() -> None:
+            for index, token in enumerate(tokens):
+                if index == self.index:
+                    continue
+                if trouble := _try_address(self.addresses[index], token):
+                    result.set_result(
+                        f"{self.name(self.index)} cannot reach {self.name(index)}: {trouble}"
+                    )
+                    return
+            result.set_result("")
+
+        threading.Thread(target=try_all, daemon=True).start()
         return result
 
 
-class _Chief(_Meeting):
+class _Chief:
     """Worker 0, who decides."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, door: _Door, patience: _Patience):
+        self._door, self._patience = door, patience
         self._guests: Connections = {}
-        self._tokens: dict[int, str] = {0: self._token}
+        self._rejected: list[Channel] = []
+        self._came: set[int] = set()  # indices of all that have come, rejected or not
+        self._tokens = {0: door.token}
         self._takeovers: Counter[int] = Counter()
-        self._refused: str | None = None
+        self._refused = ""
         self._round = 0
 
     def run(self) -> Connections:
-        while True:
-            self._gather()
-            trouble = self._all_dial()
-            if trouble is None:
-                continue  # one has gone meanwhile, or was started again
-            if trouble:
-                self._refuse(trouble)
-            self.close()  # before anyone goes on to TensorFlow, which dials this port
-            for guest in self._guests.values():
-                guest.send({"go": True})
-            return self._guests
+        trouble = None
+        try:
+            while trouble is None:
+                self._gather()
+                trouble = self._refused or self._check_addresses()
+        except MissingWorkersError as error:
+            self._tell({"in_vain": str(error)})
+            raise
+        if trouble:
+            self._refuse(trouble)
+        self._door.close()  # before anyone goes on to TensorFlow, which dials this port
+        self._tell({"go": True})
+        return self._guests
 
-    def _give_up(self, missing: str) -> None:
+    def _tell(self, message: Message) -> None:
         for guest in self._guests.values():
-            guest.send({"in_vain": missing})
-        super()._give_up(missing)
-
-    def _missing(self) -> list[int]:
-        return [i for i in range(1, len(self._addresses)) if i not in self._guests]
+            guest.send(message)
 
     def _gather(self) -> None:
-        told: tuple[set[Lines], str] = set(), ""
-        while missing := self._missing():
-            names = ", ".join(map(self._name, missing))
-            if told != (told := (set(self._guests.values()), names)):
-                for guest in told[0]:
-                    guest.send({"waits": names})
-            self._wait_for(names)
+        """Wait until all are there, or somebody who cannot train with us."""
+        told: object = None
+        everyone = set(range(1, len(self._door.addresses)))
+        while not self._refused and (missing := everyone - self._guests.keys()):
+            names = ", ".join(map(self._door.name, sorted(missing)))
+            news = names, set(self._guests.values())
+            if news != told:
+                self._tell({"waits": names})
+                told = news
+            self._patience.check(names)
             self._receive()
-            if self._refused:
-                self._refuse(self._refused)
 
     def _receive(self) -> dict[int, list[Message]]:
-        """Lets new guests in, and those go that have gone; what the others have said."""
-        for lines, hello in self._knocks(self._guests.values()):
-            self._admit(lines, hello)
+        """Let new guests in and drop those that have left; return what the others have said."""
+        for channel, introduction in self._door.wait(self._guests.values()):
+            self._admit(channel, introduction)
         said = {}
         for index, guest in list(self._guests.items()):
-            said[index] = read(guest)
+            said[index] = guest.read()
             if guest.ended:
                 guest.close()
                 del self._guests[index]
         return said
 
-    def _admit(self, lines: Lines, hello: Message) -> None:
-        index, addresses = hello.get("worker"), hello.get("addresses")
-        facts, token = hello.get("facts"), hello.get("token")
+    def _admit(self, channel: Channel, introduction: Message) -> None:
+        index, addresses = introduction.get("worker"), introduction.get("addresses")
+        facts, token = introduction.get("facts"), introduction.get("token")
         if not (isinstance(index, int) and isinstance(facts, dict) and isinstance(token, str)):
-            lines.close()
+            channel.close()
             return
+        self._came.add(index)
         if reason := self._objection(index, addresses, facts):
             mend = "all workers need the same code, command and cluster, and each its own index"
             self._refused = self._refused or f"{reason}; {mend}"
-        key = index if index not in self._guests else -len(self._guests) - 1
-        self._guests[key], self._tokens[index] = lines, token
+            self._rejected.append(channel)
+        else:
+            self._guests[index], self._tokens[index] = channel, token
 
     def _objection(self, index: int, addresses: object, facts: Message) -> str | None:
-        """Why that worker cannot train with us."""
-        if addresses != self._addresses:
-            ours = _shown(self._addresses)
-            return f"worker {index} has the addresses {_shown(addresses)}, and worker 0 has {ours}"
-        if not 0 < index < len(self._addresses):
+        """Say why that worker cannot train with us."""
+        ours = self._door.addresses
+        if addresses != ours:
+            return (
+                f"worker {index} has the addresses {_shown(addresses)}, and worker 0 has "
+                f"{_shown(ours)}"
+            )
+        if not 0 < index < len(ours):
             return f"two processes say that they are worker {index}"
-        if different := difference(self._facts, facts):
-            return f"{self._name(index)} differs from {self._name(0)}: {different}"
-        return self._take_place(index)
-
-    def _take_place(self, index: int) -> str | None:
-        """A guest that comes again takes its place: it was restarted. Two take it by turns."""
+        if different := difference(self._door.facts, facts):
+            return f"{self._door.name(index)} differs from {self._door.name(0)}: {different}"
         if index in self._guests:
+            # It was started again, or there are two of them, which take each other's place.
             self._guests.pop(index).close()
             self._takeovers[index] += 1
-        if self._takeovers[index] < _TAKEOVERS:
-            return None
-        return f"two processes say that they are {self._name(index)}"
+        if self._takeovers[index] >= _TAKEOVERS:
+            return f"two processes say that they are {self._door.name(index)}"
+        return None
 
     def _refuse(self, reason: str) -> None:
-        """Tells all, those too that come in the next seconds."""
-        self._refused = reason
-        told: set[Lines] = set()
+        """Tell all, also those that come in the next seconds, and raise."""
+        told: set[Channel] = set()
         until = time.monotonic() + _LINGER_SECONDS
         while True:
-            for guest in self._guests.values():
-                if guest not in told:
-                    guest.send({"refused": reason})
-                    told.add(guest)
-            # Of two that take one place by turns, one is always away.
-            if time.monotonic() > until or not (self._missing() or self._takeovers):
+            for channel in {*self._guests.values(), *self._rejected} - told:
+                channel.send({"refused": reason})
+                told.add(channel)
+            all_came = self._came.issuperset(range(1, len(self._door.addresses)))
+            # Of two that take each other's place, one is always away.
+            if time.monotonic() > until or (all_came and not self._takeovers):
                 raise UsageError(reason)
             self._receive()
 
-    def _all_dial(self) -> str | None:
-        """Lets all try all addresses. What is wrong; "" if nothing is; None if one was replaced."""
+    def _check_addresses(self) -> str | None:
+        """Let all try all addresses.
+
+        Returns:
+            What is wrong; "" if nothing is; None if workers have come or left meanwhile.
+        """
         self._round += 1
-        tokens = [self._tokens[index] for index in range(len(self._addresses))]
-        for guest in self._guests.values():
-            guest.send({"dial": self._round, "tokens": tokens})
-        own, guests = self._start_dialling(tokens), dict(self._guests)
+        tokens = [self._tokens[index] for index in range(len(self._door.addresses))]
+        self._tell({"dial": self._round, "tokens": tokens})
+        own, guests = self._door.try_addresses(tokens), dict(self._guests)
         reports: dict[int, str] = {}
-        while len(reports) < len(self._guests) or not own:
+        while len(reports) < len(guests) or not own.done():
             for index, messages in self._receive().items():
                 for message in messages:
                     if message.get("dialled") == self._round:
-                        reports[index] = str(message.get("trouble") or "")
-            if self._guests != guests:
+                        reports[index] = str(message.get("trouble"))
+            if self._refused or self._guests != guests:
                 return None
-            waiting = [i for i in self._guests if i not in reports]
-            self._wait_for(", ".join(map(self._name, waiting)) or "connections to the others")
-        return next((text for text in [own[0], *reports.values()] if text), "")
+            waiting = [self._door.name(index) for index in guests if index not in reports]
+            self._patience.check(", ".join(waiting) or "connections to the others")
+        return next((trouble for trouble in [own.result(), *reports.values()] if trouble), "")
 
 
-class _Guest(_Meeting):
-    """Any other worker."""
-
-    def run(self) -> Connections:
-        while True:
-            chief = self._find_chief()
-            hello = {"worker": self._index, "addresses": self._addresses, "facts": self._facts}
-            chief.send({**hello, "token": self._token})
-            if self._stay(chief):
-                return {0: chief}
-            chief.close()
-
-    def _find_chief(self) -> Lines:
-        reason = ""
-        while True:
-            self._wait_for(f"{self._name(0)}{reason}")
-            try:
-                return dial(self._addresses[0], _RETRY_SECONDS)
-            except OSError as error:
-                reason = f" ({error.strerror or error})"
-            self._pause()
-
-    def _pause(self) -> None:
-        until = time.monotonic() + _RETRY_SECONDS
-        while time.monotonic() < until:
-            self._knocks([])
-
-    def _stay(self, chief: Lines) -> bool:
-        """Waits for the word to go on; False if the chief has gone, or is none yet."""
-        number, result, missing = 0, list[str | None](), self._name(0)
-        while True:
-            self._wait_for(missing)
-            self._knocks([chief])
-            for message in read(chief):
-                if "refused" in message:
-                    raise UsageError(str(message["refused"]))
-                if "in_vain" in message:
-                    self._give_up(str(message["in_vain"]))
-                missing = str(message.get("waits", missing))
-                if "go" in message:
-                    return True
-                if isinstance(tokens := message.get("tokens"), list):
-                    number, result = message["dial"], self._start_dialling(tokens)
-            if result:
-                chief.send({"dialled": number, "trouble": result[0]})
-                result = []
-            if chief.ended:
-                self._pause()
-                return False
+def _join(door: _Door, patience: _Patience) -> Connections:
+    """Do the part of any worker but the chief."""
+    while True:
+        chief = _find_chief(door, patience)
+        chief.send(door.introduction())
+        if _follow(door, patience, chief):
+            return {0: chief}
+        chief.close()
+        door.pause()
 
 
-def read(lines: Lines) -> list[Message]:
-    """What has come; a connection that brings anything else has `ended`."""
-    try:
-        return lines.read()
-    except BrokenLineError:
-        lines.ended = True
-        return []
+def _find_chief(door: _Door, patience: _Patience) -> Channel:
+    reason = ""
+    while True:
+        patience.check(f"{door.name(0)}{reason}")
+        try:
+            return dial(door.addresses[0], _RETRY_SECONDS)
+        except OSError as error:
+            reason = f" ({error.strerror or error})"
+        door.pause()
+
+
+def _follow(door: _Door, patience: _Patience, chief: Channel) -> bool:
+    """Do what the chief says until it says "go"; return False if it has left, or is no chief."""
+    number, missing = 0, door.name(0)
+    trouble: Future[str] | None = None
+    while not chief.ended:
+        patience.check(missing)
+        door.wait([chief])
+        for message in chief.read():
+            if "refused" in message:
+                raise UsageError(str(message["refused"]))
+            if "in_vain" in message:
+                raise MissingWorkersError(str(message["in_vain"]))
+            if "go" in message:
+                return True
+            missing = str(message.get("waits", missing))
+            if isinstance(message.get("tokens"), list):
+                number, trouble = message["dial"], door.try_addresses(message["tokens"])
+        if trouble and trouble.done():
+            chief.send({"dialled": number, "trouble": trouble.result()})
+            trouble = None
+    return False
 
 
 def _try_address(address: str, token: str) -> str | None:
-    """Whether the process with that token answers there: None, or what is wrong."""
+    """Say what is wrong if the process with that token does not answer at the address."""
     until, trouble = time.monotonic() + _DIAL_SECONDS, "no answer"
     while (left := until - time.monotonic()) > 0:
         try:
-            with contextlib.closing(dial(address, left)) as lines:
-                lines.send({"who": True})
+            with contextlib.closing(dial(address, left)) as channel:
+                channel.send({"who": True})
                 answers: list[Message] = []
-                while not answers and not lines.ended and (left := until - time.monotonic()) > 0:
-                    wait_for([lines], left)
-                    answers = read(lines)
+                while not answers and not channel.ended and time.monotonic() < until:
+                    wait_for([channel], until - time.monotonic())
+                    answers = channel.read()
         except OSError as error:
             trouble = error.strerror or str(error)
         else:
             if answers and answers[0].get("token") == token:
                 return None
-            # It may have been started again, and not have come to the chief yet.
+            # It may have been started again and not have come to the chief yet.
             other = f"another process, worker {answers[0].get('worker')}," if answers else ""
             trouble = f"{other or 'something else'} answers there"
         time.sleep(min(_POLL_SECONDS, max(0.0, until - time.monotonic())))

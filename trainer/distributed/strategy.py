@@ -1,4 +1,4 @@
-"""Where the training runs: one device, the GPUs of one machine or of several, or a TPU."""
+"""Where training runs: one device, the GPUs of one machine or of several, or a TPU."""
 
 import os
 import re
@@ -6,8 +6,12 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from common.errors import UsageError
-from trainer.distributed.cluster import Cluster, check_port, find_cluster, set_heartbeat
+from common.console import error_text
+from common.errors import RetryError, UsageError
+from common.files import passing_errors
+from trainer.distributed.cluster import Cluster, find_cluster, set_heartbeat
+from trainer.distributed.heartbeat import PROGRESS
+from trainer.distributed.wire import listen
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 
@@ -28,31 +32,35 @@ def make_strategy(
     tpu_zone: str | None = None,
     tpu_project: str | None = None,
 ) -> Made:
-    """The distribution strategy of that name, and a line that says what it runs on.
+    """Make the distribution strategy of that name.
 
-    It must come before any other TensorFlow operation of the process: multi_worker and tpu set
-    up TensorFlow's runtime, which can be done only once. Under multi_worker it returns when all
+    Call it before any other TensorFlow operation of the process: multi_worker and tpu set up
+    TensorFlow's runtime, which can be done only once. Under multi_worker it returns when all
     workers have called it.
 
     Args:
         name: one of `STRATEGIES`.
-        num_virtual_devices: splits the CPU into so many devices, each a replica of "mirrored";
-            0 for none. For tests and demonstrations: it makes nothing faster.
-        cluster: for multi_worker, where to read who the workers are: see
+        num_virtual_devices: splits the CPU into so many devices, each a replica of "mirrored"; 0
+            for none. For tests and demonstrations: it makes nothing faster.
+        cluster: for multi_worker, where to read who the workers are; see
             `trainer.distributed.cluster.find_cluster`.
-        timeout_seconds: for multi_worker, after how many seconds a collective operation that
-            waits for another worker fails; None for TensorFlow's default, which is to wait. It
-            must be longer than the chief's longest pause between steps.
+        timeout_seconds: for multi_worker, after how many seconds a collective operation that waits
+            for another worker fails, longer than the chief's longest pause between steps; None for
+            TensorFlow's default, which is to wait.
         heartbeat_seconds: for multi_worker, after how many seconds without a heartbeat TensorFlow
             takes another worker for dead; None for its default, which is 10.
-        meet: for multi_worker, called with the cluster when nothing of TensorFlow runs yet, to
-            meet the other workers first.
-        tpu: "local" for the TPU of this machine; else the name or the grpc:// address of a slice.
+        meet: for multi_worker, called with the cluster before TensorFlow starts, to meet the other
+            workers.
+        tpu: "local" for the TPU of this machine, or the name or grpc:// address of a slice.
         tpu_zone: the Google Cloud zone of a slice given by name; None for that of this machine.
         tpu_project: its project, likewise.
 
+    Returns:
+        The strategy, and a line that says what it runs on.
+
     Raises:
         UsageError: for a strategy that does not exist or that this machine cannot run.
+        RetryError: if a TPU is not available at the moment.
     """
     _check_name(name)
     if name != "mirrored" and num_virtual_devices > (1 if name == "one_device" else 0):
@@ -117,19 +125,23 @@ def _multi_worker(
 ) -> Made:
     cluster = find_cluster(source)
     worker, addresses = cluster.worker, cluster.addresses
-    check_port(addresses[worker.index])
+    # TensorFlow would end the process with a stack trace, or wait forever, without its port.
+    listen(addresses[worker.index]).close()
     if meet:
         meet(cluster)
     if heartbeat_seconds:
         set_heartbeat(cluster, heartbeat_seconds)
-    # Visible, not logical devices: listing those would start the runtime too early.
+    _bypass_proxies()
+    # Visible devices: listing the logical ones would start the runtime too early.
     gpus = len(tf.config.get_visible_devices("GPU"))
     options = tf.distribute.experimental.CommunicationOptions(
         # NCCL between GPUs; rings over gRPC between CPUs.
         implementation=tf.distribute.experimental.CommunicationImplementation.AUTO,
         timeout_seconds=timeout_seconds,
     )
+    PROGRESS.connecting = True
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver(gpus), options)
+    PROGRESS.connecting = False
     shown = ", ".join(addresses[:4]) + (", ..." if len(addresses) > 4 else "")
     description = (
         f"worker {worker.index} of {worker.count} ({shown}), "
@@ -139,23 +151,39 @@ def _multi_worker(
 
 
 def _tpu(name: str, zone: str | None, project: str | None) -> Made:
-    """The TPU of this machine, or a slice that this one process drives.
+    """Connect to the TPU of this machine, or to a slice that this one process drives.
 
-    Connecting comes first: it drops what TensorFlow knows of devices. Initializing clears the
-    memory of the TPU, so both come before anything is put there.
+    Connecting makes TensorFlow forget all devices, and initializing clears the TPU's memory.
     """
+    _bypass_proxies()
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
             tpu=name, zone=zone, project=project
         )
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
+    except passing_errors() as error:  # it starts, or restarts
+        raise RetryError(
+            f"TPU {name} is not available: {error_text(error)}; start again"
+        ) from error
     # Any: looking a slice up by name raises errors of packages that need not be installed.
     except Exception as error:
         raise UsageError(_tpu_trouble(name, error)) from error
     strategy = tf.distribute.TPUStrategy(resolver)
     hosts = strategy.extended.num_hosts
     return strategy, f"{strategy.num_replicas_in_sync} replicas on TPU {name}, {hosts} host(s)"
+
+
+def _bypass_proxies() -> None:
+    """Let TensorFlow connect the machines of a cluster directly.
+
+    gRPC would send even what is meant for this machine through the proxy for the outside world that
+    http_proxy or https_proxy names, and wait forever. Storage and Google's services, which
+    TensorFlow does not reach by gRPC, keep their proxy.
+    """
+    name, direct = "TF_GRPC_DEFAULT_OPTIONS", "grpc.enable_http_proxy=0"
+    others = os.environ.get(name)
+    os.environ[name] = f"{others},{direct}" if others else direct
 
 
 def _tpu_trouble(name: str, error: Exception) -> str:
@@ -170,22 +198,21 @@ def _tpu_trouble(name: str, error: Exception) -> str:
         else "check its name, --tpu_zone and --tpu_project; look-up by name needs the package "
         "cloud-tpu-client"
     )
-    # Above the reason TensorFlow puts where in a graph it happened.
+    # TensorFlow says above the reason where in a graph it happened.
     lines = [line for line in str(error).splitlines() if line and not _NO_REASON.match(line)]
     reason = lines[0].strip() if lines else type(error).__name__
     return f"--strategy=tpu finds no TPU ({name}): {reason}; {mend}"
 
 
 def check_paths(name: str, strategy: tf.distribute.Strategy, *paths: str) -> None:
-    """Checks that all hosts of a TPU slice can read and write these files.
+    """Check that all hosts of a TPU slice can read and write these paths.
 
-    One process drives the slice, but the other hosts open the files too: the input pipelines run
-    there, and checkpoints are written from there.
+    One process drives the slice, but the other hosts run the input pipelines and write checkpoints.
 
     Args:
-        name: the strategy's name; only for "tpu" is there anything to check.
+        name: the strategy's name; there is nothing to check unless it is "tpu".
         strategy: the strategy.
-        paths: of data and model directories.
+        *paths: data and model directories.
 
     Raises:
         UsageError: if the slice has several hosts and a path is not on gs://.
@@ -201,7 +228,7 @@ def check_paths(name: str, strategy: tf.distribute.Strategy, *paths: str) -> Non
 
 
 def use_xla(jit_compile: str, strategy: tf.distribute.Strategy, precision: str) -> bool:
-    """What --jit_compile ("auto", "on" or "off") means under this strategy.
+    """Return whether --jit_compile ("auto", "on" or "off") means XLA under this strategy.
 
     Raises:
         UsageError: for "on" under TPUStrategy.
@@ -217,15 +244,15 @@ def use_xla(jit_compile: str, strategy: tf.distribute.Strategy, precision: str) 
 
 
 def jit_default(strategy: tf.distribute.Strategy, precision: str) -> bool:
-    """Whether --jit_compile=auto compiles forward and backward with XLA: on GPUs, in any precision.
+    """Return whether --jit_compile=auto uses XLA: on GPUs, in any precision.
 
-    Not on TPUs: TPUStrategy compiles the whole step itself. Not on CPUs: it takes longer to
-    compile and is not faster.
+    Not on TPUs: TPUStrategy compiles the whole step itself. Not on CPUs: it takes longer to compile
+    and is not faster.
     """
-    del precision  # an argument so that a measurement may let it matter without other changes
+    del precision  # no measurement so far gave it a say
     return _device_type(strategy) == "GPU"
 
 
 def _device_type(strategy: tf.distribute.Strategy) -> str:
-    """CPU, GPU or TPU."""
+    """Return "CPU", "GPU" or "TPU"."""
     return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type

@@ -1,7 +1,9 @@
-"""Stopping on request: a signal is remembered, and the loop ends where all is consistent."""
+"""Stopping on request: a signal is remembered, and the loop ends where everything is consistent."""
 
+import ctypes
 import math
 import os
+import select
 import signal
 import threading
 import time
@@ -9,12 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 from common.console import say
+from common.errors import EXIT_STOPPED
 
-STOPPED_ON_REQUEST = 42
-"""Exit code: everything is saved, start me again."""
+STOPPED_ON_REQUEST = EXIT_STOPPED
 
 _SAME_SIGNAL_SECONDS = 0.2
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_GUARD_SECONDS = 0.1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+# Python's C-API, as `signal.signal` may be called in the main thread only.
+_get_handler = ctypes.pythonapi.PyOS_getsig
+_set_handler = ctypes.pythonapi.PyOS_setsig
+_get_handler.argtypes, _get_handler.restype = [ctypes.c_int], ctypes.c_void_p
+_set_handler.argtypes, _set_handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
 
 
 class StopAskedError(Exception):
@@ -22,10 +31,14 @@ class StopAskedError(Exception):
 
 
 class StopRequest:
-    """Takes SIGTERM and SIGINT while it is open; a second one ends the process at once.
+    """Takes SIGTERM, SIGINT and SIGHUP while it is open; a second one ends the process at once.
 
-    A thread of its own reads them. Python runs its handlers in the main thread, which may be
-    inside TensorFlow, compiling, for minutes.
+    SIGHUP comes when a terminal is closed. Under nohup, which ignores it, it stays ignored.
+
+    A thread reads the signals: Python runs its handlers in the main thread, which may be inside
+    TensorFlow, compiling or connecting, for minutes. The thread also puts our handlers back in
+    place when TensorFlow replaces that of SIGTERM, as it does on starting several workers; see also
+    `trainer.distributed.cluster.hear_signals`.
 
     Until `hold` is called there is nothing to save, and the first signal ends the process with
     code 42.
@@ -47,32 +60,41 @@ class StopRequest:
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
-        self.listen()
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if number != signal.SIGHUP or handler != signal.SIG_IGN:
+                self._previous[number] = handler
+                signal.signal(number, lambda number, frame: None)
         threading.Thread(target=self._read, args=(reader,), daemon=True, name="signals").start()
         return self
 
     def __exit__(self, *error) -> None:
-        for number, handler in self._previous.items():
+        with self._lock:
+            previous, self._previous = self._previous, {}
+        for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_writer)
         os.close(self._writer)  # which ends the thread
 
-    def listen(self) -> None:
-        """Takes the signals, again where somebody else has taken them.
-
-        TensorFlow does: with several workers its runtime puts its own handler of SIGTERM in place.
-        What came in between, `trainer.distributed.cluster.hear_signals` learns.
-        """
-        for number in _SIGNALS:
-            signal.signal(number, lambda number, frame: None)
-
     def _read(self, reader: int) -> None:
-        while numbers := os.read(reader, 64):
+        ours = _get_handler(signal.SIGTERM)
+        while True:
+            if not select.select([reader], [], [], _GUARD_SECONDS)[0]:
+                self._put_back(ours)
+                continue
+            numbers = os.read(reader, 64)
+            if not numbers:
+                break
             for number in numbers:
                 if number in _SIGNALS:
                     self._take(number)
         os.close(reader)
+
+    def _put_back(self, ours: int) -> None:
+        with self._lock:
+            for number in self._previous:
+                if _get_handler(number) != ours:
+                    _set_handler(number, ours)
 
     def _take(self, number: int) -> None:
         # timeout(1) signals its child and then the child's group: twice the same, at once.
@@ -84,7 +106,7 @@ class StopRequest:
             if not self._holding:
                 say(f"{name}: nothing to save yet; start again to go on")
                 self.leaving()
-                os._exit(STOPPED_ON_REQUEST)
+                os._exit(EXIT_STOPPED)
             if self._signalled and again:
                 say(f"{name} again: ending at once")
                 os._exit(128 + number)
@@ -92,7 +114,7 @@ class StopRequest:
             self.reason = self.reason or name
 
     def request(self, reason: str) -> None:
-        """Asks to stop, from any thread, for another reason than a signal."""
+        """Ask to stop, from any thread, for another reason than a signal."""
         with self._lock:
             self.reason = self.reason or reason
 

@@ -80,7 +80,7 @@ def test_cluster_flags_and_aligned_tags(launch):
         assert unbuffered == "1"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_passed_on_once_and_gives_42(launch, number):
     run = launch("on_sigterm(lambda: (time.sleep(0.3), sys.exit(42)))\nwait()")
     run.read_until("ready", 2)

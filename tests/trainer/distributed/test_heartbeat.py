@@ -3,12 +3,14 @@
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from common import status
 from trainer.distributed import heartbeat
 from trainer.distributed.heartbeat import Progress, Watch
-from trainer.distributed.wire import Lines
+from trainer.distributed.wire import Channel, wait_for
 
 ADDRESSES = ["host-a:1", "host-b:2", "host-c:3"]
 
@@ -16,12 +18,13 @@ ADDRESSES = ["host-a:1", "host-b:2", "host-c:3"]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(heartbeat, "_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(heartbeat, "_POLL_SECONDS", 0.05)
 
 
-def connected() -> tuple[Lines, Lines]:
+def connected() -> tuple[Channel, Channel]:
     with socket.create_server(("localhost", 0)) as server:
         ours = socket.create_connection(server.getsockname())
-        return Lines(ours), Lines(server.accept()[0])
+        return Channel(ours), Channel(server.accept()[0])
 
 
 class Worker:
@@ -39,11 +42,11 @@ class Worker:
         self.ended.set()
 
     def wait(self) -> int:
-        assert self.ended.wait(20)
+        assert self.ended.wait(300)
         return self.code
 
 
-def three(**options) -> tuple[list[Worker], list[Lines]]:
+def three(**options) -> tuple[list[Worker], list[Channel]]:
     """A chief, two workers, and the workers' ends of the connections."""
     (first, first_end), (second, second_end) = connected(), connected()
     chief = Worker(0, {1: first_end, 2: second_end}, **options)
@@ -63,12 +66,17 @@ def test_a_connection_that_ends(capfd):
     assert capfd.readouterr().err.count(line) == 2
 
 
-def test_a_dead_chief(capfd):
+def test_a_dead_chief(capfd, monkeypatch, tmp_path):
+    """The launcher, if there is one, learns who it is."""
+    path = str(tmp_path / "status.json")
+    monkeypatch.setenv(status.VARIABLE, path)
     near, far = connected()
     worker = Worker(1, {0: near})
     far.close()
     assert worker.wait() == 1
     assert "error: worker 0 (host-a:1) has died" in capfd.readouterr().err
+    reason = "has died, or its connection is lost"
+    assert status.read(path) == {"lost_worker": 0, "reason": reason}
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -82,23 +90,73 @@ def test_silence(capfd, index):
     far.close()
 
 
-def test_beats_keep_a_busy_worker_alive_and_leaving_is_no_death():
-    workers, ends = three(silence=1.5)
-    time.sleep(3)  # twice the silence, with nothing to do
-    assert not any(worker.ended.is_set() for worker in workers)
+class Clockwork:
+    """A watch that turns when the test says so, at the time that the test says."""
+
+    def __init__(self, monkeypatch, index: int, connections, **options):
+        self.progress = SimpleNamespace(count=0, inside=False, connecting=False, seconds=0.0)
+        self.watch = Watch(options.pop("silence", 30.0), 60.0, progress=self.progress)
+        with monkeypatch.context() as patch:
+            patch.setattr(heartbeat.Watch, "_run", lambda watch: None)
+            self.watch.start(ADDRESSES, index, connections, **options)
+        self.now = self.watch._began
+
+    def turn(self, seconds: float, news: bool = False):
+        """One turn, so many seconds later; with `news`, a message is on its way."""
+        if news:
+            wait_for([other.channel for other in self.watch._others.values()], 60)
+        self.now += seconds
+        return self.watch._turn(self.now)
+
+
+def test_beats_keep_a_busy_worker_alive_and_leaving_is_no_death(monkeypatch):
+    near, far = connected()
+    workers = [
+        Clockwork(monkeypatch, 0, {1: near}, silence=3.0),
+        Clockwork(monkeypatch, 1, {0: far}, silence=3.0),
+    ]
+    assert workers[0].turn(0.0) is None
+    for _ in range(20):  # three times the silence, with nothing to do
+        assert [worker.turn(0.5, news=True) for worker in reversed(workers)] == [None, None]
     workers[1].watch.leave()
-    time.sleep(0.5)
-    ends[0]._socket.shutdown(socket.SHUT_RDWR)
-    time.sleep(1)
-    assert not workers[0].ended.is_set() and not workers[2].ended.is_set()
-    for worker in workers:
-        worker.watch.leave()
+    far._socket.shutdown(socket.SHUT_RDWR)
+    while not near.ended:
+        assert workers[0].turn(0.0, news=True) is None
+    assert [workers[0].turn(0.5) for _ in range(20)] == [None] * 20
+
+
+def test_silence_after_the_last_beat(monkeypatch):
+    near, far = connected()
+    chief = Clockwork(monkeypatch, 0, {1: near}, silence=3.0)
+    far.send({"state": {}})
+    assert chief.turn(0.5, news=True) is None
+    assert [chief.turn(0.5) for _ in range(6)] == [None] * 6  # 3 s
+    verdict = chief.turn(0.5)
+    assert (verdict.code, verdict.lost) == (1, 1)
+    assert verdict.reason == "has not answered for 3 s"
+
+
+def test_who_stood_still_itself_blames_nobody(monkeypatch):
+    near, _far = connected()
+    chief = Clockwork(monkeypatch, 0, {1: near}, silence=3.0)
+    assert chief.turn(100.0) is None
+    assert chief.turn(1.0) is None
+
+
+def test_tensorflow_that_cannot_connect_the_workers(monkeypatch):
+    near, far = connected()
+    worker = Clockwork(monkeypatch, 1, {0: near}, connecting_seconds=20.0)
+    assert [worker.turn(1.0) for _ in range(30)] == [None] * 30
+    worker.progress.connecting = True
+    far.send({"state": {}})
+    verdict = worker.turn(1.0, news=True)
+    assert verdict.code == 1 and verdict.lost is None
+    assert "TensorFlow could not connect them within 20 s: look for a firewall" in verdict.text
 
 
 def test_why_a_worker_ends_is_passed_on(capfd):
     workers, ends = three()
     workers[2].watch.fail("no such file")
-    time.sleep(0.2)
     ends[1]._socket.shutdown(socket.SHUT_RDWR)
     assert workers[0].wait() == workers[1].wait() == 2
     line = "error: worker 2 (host-c:3) has ended: no such file\n"
@@ -109,7 +167,6 @@ def test_a_worker_that_was_asked_to_stop_before_it_had_begun(capfd):
     """There is nothing to save: the others stop likewise, at once."""
     workers, ends = three()
     workers[2].watch.stop()
-    time.sleep(0.2)
     ends[1]._socket.shutdown(socket.SHUT_RDWR)
     assert workers[0].wait() == workers[1].wait() == 42
     error = capfd.readouterr().err
@@ -138,14 +195,15 @@ def test_no_progress_of_anyone(capfd):
     assert capfd.readouterr().err.count("error: no worker has made progress for 1 s") == 3
 
 
-def test_progress_of_one_is_enough():
-    workers, _ = three(silence=3.0, stall=1.0)
-    for _ in range(30):
-        with workers[1].progress:
-            time.sleep(0.1)
-    assert not any(worker.ended.is_set() for worker in workers)
-    for worker in workers:
-        worker.watch.leave()
+def test_progress_of_one_is_enough(monkeypatch):
+    near, far = connected()
+    chief = Clockwork(monkeypatch, 0, {1: near})
+    chief.progress.seconds = 100.0
+    far.send({"state": {"count": 3, "quiet": 59.0}})
+    assert chief.turn(1.0, news=True) is None
+    far.send({"state": {"count": 3, "quiet": 60.0}})
+    verdict = chief.turn(1.0, news=True)
+    assert "worker 0 (host-a:1) keeps the others waiting" in verdict.text and verdict.lost == 0
 
 
 def test_asked_to_stop_itself(capfd):

@@ -1,14 +1,15 @@
 """Strategies by name: what each is made of, and what is refused. No TPU and no GPU is needed."""
 
 import json
+import os
 import socket
 from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
-import trainer.strategy
 
-from common.errors import UsageError
+import trainer.distributed.strategy
+from common.errors import RetryError, UsageError
 from trainer.distributed.strategy import check_paths, jit_default, make_strategy, use_xla
 
 
@@ -224,6 +225,27 @@ def test_no_tpu(monkeypatch, tpu, error, message):
         make_strategy("tpu", tpu=tpu)
     assert "\n" not in str(refusal.value)
     assert [call[0] for call in calls] == ["resolve", "connect"]
+
+
+@pytest.mark.parametrize("error", [tf.errors.UnavailableError, tf.errors.DeadlineExceededError])
+def test_a_tpu_that_still_starts_is_tried_again(monkeypatch, error):
+    """Exit code 1: whoever supervises the trainer starts it again, with code 2 nobody does."""
+    fake_tpu(monkeypatch, 1, 8)
+
+    def fail(resolver):
+        raise error(None, None, "failed to connect to all addresses\n(trace)")
+
+    monkeypatch.setattr(tf.tpu.experimental, "initialize_tpu_system", fail)
+    with pytest.raises(RetryError, match="TPU local is not available: failed to connect to all"):
+        make_strategy("tpu")
+
+
+def test_no_proxy_between_the_machines_of_a_cluster(monkeypatch):
+    monkeypatch.setenv("TF_GRPC_DEFAULT_OPTIONS", "grpc.lb_policy_name=pick_first")
+    fake_tpu(monkeypatch, 1, 8)
+    make_strategy("tpu")
+    options = os.environ["TF_GRPC_DEFAULT_OPTIONS"]
+    assert options == "grpc.lb_policy_name=pick_first,grpc.enable_http_proxy=0"
 
 
 def test_paths_of_a_slice_are_on_gs():

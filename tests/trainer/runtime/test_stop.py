@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from trainer.runtime import google_cloud, maintenance
+from trainer.runtime import google_cloud, maintenance, signals
 from trainer.runtime.signals import StopRequest
 
 # Says when it is inside a call of C that no signal interrupts, as a compilation is.
 _BUSY = """
 import hashlib, sys
-from trainer.stop import StopRequest
+from trainer.runtime.signals import StopRequest
 with StopRequest() as stop:
     if sys.argv[1] == "hold":
         stop.hold()
@@ -33,12 +33,12 @@ def _busy(*arguments: str) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_nothing_to_save(number):
     """The process ends at once, though its main thread is far from Python."""
     process = _busy("start")
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 42
     assert output == f"{number.name}: nothing to save yet; start again to go on\n"
 
@@ -49,7 +49,7 @@ def test_a_second_signal_ends_at_once():
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGINT
     assert output == "SIGINT again: ending at once\n"
 
@@ -62,11 +62,11 @@ def test_twice_at_once_is_one():
     time.sleep(1)
     assert process.poll() is None
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
 
 
 def _wait_for(condition) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -83,6 +83,33 @@ def test_remembered_and_put_back():
         stop.request("another reason")
         assert stop.reason == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_handler_that_somebody_else_puts_in_place_does_not_stay():
+    """As TensorFlow does while it starts several workers."""
+    with StopRequest() as stop:
+        stop.hold()
+        ours = signals._get_handler(signal.SIGTERM)
+        signals._set_handler(signal.SIGTERM, signal.SIG_IGN)
+        _wait_for(lambda: signals._get_handler(signal.SIGTERM) == ours)
+        os.kill(os.getpid(), signal.SIGTERM)
+        _wait_for(lambda: stop.reason)
+        assert stop.reason == "SIGTERM"
+
+
+def test_a_hang_up_is_a_request_to_stop_unless_it_is_ignored():
+    """As nohup ignores it."""
+    for handler, reason in ((signal.SIG_DFL, "SIGHUP"), (signal.SIG_IGN, None)):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with StopRequest() as stop:
+                stop.hold()
+                os.kill(os.getpid(), signal.SIGHUP)
+                if reason:
+                    _wait_for(lambda stop=stop: stop.reason)
+                assert stop.reason == reason
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
 
 def test_a_notice_is_no_first_signal():
