@@ -22,7 +22,7 @@ from common import files
 from common.console import error_text, say
 from common.errors import EXIT_RETRY, UsageError
 
-_FILE = "in_use.json"
+FILE = "in_use.json"
 _REFRESH_SECONDS = 10.0
 _EXPIRY_SECONDS = 45.0
 _LONG_DEAD_SECONDS = 600.0  # no two clocks differ by so much
@@ -42,7 +42,7 @@ def held(directory: str) -> Iterator[None]:
     Raises:
         UsageError: when a process that is alive holds it, or it cannot be written.
     """
-    path = os.path.join(directory, _FILE)
+    path = os.path.join(directory, FILE)
     mine = {**_this_process(), "token": secrets.token_hex(8)}
     try:
         made = not files.exists(directory)

@@ -23,6 +23,7 @@ import google_crc32c
 from absl import flags
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from common import lock
 from common.errors import UsageError, run_app
 from launch.cloud import buckets
 
@@ -63,7 +64,7 @@ def local_files(directory: Path) -> dict[str, Path]:
     return {
         path.relative_to(directory).as_posix(): path
         for path in sorted(files)
-        if not path.name.startswith(_TEMPORARY)
+        if not path.name.startswith(_TEMPORARY) and path.name != lock.FILE
     }
 
 
@@ -76,7 +77,9 @@ def remote_files(client: storage.Client, bucket: str, prefix: str) -> dict[str, 
     blobs = {}
     for blob in client.list_blobs(bucket, prefix=prefix, timeout=_TIMEOUT_SECONDS):
         name = blob.name[len(prefix) :]
-        if not name or name.endswith("/") or _TEMPORARY in name:  # folders of the web console
+        if not name or name.endswith("/"):  # a folder of the web console
+            continue
+        if _TEMPORARY in name or PurePosixPath(name).name == lock.FILE:
             continue
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise UsageError(f"gs://{bucket}/{blob.name} has no place in a directory; rename it")

@@ -92,7 +92,7 @@ def test_killed_and_started_again_equals_undisturbed(data_dir, model_dir, tmp_pa
     assert compared > 20
 
 
-def test_sigterm_saves_and_exits_with_42(data_dir, tmp_path):
+def test_a_second_run_is_refused_and_sigterm_saves_and_exits_with_42(data_dir, tmp_path):
     arguments = [f"--data_dir={data_dir}", f"--model_dir={tmp_path}", *_SMALL]
     arguments += ["--config.train.steps=100000", "--config.train.evaluate_every=100000"]
     training = subprocess.Popen(
@@ -101,9 +101,12 @@ def test_sigterm_saves_and_exits_with_42(data_dir, tmp_path):
     for line in training.stdout:
         if line.startswith("step"):
             break
+    refused = _run("trainer.main", *arguments, code=2)
+    _assert_one_error_line(refused, f"{tmp_path} is in use by process {training.pid} on ")
     training.terminate()
     rest = training.stdout.read()
     assert training.wait() == 42
+    assert not (tmp_path / "in_use.json").exists()
     assert "SIGTERM: saved at step" in rest
     assert f"saved at step {find(str(tmp_path), 'latest').step:,};" in rest
 

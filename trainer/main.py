@@ -9,6 +9,7 @@ run is continued. Exit codes: 0 done; 1 another worker is lost, or a bug; 2 bad 
 a signal, saved, start me again.
 """
 
+import contextlib
 import os
 import sys
 
@@ -17,6 +18,7 @@ import tensorflow as tf
 from absl import flags, logging
 from ml_collections import config_flags
 
+from common import lock
 from common.console import error_text
 from common.errors import UsageError, no_arguments, run_app
 from common.files import passing_errors
@@ -258,23 +260,25 @@ def _main(argv: list[str], stop: StopRequest, watch: Watch) -> int:
         flush=True,
     )
     hardware = flops.Hardware(strategy.num_replicas_in_sync, _PRECISION.value, _TPU_TYPE.value)
-    made = run.assemble(
-        config,
-        manifest,
-        model_dir,
-        strategy,
-        _PRECISION.value,
-        compiles,
-        hardware,
-        skip_corrupt_data=_SKIP_CORRUPT.value,
-        init_from=_INIT_FROM.value,
-        stop=stop,
-        grace_seconds=_GRACE.value,
-    )
-    watch.saving = made.checkpoints.wait
-    code = loop.train(made) or finish.report(
-        made.task, model_dir, manifest, made.writer, made.worker, made.stops
-    )
+    is_chief = cluster.worker_of(strategy).is_chief
+    with lock.held(model_dir) if is_chief else contextlib.nullcontext():
+        made = run.assemble(
+            config,
+            manifest,
+            model_dir,
+            strategy,
+            _PRECISION.value,
+            compiles,
+            hardware,
+            skip_corrupt_data=_SKIP_CORRUPT.value,
+            init_from=_INIT_FROM.value,
+            stop=stop,
+            grace_seconds=_GRACE.value,
+        )
+        watch.saving = made.checkpoints.wait
+        code = loop.train(made) or finish.report(
+            made.task, model_dir, manifest, made.writer, made.worker, made.stops
+        )
     if made.worker.count > 1:
         watch.leave()
         cluster.leave(strategy)

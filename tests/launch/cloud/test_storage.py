@@ -42,6 +42,7 @@ def dataset(tmp_path):
     (folder / "raw" / "test en.txt").write_text("Grüße\n")
     (folder / "dataset.json").write_text("{}")
     (folder / "_incomplete-1-x").write_text("of a killed job")
+    (folder / "in_use.json").write_text("{}")
     return folder
 
 
