@@ -1,4 +1,4 @@
-"""Puts the jobs on machines; nothing imports this package."""
+"""Starts the jobs on machines: this one, a cluster or Cloud TPU."""
 
 from common import process
 

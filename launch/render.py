@@ -1,4 +1,4 @@
-"""Writes what Slurm, Kubernetes or Vertex AI is to be given to run a training.
+"""Print the job description with which Slurm, Kubernetes or Vertex AI runs a training.
 
     python -m launch.render slurm --name=mine --workers=2 --gpus=8 -- \\
         --config=configs/transformer_big.py --data_dir=/nfs/data --model_dir=/nfs/model > mine.sh
@@ -7,8 +7,8 @@
     python -m launch.render vertex --name=mine --workers=2 --gpus=8 --image=IMAGE \\
         --machine_type=a3-highgpu-8g --accelerator=NVIDIA_H100_80GB -- FLAGS
 
-FLAGS are those of trainer.main. The configuration among them is checked: that it is valid, and that
-its batch can be shared out over all replicas. docs/clusters.md explains what is written.
+FLAGS are those of trainer.main. Their configuration has to be valid, and its batch divisible among
+all replicas. docs/clusters.md explains the output.
 
 Exit codes: 0 done; 2 bad usage.
 """
@@ -29,8 +29,8 @@ TARGETS = ("slurm", "jobset", "gke_tpu", "vertex")
 _OURS = ("strategy", "cluster", "tpu", "tpu_type", "grace_seconds", "num_virtual_devices")
 
 _NAME = flags.DEFINE_string("name", None, "Name of the job.")
-_WORKERS = flags.DEFINE_integer("workers", 1, "Machines, a process on each.", lower_bound=1)
-_GPUS = flags.DEFINE_integer("gpus", 0, "GPUs of each machine.", lower_bound=0)
+_WORKERS = flags.DEFINE_integer("workers", 1, "Machines, with one process each.", lower_bound=1)
+_GPUS = flags.DEFINE_integer("gpus", 0, "GPUs per machine.", lower_bound=0)
 _IMAGE = flags.DEFINE_string("image", "", "Container image with this project installed.")
 _CLAIM = flags.DEFINE_string(
     "claim", "", f"PersistentVolumeClaim that all pods mount on {clusters.MOUNT}."
@@ -38,22 +38,29 @@ _CLAIM = flags.DEFINE_string(
 _GRACE = flags.DEFINE_integer(
     "grace_seconds",
     None,
-    "Between the signal and the end; Kubernetes and Slurm keep to it. Default: 300, spot 25.",
+    "Seconds between the signal to stop and the kill, on Kubernetes and Slurm. Default: 300, or 25 "
+    "with --spot.",
     lower_bound=10,
 )
-_MAX_RESTARTS = flags.DEFINE_integer("max_restarts", 10, "After losses and crashes.", 0)
+_MAX_RESTARTS = flags.DEFINE_integer(
+    "max_restarts", 10, "How often to restart after lost workers and crashes.", 0
+)
 _SPOT = flags.DEFINE_bool("spot", False, "jobset, gke_tpu (on GKE), vertex: spot machines.")
-_PYTHON = flags.DEFINE_string("python", ".venv/bin/python", "slurm: interpreter, on all nodes.")
+_PYTHON = flags.DEFINE_string("python", ".venv/bin/python", "slurm: interpreter on all nodes.")
 _HOURS = flags.DEFINE_float("hours", 24.0, "slurm: time limit of one allocation.", 0.1)
-_SBATCH = flags.DEFINE_multi_string("sbatch", [], "slurm: another option, as --partition=gpu.")
-_TPU_TYPE = flags.DEFINE_string("tpu_type", None, f"gke_tpu: such as {slices.EXAMPLES}.")
+_SBATCH = flags.DEFINE_multi_string(
+    "sbatch", [], "slurm: another option, such as --partition=gpu; can be repeated."
+)
+_TPU_TYPE = flags.DEFINE_string(
+    "tpu_type", None, f"gke_tpu: accelerator type, such as {slices.EXAMPLES}."
+)
 _MACHINE = flags.DEFINE_string("machine_type", None, "vertex: such as a3-highgpu-8g.")
 _ACCELERATOR = flags.DEFINE_string("accelerator", "", "vertex: such as NVIDIA_H100_80GB.")
-_DAYS = flags.DEFINE_float("days", 7.0, "vertex: the job is ended after so many.", 0.01)
+_DAYS = flags.DEFINE_float("days", 7.0, "vertex: time limit of the job.", 0.01)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """The target, and after it what stands after "--"."""
+    """Return the target, followed by the arguments after "--"."""
     end = argv.index("--") if "--" in argv else len(argv)
     rest = flags.FLAGS(argv[:end])
     if len(rest) != 2 or rest[1] not in TARGETS:
@@ -62,7 +69,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def read_config(trainer_flags: list[str]) -> schema.Config:
-    """The configuration that the trainer would make of these flags.
+    """Return the configuration that the trainer would make of these flags.
 
     Raises:
         UsageError: if it is not valid.
@@ -74,25 +81,25 @@ def read_config(trainer_flags: list[str]) -> schema.Config:
 
 
 def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:
-    """Checks the trainer's flags, except for the configuration.
+    """Check the trainer's flags, except for the configuration.
 
     Args:
-        trainer_flags: what stands after "--".
+        trainer_flags: the arguments after "--".
         needs_bucket: whether the machines share no file system.
 
     Raises:
-        UsageError: for what follows from the platform, and for directories that are missing or
-            that the machines cannot share.
+        UsageError: if a flag is one that the platform decides, or if a directory is missing or
+            the machines cannot share it.
     """
     values = {}
     for flag in trainer_flags:
         name, _, value = flag.lstrip("-").partition("=")
         if not flag.startswith("-") or not value:
-            raise UsageError(f"after --: {flag!r} is no flag of the form --name=value")
+            raise UsageError(f"after --: {flag!r} is not of the form --name=value")
         values[name] = value
     for name in _OURS:
         if name in values:
-            raise UsageError(f"--{name} after --: this program sets it; leave it out")
+            raise UsageError(f"--{name} after --: launch.render sets it; leave it out")
     for name in ("data_dir", "model_dir"):
         if name not in values:
             raise UsageError(f"after --: --{name}=... is missing; all machines have to share it")
@@ -106,13 +113,13 @@ def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:
 
 
 def _check_batch(config: schema.Config, replicas: int) -> None:
-    from trainer.input.protocol import batch_rows  # here, as TensorFlow takes seconds
+    from trainer.input.protocol import batch_rows  # imported late: TensorFlow takes seconds
 
     batch_rows(config.train, config.data.longest_row, replicas)
 
 
 def main(argv: list[str]) -> int:
-    """Prints the file."""
+    """Print the job description."""
     target, trainer_flags = argv[0], argv[1:]
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", _NAME.value or ""):
         raise UsageError("--name=... is missing, or not of lower-case letters, digits and hyphens")
@@ -131,7 +138,7 @@ def main(argv: list[str]) -> int:
         gpus=_GPUS.value,
         image=_IMAGE.value,
         claim=_CLAIM.value,
-        # What GKE leaves to a pod on a spot machine.
+        # GKE gives a pod on a spot machine 25 seconds.
         grace_seconds=_GRACE.value or (25 if _SPOT.value else 300),
         max_restarts=_MAX_RESTARTS.value,
         spot=_SPOT.value,

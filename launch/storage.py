@@ -1,14 +1,14 @@
-"""Copies a directory to a bucket of Google Cloud Storage, or back.
+"""Copy a directory to a Google Cloud Storage bucket, or back.
 
     python -m launch.storage push data/mine gs://bucket/data/mine
     python -m launch.storage pull gs://bucket/models/mine models/mine
 
-Files whose size and CRC32C are the same on both sides are left alone, so a copy that was cut short
-goes on when the same command is started again. dataset.json and config.json come last: a directory
-without them is no dataset and no model. Nothing is deleted, except one of these two that is about
-to be replaced. STORAGE_EMULATOR_HOST names another service than Google's.
+Files with the same size and CRC32C on both sides are skipped, so the same command continues a copy
+that was cut short. dataset.json and config.json are copied last: a directory without them is no
+dataset and no model. Nothing is deleted, except one of these two that is about to be replaced.
+STORAGE_EMULATOR_HOST replaces Google's service by another one.
 
-Exit codes: 0 done; 2 bad usage, or what the storage refused, in one line.
+Exit codes: 0 done; 2 bad usage, or the storage refused.
 """
 
 import base64
@@ -28,19 +28,19 @@ from common.errors import UsageError, run_app
 from launch.cloud import buckets
 
 MARKERS = ("dataset.json", "config.json")
-"""Files that say that a directory is complete."""
+"""Files whose presence says that a directory is complete."""
 
 _USAGE = "python -m launch.storage push DIR gs://BUCKET/FOLDER, or pull gs://BUCKET/FOLDER DIR"
-_TEMPORARY = "_incomplete-"  # as common.files names what is being written
+_TEMPORARY = "_incomplete-"  # the prefix that common.files gives to files being written
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 60.0  # for one request
 _REPORT_SECONDS = 5.0
 
-_PARALLEL = flags.DEFINE_integer("parallel", 8, "Files that are copied at a time.", 1, 64)
+_PARALLEL = flags.DEFINE_integer("parallel", 8, "Files to copy at the same time.", 1, 64)
 
 
 def crc32c(path: Path) -> str:
-    """CRC32C of a file as Cloud Storage writes it: base64 of the big-endian number."""
+    """Return a file's CRC32C as Cloud Storage writes it: base64 of the big-endian number."""
     checksum = google_crc32c.Checksum()
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
@@ -49,7 +49,7 @@ def crc32c(path: Path) -> str:
 
 
 def is_same(path: Path, blob: storage.Blob | None) -> bool:
-    """Whether a local file and an object have the same content."""
+    """Return whether a local file and an object have the same content."""
     return (
         blob is not None
         and path.is_file()
@@ -59,7 +59,7 @@ def is_same(path: Path, blob: storage.Blob | None) -> bool:
 
 
 def local_files(directory: Path) -> dict[str, Path]:
-    """Relative name, with slashes -> file; without temporary ones."""
+    """Return relative name, with slashes -> file, without temporary files."""
     files = (path for path in directory.rglob("*") if path.is_file())
     return {
         path.relative_to(directory).as_posix(): path
@@ -69,15 +69,15 @@ def local_files(directory: Path) -> dict[str, Path]:
 
 
 def remote_files(client: storage.Client, bucket: str, prefix: str) -> dict[str, storage.Blob]:
-    """Name below the prefix -> object.
+    """Return name below the prefix -> object.
 
     Raises:
-        UsageError: for a name that would lead out of a local directory.
+        UsageError: if a name would lead out of a local directory.
     """
     blobs = {}
     for blob in client.list_blobs(bucket, prefix=prefix, timeout=_TIMEOUT_SECONDS):
         name = blob.name[len(prefix) :]
-        if not name or name.endswith("/"):  # a folder of the web console
+        if not name or name.endswith("/"):  # a folder made by the web console
             continue
         if _TEMPORARY in name or PurePosixPath(name).name == lock.FILE:
             continue
@@ -94,22 +94,24 @@ def _is_marker(name: str) -> bool:
 def _copy_all(
     names: Iterable[str], copy: Callable[[str], int], parallel: int, verb: str
 ) -> tuple[int, int]:
-    """Calls `copy`, which returns bytes, for all names at the same time.
+    """Call `copy`, which returns bytes or -1 for a file that it skipped, for all names.
 
     Returns:
-        number of those that were copied, that is of more than -1 bytes; their bytes.
+        The number of copied files, and their bytes.
     """
     names = list(names)
     done = copied = total = 0
-    told = time.monotonic()
+    reported = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
         futures = [pool.submit(copy, name) for name in names]
         try:
             for future in concurrent.futures.as_completed(futures):
                 size = future.result()
-                done, copied, total = done + 1, copied + (size >= 0), total + max(size, 0)
-                if time.monotonic() - told > _REPORT_SECONDS:
-                    told = time.monotonic()
+                done += 1
+                if size >= 0:
+                    copied, total = copied + 1, total + size
+                if time.monotonic() - reported > _REPORT_SECONDS:
+                    reported = time.monotonic()
                     print(f"{verb}: {done:,} of {len(names):,} files, {total:,} bytes", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -124,7 +126,7 @@ def _in_order(
     parallel: int,
     verb: str,
 ) -> tuple[int, int]:
-    """Copies the markers last; removes those that will change first, if something else changes."""
+    """Copy the markers last, after deleting those that will change."""
     names = list(names)
     markers = [name for name in names if _is_marker(name)]
     for name in markers:
@@ -136,13 +138,13 @@ def _in_order(
 
 
 def push(directory: Path, address: str, parallel: int = 8) -> tuple[int, int, int]:
-    """Copies a directory into a bucket.
+    """Copy a directory into a bucket.
 
     Returns:
-        number of files, of those that had to be sent, and the bytes of these.
+        The number of files, the number that had to be sent, and the bytes of those.
 
     Raises:
-        UsageError: when there is nothing to send, or the storage refuses.
+        UsageError: if there is nothing to send, or the storage refuses.
     """
     bucket_name, prefix = buckets.split(address)
     files = local_files(directory)
@@ -158,14 +160,13 @@ def push(directory: Path, address: str, parallel: int = 8) -> tuple[int, int, in
             if is_same(files[name], there.get(name)):
                 return -1
             blob = bucket.blob(prefix + name)
-            # The library sends the checksum along or compares it; the size tells of a file that
-            # grew in the meantime.
+            # The library checks the checksum. The size shows whether the file grew meanwhile.
             size = files[name].stat().st_size
             blob.upload_from_filename(
                 str(files[name]), checksum="crc32c", retry=DEFAULT_RETRY, timeout=_TIMEOUT_SECONDS
             )
             if blob.size != size or blob.crc32c != crc32c(files[name]):
-                raise UsageError(f"{files[name]} changed while it was sent; start again")
+                raise UsageError(f"{files[name]} changed while it was sent; run it again")
             return size
 
         def unmark(name: str) -> None:
@@ -177,13 +178,13 @@ def push(directory: Path, address: str, parallel: int = 8) -> tuple[int, int, in
 
 
 def pull(address: str, directory: Path, parallel: int = 8) -> tuple[int, int, int]:
-    """Copies what lies below an address into a directory.
+    """Copy what is below an address into a directory.
 
     Returns:
-        number of files, of those that had to be fetched, and the bytes of these.
+        The number of files, the number that had to be fetched, and the bytes of those.
 
     Raises:
-        UsageError: when there is nothing to fetch, or the storage refuses.
+        UsageError: if there is nothing to fetch, or the storage refuses.
     """
     bucket_name, prefix = buckets.split(address)
     client = buckets.make_client()
@@ -206,7 +207,7 @@ def pull(address: str, directory: Path, parallel: int = 8) -> tuple[int, int, in
                     timeout=_TIMEOUT_SECONDS,
                 )
                 if not is_same(temporary, there[name]):
-                    raise UsageError(f"{address}: {name} changed while it was read; start again")
+                    raise UsageError(f"{address}: {name} changed while it was read; run it again")
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -227,19 +228,19 @@ def _copy(arguments: list[str]) -> tuple[int, int, int]:
                 return push(Path(directory), address, _PARALLEL.value)
             case ["pull", address, directory]:
                 return pull(address, Path(directory), _PARALLEL.value)
-    except OSError as error:  # of this machine's files: no right, no room
-        raise UsageError(f"{error}; mend it and start the same command again") from error
+    except OSError as error:  # of local files: no permission, no space
+        raise UsageError(f"{error}; correct that and run the same command again") from error
     raise UsageError(f"usage: {_USAGE}")
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns the exit code."""
+    """Run the command; return the exit code."""
     start = time.monotonic()
     files, copied, total = _copy(argv[1:])
     seconds = time.monotonic() - start
     print(
         f"{argv[1]}: {files:,} files, {copied:,} of them copied, {total:,} bytes, "
-        f"{seconds:.1f} s; the rest was there already"
+        f"{seconds:.1f} s; the others were up to date"
     )
     return 0
 

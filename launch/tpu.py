@@ -1,4 +1,4 @@
-"""Trains on a Cloud TPU: makes it, gives it a job, follows it, and takes it away.
+"""Train on a Cloud TPU: create it, give it a job, follow the job, delete the TPU.
 
     python -m launch.tpu create --name=NAME --bucket=gs://BUCKET/jobs --project=PROJECT \\
         --zone=us-central1-a --accelerator_type=v5litepod-8 --spot
@@ -6,13 +6,13 @@
         --config=configs/transformer_base.py --data_dir=gs://BUCKET/data/mine
     python -m launch.tpu status|logs|tensorboard|resume|delete --name=NAME --bucket=gs://BUCKET/jobs
 
-The job goes on when this machine is switched off: the TPU machine fetches it from the bucket,
-starts the trainer, starts it again with code 42 or after a crash, and writes logs and state to the
-bucket. --dry_run prints every call and makes none; it needs no credentials. Nothing that costs
-money is made without showing its price class and asking, except with --yes. See docs/tpu.md.
+The job does not need this machine: the TPU machine fetches it from the bucket, starts the trainer,
+restarts it after exit code 42 or a crash, and writes logs and state to the bucket. --dry_run prints
+every call and makes none; it needs no credentials. Before anything that costs money is created, its
+price class is shown and you are asked, unless you give --yes. See docs/tpu.md.
 
-Exit codes: 0 done; 1 the job whose log was followed has failed; 2 bad usage, or what Google Cloud
-refused, in one line.
+Exit codes: 0 done; 1 the job whose log was followed has failed; 2 bad usage, or Google Cloud
+refused.
 """
 
 import os
@@ -31,50 +31,49 @@ COMMANDS = ("create", "train", "status", "logs", "tensorboard", "resume", "delet
 
 _NAME = flags.DEFINE_string("name", None, "Name of the TPU and of its folder in the bucket.")
 _BUCKET = flags.DEFINE_string(
-    "bucket", None, "Folder for code, logs and models: gs://BUCKET/FOLDER; in the TPU's region."
+    "bucket", None, "Folder for code, logs and models, in the TPU's region: gs://BUCKET/FOLDER."
 )
-_PROJECT = flags.DEFINE_string("project", None, "Google Cloud project; for create.")
-_ZONE = flags.DEFINE_string("zone", None, "Its zone, such as us-central1-a; for create.")
+_PROJECT = flags.DEFINE_string("project", None, "create: Google Cloud project.")
+_ZONE = flags.DEFINE_string("zone", None, "create: zone of the TPU, such as us-central1-a.")
 _TYPE = flags.DEFINE_string(
-    "accelerator_type", None, f"Type and size of the slice; for create: {slices.EXAMPLES}."
+    "accelerator_type", None, f"create: type and size of the slice, such as {slices.EXAMPLES}."
 )
-_SPOT = flags.DEFINE_bool("spot", False, "Cheaper, and may be taken away; for create.")
+_SPOT = flags.DEFINE_bool("spot", False, "create: cheaper, but can be preempted.")
 _IMAGE = flags.DEFINE_string(
-    "runtime_version", None, "Image of the machines; default: what suits the accelerator type."
+    "runtime_version", None, "create: image of the machines. Default: what the type needs."
 )
 _ACCOUNT = flags.DEFINE_string(
-    "service_account", "", "Whose rights the machines have; default: the project's default one."
+    "service_account", "", "create: service account of the machines. Default: the project's."
 )
 _USD = flags.DEFINE_float(
-    "usd_per_chip_hour", None, "Price of a chip, to count money in create and status.", 0.0
+    "usd_per_chip_hour", None, "Price of a chip, for the cost that create and status show.", 0.0
 )
 _YES = flags.DEFINE_bool("yes", False, "Do not ask.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print every call, and make none.")
-_FOLLOW = flags.DEFINE_bool("follow", False, "logs: go on until the job has ended.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print every call and make none.")
+_FOLLOW = flags.DEFINE_bool("follow", False, "logs: continue until the job has ended.")
 _ALLOW_DIRTY = flags.DEFINE_bool(
-    "allow_dirty", False, "train: ship changes that are not committed, of files that git knows."
+    "allow_dirty", False, "train: also ship uncommitted changes of tracked files."
 )
 _MAX_RESTARTS = flags.DEFINE_integer(
     "max_restarts",
     10,
-    "train: start the trainer again so many times, with pauses; a run of more than 10 minutes "
-    "resets the count.",
+    "train: how often to restart the trainer; a run of more than 10 minutes resets the count.",
     lower_bound=0,
 )
 _DELETE_WHEN_ENDED = flags.DEFINE_bool(
     "delete_when_ended",
     False,
-    "train: the machine deletes the TPU when the job is done or has failed; its service account "
+    "train: the machine deletes the TPU once the job is done or has failed; its service account "
     "needs the role TPU Admin.",
 )
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """The command, and after it what stands after "--"."""
+    """Return the command, followed by the arguments after "--"."""
     end = argv.index("--") if "--" in argv else len(argv)
     rest = flags.FLAGS(argv[:end])
     if len(rest) < 2 or rest[1] not in COMMANDS:
-        given = f"{rest[1]!r} is no command" if len(rest) > 1 else "which command?"
+        given = f"{rest[1]!r} is not a command" if len(rest) > 1 else "which command?"
         raise UsageError(f"{given}: python -m launch.tpu {'|'.join(COMMANDS)} --name=... (--help)")
     no_arguments(rest[1:])
     if argv[end + 1 :] and rest[1] != "train":
@@ -91,7 +90,7 @@ def _folder() -> str:
 
 
 def _spec_of_flags() -> Spec | None:
-    """What the flags say; None if they do not say all."""
+    """Return the slice that the flags describe; None if they are incomplete."""
     if not (_PROJECT.value and _ZONE.value and _TYPE.value):
         return None
     image = _IMAGE.value or slices.parse(_TYPE.value).image
@@ -108,11 +107,11 @@ def _spec_of_flags() -> Spec | None:
 
 
 def _find_spec(store: Store | DryStore, asked: Spec | None) -> Spec:
-    """The spec that `create` has written; what the flags say if somebody has removed it."""
+    """Return the spec that `create` wrote or, if somebody deleted it, that of the flags."""
     known = store.read(SPEC)
     if known is None and asked is None:
         raise UsageError(
-            f"{store.folder} has no {SPEC}: no such TPU, or it is deleted; if not, name it with "
+            f"{store.folder} has no {SPEC}: no such TPU, or it is deleted; if it exists, give "
             "--project, --zone and --accelerator_type"
         )
     spec = from_json(known) if known else asked
@@ -124,12 +123,12 @@ def _find_spec(store: Store | DryStore, asked: Spec | None) -> Spec:
 
 
 def _ask(question: str) -> None:
-    """Raises `UsageError` unless the user, or --yes, says yes."""
+    """Raise `UsageError` unless the user, or --yes, says yes."""
     if _YES.value or _DRY_RUN.value:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} Nobody can answer here; --yes says yes")
-    print(f"{question} [y/N] ", end="", flush=True)  # input() would raise at Ctrl-D
+        raise UsageError(f"{question} Nobody can answer here; give --yes to confirm")
+    print(f"{question} [y/N] ", end="", flush=True)  # input() would raise on Ctrl-D
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was done")
 
@@ -146,7 +145,7 @@ def _train(spec: Spec, store: Store | DryStore, trainer_flags: list[str]) -> Non
         print(f"  {command}")
     job.submit(made, archive, store)
     if not _DRY_RUN.value:
-        print(f"{spec.name} starts it when it is active: python -m launch.tpu logs --follow ...")
+        print(f"{spec.name} starts it once it is active: python -m launch.tpu logs --follow ...")
 
 
 def _status(spec: Spec, service: Service | DryRun, store: Store | DryStore) -> None:
@@ -154,24 +153,24 @@ def _status(spec: Spec, service: Service | DryRun, store: Store | DryStore) -> N
     if _DRY_RUN.value:
         return
     print(f"{spec.name}: {spec.accelerator_type}, {spec.price_class}, {spec.zone}")
-    print(f"queue: {found.state if found else 'not there'} {found.reason if found else ''}".strip())
+    print(f"queue: {f'{found.state} {found.reason}'.strip() if found else 'not there'}")
     if machine:
         print(f"node: {machine.state} {machine.health}")
     if machine and machine.created:
         hours = (time.time() - machine.created) / 3600
         chip_hours = hours * spec.slice.chips
         money = "" if _USD.value is None else f", {chip_hours * _USD.value:,.2f} USD"
-        print(f"since the node was made: {hours:.2f} h, {chip_hours:.2f} chip hours{money}")
-    told = [f"{key}={said[key]}" for key in said if key not in ("generation", "time")]
-    print(f"job: {' '.join(told) or 'none that the machine has taken up'}")
+        print(f"age of the node: {hours:.2f} h, {chip_hours:.2f} chip hours{money}")
+    facts = [f"{key}={said[key]}" for key in said if key not in ("generation", "time")]
+    print(f"job: {' '.join(facts) or 'the machine has not started one'}")
     if said:
-        print(f"last sign of life: {time.time() - said['time']:.0f} s ago")
+        print(f"last report: {time.time() - said['time']:.0f} s ago")
     ended = said.get("state") in ("done", "failed")
     gone = found is None or found.state not in (*life.QUEUED, "ACTIVE")
     if gone and not ended:
-        print("the TPU is gone, and the job is not done: python -m launch.tpu resume")
+        print("the TPU is gone and the job is not done: python -m launch.tpu resume")
     if ended and (found or machine):
-        print("the job has ended, and the TPU still costs money: python -m launch.tpu delete")
+        print("the job has ended and the TPU still costs money: python -m launch.tpu delete")
 
 
 def _logs(store: Store | DryStore) -> int:
@@ -190,10 +189,10 @@ def _tensorboard(store: Store | DryStore) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command; returns the exit code."""
+    """Run the command; return the exit code."""
     command, trainer_flags = arguments[0], arguments[1:]
     folder, asked = _folder(), _spec_of_flags()
-    if asked is None and command == "create":  # before it looks for credentials
+    if asked is None and command == "create":  # checked before the credentials
         raise UsageError("create needs --project=..., --zone=... and --accelerator_type=...")
     store: Store | DryStore
     service: Service | DryRun | None

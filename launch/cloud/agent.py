@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Runs on the TPU machine: fetches the job from the bucket, and keeps it running.
+"""Fetch the job from the bucket on the TPU machine, and keep it running.
 
-This file is the start-up script in the metadata of the node, so it needs nothing but Python 3.10.
-At every boot it makes itself a service of systemd. That looks for job.json in the folder which the
-metadata names, installs what the job says, starts the trainer, starts it again with code 42 or
-after a crash, sends what it prints to logs/, and tells in state.json what it is doing. A job that
-is done, or has failed for good, is left alone until job.json is written anew. All of it goes on
-without the machine of the user.
+This file is the node's startup script, so it needs only Python 3.10. At every boot it installs
+itself as a systemd service. The service polls for job.json in the folder that the node's metadata
+names, installs the code, and starts the trainer. It restarts the trainer after exit code 42 and
+after a crash, sends the output to logs/, and reports in state.json. It leaves a job that is done or
+has failed for good alone until job.json is written again. None of this needs the user's machine.
 """
 
 import contextlib
@@ -27,15 +26,20 @@ import urllib.request
 METADATA = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
 STORAGE = os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com").rstrip("/")
 HOME = os.environ.get("TRANSFORMER_AGENT_HOME", "/opt/transformer-job")
-# Seconds: between two looks for a job; between two parts of the log; between two signs of life;
-# for one request; of a run that makes up for the restarts before; at most between two starts.
-POLL, LOG, BEAT, TIMEOUT, GOOD_RUN, LONGEST_PAUSE = 15.0, 15.0, 60.0, 60.0, 600.0, 60.0
-TRIES = 5  # of a request; of the installation
+# All in seconds.
+POLL = 15.0  # between two polls for a job
+LOG = 15.0  # between two parts of the log
+BEAT = 60.0  # between two reports of an unchanged state
+TIMEOUT = 60.0  # for one request
+GOOD_RUN = 600.0  # a run of this length resets the count of restarts
+LONGEST_PAUSE = 60.0  # between two starts
+TRIES = 5  # of a request
 INSTALL_TRIES = 3
 PART_BYTES = 4 << 20
-BAD_INPUT = 2  # the exit code of the trainer that no new start can mend
+BAD_INPUT = 2  # the trainer's exit code when a restart cannot help
 
-stopping = False  # set by a signal; no Event, whose lock a signal handler must not take
+# Set by a signal. An Event will not do: a signal handler must not take its lock.
+stopping = False
 
 
 def say(text):
@@ -48,14 +52,17 @@ def on_signal(number, frame):
 
 
 def pause(seconds):
-    """Sleeps so long, or until a signal comes."""
+    """Sleep for some seconds, or until a signal arrives."""
     end = time.monotonic() + seconds
     while not stopping and time.monotonic() < end:
         time.sleep(min(0.2, seconds))
 
 
 def open_url(request, direct=False):
-    """The body of the answer. Tries again what may pass; raises OSError for the rest."""
+    """Return the body of the answer.
+
+    Retry transient errors; raise OSError for others.
+    """
     proxies = [urllib.request.ProxyHandler({})] if direct else []
     last: Exception | None = None
     for attempt in range(TRIES):
@@ -74,7 +81,7 @@ def open_url(request, direct=False):
 
 
 def metadata(path):
-    """A value of the metadata server; None if it has none."""
+    """Return a value from the metadata server; None if it does not exist."""
     request = urllib.request.Request(
         f"http://{METADATA}/computeMetadata/v1/{path}", headers={"Metadata-Flavor": "Google"}
     )
@@ -87,7 +94,7 @@ def metadata(path):
 
 
 class Google:
-    """Requests with the rights of this machine."""
+    """Makes requests with the rights of this machine."""
 
     def __init__(self):
         self._token, self._until, self._lock = "", 0.0, threading.Lock()
@@ -121,7 +128,7 @@ class Folder:
         return f"{STORAGE}/storage/v1/b/{self._bucket}/o/{path}{query}"
 
     def generation(self, name):
-        """Number of this version of the object; None if there is none."""
+        """Return the object's generation number; None if the object does not exist."""
         try:
             return json.loads(self._google.call("GET", self._url(name)))["generation"]
         except urllib.error.HTTPError as error:
@@ -141,15 +148,14 @@ class Folder:
 
 
 class Reporter:
-    """Sends the log and the state, from a thread; nothing of it may stop the training.
+    """Sends the log and the state from a thread; its errors never stop the training.
 
-    Parts of the log are objects of their own, named so that they sort by time: an object cannot be
-    appended to.
+    An object cannot be appended to, so each part of the log is an object; names sort by time.
     """
 
     def __init__(self, folder, log_path):
         self._folder, self._path = folder, log_path
-        now = time.time()  # with milliseconds: two jobs may start within a second
+        now = time.time()  # including milliseconds: two jobs may start in one second
         seconds = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now))
         self._start = f"{seconds}.{int(now % 1 * 1000):03d}Z"
         self._part, self._sent = 0, 0
@@ -159,7 +165,7 @@ class Reporter:
         self._thread.start()
 
     def set(self, generation, state, **more):
-        """Tells the state of the job at once, together with the log until now."""
+        """Report the job's state at once, with the log so far."""
         self._state = {"generation": generation, "state": state, **more}
         self._changed = True
         say(" ".join([state, *(f"{key}={value}" for key, value in more.items())]))
@@ -174,14 +180,14 @@ class Reporter:
                     self._folder.write("state.json", json.dumps(state).encode())
                     self._changed, self._told = False, time.monotonic()
             except OSError as error:
-                say(f"cannot report, trying again later: {error}")
+                say(f"cannot report, will try again: {error}")
 
     def _send_log(self, whole):
         with open(self._path, "rb") as file:
             while True:
                 file.seek(self._sent)
                 text = file.read(PART_BYTES)
-                if not whole and len(text) < PART_BYTES:  # whole lines
+                if not whole and len(text) < PART_BYTES:  # only whole lines
                     text = text[: text.rfind(b"\n") + 1]
                 if not text:
                     return
@@ -199,10 +205,10 @@ class Reporter:
 
 
 def run(argv, log, **options):
-    """Runs a command, its output in the log; its exit code, 128 + n for signal n.
+    """Run a command with its output in the log; return its exit code, or 128 + n for signal n.
 
-    It gets SIGTERM once if this process gets a signal. What it leaves behind when it ends is
-    killed: only one process can have the TPU.
+    If this process gets a signal, the command gets SIGTERM once. Processes that the command leaves
+    behind are killed, because only one process can hold the TPU.
     """
     say("running " + " ".join(argv))
     process = subprocess.Popen(
@@ -221,10 +227,10 @@ def run(argv, log, **options):
 
 
 def install(job, folder, log):
-    """Fetches and unpacks the code, and runs the commands that install it, once for each archive.
+    """Fetch and unpack the code and run the commands that install it, once for each archive.
 
     Returns:
-        the directory of the code; None if a command failed, or a stop was asked for.
+        The directory of the code; None if a command failed or a stop was requested.
     """
     directory = os.path.join(HOME, "code-" + job["code_sha256"][:16])
     done = os.path.join(directory, ".installed")
@@ -232,7 +238,7 @@ def install(job, folder, log):
         return directory
     content = folder.read(job["code"])
     if hashlib.sha256(content).hexdigest() != job["code_sha256"]:
-        raise OSError(f"{job['code']} is not what the job says")
+        raise OSError(f"{job['code']} does not have the checksum in job.json")
     os.makedirs(directory, exist_ok=True)
     archive = os.path.join(directory, ".code.tar.gz")
     with open(archive, "wb") as file:
@@ -254,7 +260,7 @@ def install(job, folder, log):
 
 
 def keep_running(job, generation, directory, reporter, log):
-    """Starts the trainer until it is done, fails for good, or this machine stops."""
+    """Run the trainer until it is done, fails for good, or this machine stops."""
     restarts = 0
     while True:
         reporter.set(generation, "running", restarts=restarts)
@@ -278,7 +284,7 @@ def keep_running(job, generation, directory, reporter, log):
 
 
 def serve(folder, google):
-    """Looks for jobs and runs them, until it is told to stop."""
+    """Poll for jobs and run them, until a stop is requested."""
     while not stopping:
         try:
             generation = folder.generation("job.json")
@@ -287,7 +293,7 @@ def serve(folder, google):
                 if not has_ended(folder, generation):
                     work(job, generation, folder)
                 if job.get("delete_url") and has_ended(folder, generation):
-                    say("giving the TPU back")
+                    say("deleting the TPU")
                     google.call("DELETE", job["delete_url"])
         except OSError as error:
             say(f"trying again: {error}")
@@ -295,7 +301,7 @@ def serve(folder, google):
 
 
 def has_ended(folder, generation):
-    """Whether this version of the job is done, or has failed for good."""
+    """Return whether this version of the job is done or has failed for good."""
     if not folder.generation("state.json"):
         return False
     state = json.loads(folder.read("state.json"))
@@ -303,7 +309,7 @@ def has_ended(folder, generation):
 
 
 def work(job, generation, folder):
-    """Installs and runs one job."""
+    """Install and run one job."""
     path = os.path.join(HOME, "log")
     with open(path, "wb", buffering=0) as log:
         reporter = Reporter(folder, path)
@@ -319,7 +325,7 @@ def work(job, generation, folder):
 
 
 def become_a_service():
-    """Goes on under systemd, which starts it again and lets it save at a shutdown."""
+    """Continue under systemd, which restarts this program and lets it save before a shutdown."""
     os.makedirs(HOME, exist_ok=True)
     path = os.path.join(HOME, "agent.py")
     with open(__file__, encoding="utf-8") as source, open(path, "w", encoding="utf-8") as target:
@@ -334,8 +340,8 @@ def main():
     if "--serve" not in sys.argv:
         return become_a_service()
     if (metadata("instance/attributes/agent-worker-number") or "0") != "0":
-        say("not worker 0, which drives the whole slice: nothing to do")
-        # Not the end, which systemd would answer with a new start.
+        say("worker 0 drives the whole slice; nothing to do on this one")
+        # If this process ended, systemd would restart it.
         ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)
         signal.sigwait(ends)

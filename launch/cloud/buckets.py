@@ -1,4 +1,4 @@
-"""Buckets of Google Cloud Storage: addresses, a client, and errors told in one line."""
+"""Google Cloud Storage buckets: addresses, a client, and one-line errors."""
 
 import contextlib
 import logging
@@ -20,46 +20,47 @@ LOG_IN = "gcloud auth application-default login"
 
 
 def split(address: str) -> tuple[str, str]:
-    """Bucket and prefix of gs://bucket/prefix; the prefix ends with a slash unless it is empty.
+    """Return the bucket and the prefix of gs://bucket/prefix.
+
+    The prefix ends with a slash unless it is empty.
 
     Raises:
-        UsageError: if it is no such address.
+        UsageError: if the address has another form.
     """
     match = _ADDRESS.fullmatch(address)
     if not match:
-        raise UsageError(f"{address!r} is not an address in a bucket: gs://BUCKET/FOLDER")
+        raise UsageError(f"{address!r} is not a bucket address; write gs://BUCKET/FOLDER")
     prefix = (match[2] or "").strip("/")
     return match[1], f"{prefix}/" if prefix else ""
 
 
 def make_client() -> storage.Client:
-    """A client with the credentials of this machine; of the service that STORAGE_EMULATOR_HOST
-    names, and without credentials, if that is set.
+    """Return a client with this machine's credentials.
+
+    If STORAGE_EMULATOR_HOST is set, the client talks to that service, without credentials.
 
     Raises:
-        UsageError: when there are no credentials.
+        UsageError: if there are no credentials.
     """
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         return storage.Client("local", google.auth.credentials.AnonymousCredentials())
-    # It would warn of what the exception tells, and so make two lines of one.
+    # Otherwise it logs a warning that repeats the exception's message.
     logging.getLogger("google.auth").setLevel(logging.ERROR)
     try:
         return storage.Client()
-    # OSError: it knows the credentials, and no project; no call needs one.
+    # OSError: there are credentials but no project, which none of our calls needs.
     except OSError:
         return storage.Client("none")
     except google.auth.exceptions.DefaultCredentialsError as error:
-        raise UsageError(f"no Google Cloud credentials on this machine; get some: {LOG_IN}") from (
-            error
-        )
+        raise UsageError(f"no Google Cloud credentials on this machine; run {LOG_IN}") from error
 
 
 @contextlib.contextmanager
 def one_line(place: str) -> Iterator[None]:
-    """Turns what a bucket answers into a `UsageError`.
+    """Turn the storage's errors into a `UsageError`.
 
     Args:
-        place: what is worked on, for the message.
+        place: the address in use, for the message.
     """
     try:
         yield
@@ -71,15 +72,15 @@ def one_line(place: str) -> Iterator[None]:
         ) from error
     except DataCorruption as error:
         raise UsageError(
-            f"{place}: checksums differ on both sides; start the same command again"
+            f"{place}: the checksums of the two sides differ; run the same command again"
         ) from error
     except google.auth.exceptions.RefreshError as error:
-        raise UsageError(f"{place}: the credentials are no longer valid: {LOG_IN}") from error
+        raise UsageError(f"{place}: the credentials have expired; run {LOG_IN}") from error
     except (
         exceptions.GoogleAPIError,
         google.auth.exceptions.TransportError,
         requests.RequestException,
     ) as error:
         raise UsageError(
-            f"{place}: {error}; start the same command again: what was done stays done"
+            f"{place}: {error}; run the same command again, and it continues where it stopped"
         ) from error

@@ -1,4 +1,4 @@
-"""What the machine is to run: the code of a commit, how to install it, and the trainer's flags."""
+"""The job for the TPU machine: the code of a commit, how to install it, and the trainer's flags."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from launch.cloud.store import CODE, JOB, LOGS, STATE, DryStore, Store
 
 FOLLOW_SECONDS = 10.0
 SILENT_SECONDS = 300.0
-"""A machine that has given no sign of life for so long is gone, or cut off."""
+"""A machine that has not reported for this long is gone or cut off."""
 
 _ROOT = Path(__file__).parents[2]
 _OURS = ("strategy", "tpu", "tpu_zone", "tpu_project", "tpu_type")
@@ -22,7 +22,7 @@ _VENV = (
     "python3 -m venv --clear{0} .venv || "
     "(apt-get update -q && apt-get install -y -q python3-venv && python3 -m venv --clear{0} .venv)"
 )
-# The image of a slice of several hosts brings the TensorFlow whose server runs on all of them.
+# The image of a multi-host slice brings its own TensorFlow, whose server runs on every host.
 _INSTALL = {
     True: (
         _VENV.format(""),
@@ -30,7 +30,7 @@ _INSTALL = {
     ),
     False: (
         _VENV.format(" --system-site-packages"),
-        # The second package is what TensorFlow finds a slice by name with.
+        # TensorFlow needs the second package to find a slice by name.
         ".venv/bin/python -m pip install --quiet -e . cloud-tpu-client",
     ),
 }
@@ -41,17 +41,17 @@ def _git(*arguments: str) -> bytes:
     if done.returncode:
         message = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise UsageError(
-            f"git {arguments[0]}: {' '.join(message)}; train ships a commit, so this must be a "
-            "clone of the repository"
+            f"git {arguments[0]}: {' '.join(message)}; train ships a commit, so run it in a clone "
+            "of the repository"
         )
     return done.stdout
 
 
 def pack(allow_dirty: bool) -> tuple[str, bytes]:
-    """The commit that is checked out, and its files as tar.gz.
+    """Return the id of the checked-out commit, and its files as tar.gz.
 
     Args:
-        allow_dirty: ships changes that are not committed too, of files that git knows.
+        allow_dirty: also ship uncommitted changes of tracked files.
 
     Raises:
         UsageError: if there are such changes and they are not allowed, or git fails.
@@ -61,49 +61,53 @@ def pack(allow_dirty: bool) -> tuple[str, bytes]:
     tracked = [line[3:] for line in changes if not line.startswith("??")]
     if tracked and not allow_dirty:
         raise UsageError(
-            f"{len(tracked)} changed file(s), {tracked[0]} first: train ships a commit; commit "
-            "them, or --allow_dirty to ship them as they are"
+            f"{len(tracked)} changed file(s), the first {tracked[0]}: train ships a commit; "
+            "commit them, or give --allow_dirty to ship them as they are"
         )
     if tracked:
-        # A commit of the changes, which changes neither branch nor files.
+        # This makes a commit of the changes without touching the branch or the files.
         commit = _git("stash", "create").decode().strip()
     return commit, _git("archive", "--format=tar.gz", commit)
 
 
 def check_config(commit: str, values: dict[str, str]) -> None:
-    """Raises `UsageError` if --config is not among the files that are shipped: one that git does
-    not know would be found missing by the machine, when the chips are paid for already."""
+    """Raise `UsageError` if the file of --config is not shipped with the commit.
+
+    The machine would notice only when the chips already cost money.
+    """
     config = values.get("config", "")
     if config and not _git("ls-tree", "--name-only", commit, "--", config):
-        raise UsageError(f"--config={config} is not in the commit: git add and commit it first")
+        raise UsageError(f"--config={config} is not in the commit; git add and commit it first")
 
 
 def check_flags(spec: Spec, trainer_flags: Sequence[str]) -> dict[str, str]:
-    """The trainer's flags of the form --name=value, by name.
+    """Return the values of the trainer's flags by name.
 
     Raises:
-        UsageError: for one that `train` sets by itself, and for files the machine cannot have.
+        UsageError: for a flag that `train` sets itself, and for files that the machine lacks.
     """
     values = {}
     for flag in trainer_flags:
         if not flag.startswith("--"):
-            raise UsageError(f"after --: {flag!r} is no flag of the form --name=value")
+            raise UsageError(f"after --: {flag!r} is not of the form --name=value")
         name, _, value = flag.removeprefix("--").partition("=")
         values[name] = value
     for name in _OURS:
         if name in values:
-            raise UsageError(f"--{name} after --: it follows from --accelerator_type; leave it out")
+            raise UsageError(f"--{name} after --: train sets it from the slice; leave it out")
     for name in ("data_dir", "model_dir", "init_from"):
         if name in values and not values[name].startswith("gs://"):
             raise UsageError(
-                f"--{name}={values[name]} is a path of this machine; copy it first: "
+                f"--{name}={values[name]} is a path on this machine; copy it to a bucket first: "
                 f"python -m launch.storage push {values[name]} gs://..."
             )
     if not spec.slice.single_host and "data_dir" not in values:
-        raise UsageError("a slice of several hosts needs --data_dir=gs://... after --")
+        raise UsageError("a multi-host slice needs --data_dir=gs://... after --")
     config = values.get("config", "")
     if config and (config.startswith("/") or not (_ROOT / config).is_file()):
-        raise UsageError(f"--config={config} is not a file of this repository, as configs/demo.py")
+        raise UsageError(
+            f"--config={config} is not a file of this repository, such as configs/demo.py"
+        )
     return values
 
 
@@ -115,7 +119,7 @@ def make(
     max_restarts: int,
     delete_when_ended: bool,
 ) -> dict:
-    """The content of job.json."""
+    """Return the content of job.json."""
     flags = check_flags(spec, trainer_flags)
     model_dir = flags.get("model_dir", f"{spec.folder}/model")
     where = ["--tpu=local"]
@@ -148,23 +152,21 @@ def make(
 
 
 def submit(job: dict, archive: bytes, store: Store | DryStore) -> None:
-    """Gives the job to the machine, which may not be there yet; a second time changes nothing.
+    """Put the job where the machine, now or later, looks for it. The same job twice is no change.
 
     Raises:
-        UsageError: if another job runs, or this one has ended.
+        UsageError: if another job is running, or this job has ended.
     """
     before, now = store.read(JOB), state(store)
     ended = now.get("state") in ("done", "failed")
     if before is not None and json.loads(before) == job:
         if ended:
-            raise UsageError(
-                f"this very job is {now['state']} already; resume starts a failed one again"
-            )
-        print("this very job is there already")
+            raise UsageError(f"this job is {now['state']} already; resume restarts a failed one")
+        print("this job was submitted already")
         return
     if before is not None and not ended and is_fresh(now):
         raise UsageError(
-            f"another job is {now['state']} on this TPU; wait for its end, or delete the TPU"
+            f"another job is {now['state']} on this TPU; wait until it ends, or delete the TPU"
         )
     if not store.names(job["code"]):
         store.write(job["code"], archive)
@@ -172,7 +174,7 @@ def submit(job: dict, archive: bytes, store: Store | DryStore) -> None:
 
 
 def state(store: Store | DryStore) -> dict:
-    """What the machine says of the job; {} if it has said nothing of this version of it."""
+    """Return the machine's report on the job; {} if there is none for this version of it."""
     content, generation = store.read_version(JOB)
     said = store.read(STATE) if content else None
     found = json.loads(said) if said else {}
@@ -180,29 +182,29 @@ def state(store: Store | DryStore) -> dict:
 
 
 def is_fresh(found: dict) -> bool:
-    """Whether the machine has told of a job at work a short time ago."""
+    """Return whether the machine reported a working job recently."""
     working = found.get("state") in ("installing", "running")
     return working and time.time() - found["time"] < SILENT_SECONDS
 
 
 def start_again(store: Store | DryStore) -> None:
-    """Lets a job that has ended start again: the machine goes by the version of job.json."""
+    """Restart a job that has ended: a new version of job.json is a new job for the machine."""
     content = store.read(JOB)
     if content:
         store.write(JOB, content)
-        print("the job starts again")
+        print("the job will start again")
 
 
 def read_logs(store: Store | DryStore, follow: bool) -> Iterator[bytes]:
-    """What the job printed.
+    """Yield the job's output.
 
     Args:
-        store: where it lies.
-        follow: goes on until the job has ended.
+        store: the job's folder.
+        follow: wait for more until the job has ended.
     """
     after = ""
     while True:
-        # Before the parts: the last of them is there before the end is told.
+        # Read the state first: the machine writes the last part before it reports the end.
         ended = state(store).get("state") in ("done", "failed")
         for name in store.names(LOGS, after):
             after = name
@@ -213,6 +215,6 @@ def read_logs(store: Store | DryStore, follow: bool) -> Iterator[bytes]:
 
 
 def model_dir(store: Store | DryStore) -> str:
-    """gs:// address of the job's model directory, or of where it would be."""
+    """Return the gs:// address of the job's model directory, which may not exist yet."""
     content = store.read(JOB)
     return json.loads(content)["model_dir"] if content else f"{store.folder}/model"

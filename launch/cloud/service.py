@@ -1,7 +1,7 @@
-"""The calls to the Cloud TPU API, and the same calls only told of.
+"""The calls to the Cloud TPU API, and a stand-in that only prints them.
 
-`Service` goes through google-cloud-tpu, over REST. TPU_EMULATOR_HOST=http://HOST:PORT names another
-service than Google's, which then needs no credentials.
+`Service` uses google-cloud-tpu over REST. TPU_EMULATOR_HOST=http://HOST:PORT replaces Google's
+service by another one, which needs no credentials.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from launch.cloud.spec import FOLDER_KEY, LABEL, Spec, request_body
 
 ADDRESS = "https://tpu.googleapis.com"
 TIMEOUT_SECONDS = 60.0  # for one request
-RETRY_SECONDS = (1.0, 20.0, 120.0)  # first pause, longest pause, and when to give up
+RETRY_SECONDS = (1.0, 20.0, 120.0)  # the first pause, the longest pause, and the limit in all
 
 
 def address() -> str:
-    """The service's address: Google's, or that of TPU_EMULATOR_HOST."""
+    """Return the service's address: Google's, or TPU_EMULATOR_HOST."""
     return os.environ.get("TPU_EMULATOR_HOST", ADDRESS).rstrip("/")
 
 
@@ -31,11 +31,11 @@ class Resource:
 
     Attributes:
         state: WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED and so on.
-        reason: why it failed, in the words of the service; "" otherwise.
-        accelerator_type: what was asked for.
-        spot: whether it may be taken away.
-        ours: whether it bears the label of this program.
-        folder: gs:// address where its machine looks for a job; "" if the service does not tell.
+        reason: why it failed, in the service's words; "" otherwise.
+        accelerator_type: the requested type and size.
+        spot: whether it can be preempted.
+        ours: whether it has the label of this program.
+        folder: gs:// address where its machine looks for a job; "" if the service does not say.
     """
 
     state: str
@@ -48,13 +48,13 @@ class Resource:
 
 @dataclass(frozen=True)
 class Machine:
-    """A node, that is all machines of a slice.
+    """A node, which is all the machines of a slice.
 
     Attributes:
         state: READY, PREEMPTED and so on.
         health: HEALTHY and so on, with a description.
         created: seconds since 1970.
-        ours: whether it bears the label of this program.
+        ours: whether it has the label of this program.
     """
 
     state: str
@@ -63,12 +63,12 @@ class Machine:
     ours: bool
 
 
-def _passes(error: Exception) -> bool:
-    """Whether the same request may succeed a little later."""
+def _is_transient(error: Exception) -> bool:
+    """Return whether the same request may succeed a little later."""
     import requests
     from google.api_core import exceptions
 
-    # A quota for requests is one a minute; one for chips does not pass.
+    # Quotas on requests are per minute; a quota on chips stays exhausted.
     if isinstance(error, exceptions.TooManyRequests):
         return "per minute" in str(error)
     kinds = (exceptions.ServerError, requests.ConnectionError, requests.Timeout)
@@ -77,7 +77,7 @@ def _passes(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def _one_line(spec: Spec) -> Iterator[None]:
-    """Turns what Cloud TPU answers into a `UsageError`."""
+    """Turn Cloud TPU's errors into a `UsageError`."""
     import google.auth.exceptions
     import requests
     from google.api_core import exceptions
@@ -87,8 +87,8 @@ def _one_line(spec: Spec) -> Iterator[None]:
         yield
     except exceptions.TooManyRequests as error:
         raise UsageError(
-            f"{place}: {error.message}; ask for quota in the console under IAM, Quotas, or try "
-            f"another zone{'' if spec.spot else ' or --spot, which has a quota of its own'}"
+            f"{place}: {error.message}; request quota in the console under IAM, Quotas, or try "
+            f"another zone{'' if spec.spot else ' or --spot, which has its own quota'}"
         ) from error
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise UsageError(
@@ -96,23 +96,23 @@ def _one_line(spec: Spec) -> Iterator[None]:
             f"API: gcloud services enable tpu.googleapis.com --project={spec.project}"
         ) from error
     except exceptions.RetryError as error:
-        raise UsageError(f"{place}: {error.cause}; start the same command again") from error
+        raise UsageError(f"{place}: {error.cause}; run the same command again") from error
     except google.auth.exceptions.RefreshError as error:
-        raise UsageError(f"the credentials are no longer valid: {buckets.LOG_IN}") from error
+        raise UsageError(f"the credentials have expired; run {buckets.LOG_IN}") from error
     except (
         exceptions.GoogleAPICallError,
         google.auth.exceptions.TransportError,
         requests.RequestException,
     ) as error:
-        raise UsageError(f"{place}: {error}; start the same command again") from error
+        raise UsageError(f"{place}: {error}; run the same command again") from error
 
 
 class Service:
     """Cloud TPU.
 
     Raises:
-        UsageError: when the package or the credentials are missing; from the methods, for what
-            the service refuses, in one line.
+        UsageError: if the package or the credentials are missing; from each method, if the
+            service refuses.
     """
 
     def __init__(self):
@@ -120,7 +120,7 @@ class Service:
             import google.cloud.tpu_v2 as tpu_v2
         except ImportError as error:
             raise UsageError(
-                "google-cloud-tpu is not installed: "
+                "google-cloud-tpu is not installed; run "
                 "pip install -c requirements/cpu.txt -e '.[cloud]'"
             ) from error
         import google.auth.credentials
@@ -128,7 +128,7 @@ class Service:
         from google.api_core.retry import Retry
 
         first, longest, give_up = RETRY_SECONDS
-        retry = Retry(_passes, initial=first, maximum=longest, timeout=give_up)
+        retry = Retry(_is_transient, initial=first, maximum=longest, timeout=give_up)
         self._options: dict[str, Any] = {"retry": retry, "timeout": TIMEOUT_SECONDS}
         options: dict[str, Any] = {}
         if address() != ADDRESS:
@@ -138,13 +138,13 @@ class Service:
             self._client = tpu_v2.TpuClient(transport="rest", **options)
         except google.auth.exceptions.DefaultCredentialsError as error:
             raise UsageError(
-                "no Google Cloud credentials on this machine; get some: "
-                f"{buckets.LOG_IN}; --dry_run needs none"
+                "no Google Cloud credentials on this machine; run "
+                f"{buckets.LOG_IN}, or use --dry_run, which needs none"
             ) from error
         self._types = tpu_v2
 
     def resource(self, spec: Spec) -> Resource | None:
-        """The queued resource of this name; None if there is none."""
+        """Return the queued resource of this name; None if it does not exist."""
         name = f"{spec.parent}/queuedResources/{spec.name}"
         found = self._get(spec, self._client.get_queued_resource, name)
         if found is None:
@@ -169,8 +169,7 @@ class Service:
         return Machine(found.state.name, health, created, _is_ours(found))
 
     def create(self, spec: Spec) -> None:
-        """Asks for the queued resource. Nothing is done if there is one of that name, as when the
-        answer to the first try was lost."""
+        """Request the queued resource, unless it exists, as after a lost answer."""
         from google.api_core import exceptions
 
         resource = self._types.QueuedResource.from_json(json.dumps(request_body(spec)))
@@ -183,13 +182,13 @@ class Service:
             )
 
     def delete_resource(self, spec: Spec) -> None:
-        """Asks to remove the queued resource and its node; well if there is none."""
-        # With force: without it, one that is active is refused.
+        """Delete the queued resource and its node, if they exist."""
+        # Without force, the service refuses to delete an active one.
         request = {"name": f"{spec.parent}/queuedResources/{spec.name}", "force": True}
         self._delete(spec, lambda **o: self._client.delete_queued_resource(request=request, **o))
 
     def delete_machine(self, spec: Spec) -> None:
-        """Asks to remove the node; well if there is none."""
+        """Delete the node, if it exists."""
         name = f"{spec.parent}/nodes/{spec.name}"
         self._delete(spec, lambda **o: self._client.delete_node(name=name, **o))
 
@@ -205,7 +204,7 @@ class Service:
     def _delete(self, spec: Spec, call: Callable) -> None:
         from google.api_core import exceptions
 
-        # Conflict: it is being removed already.
+        # Conflict: it is already being deleted.
         with _one_line(spec), contextlib.suppress(exceptions.NotFound, exceptions.Conflict):
             call(**self._options)
 
@@ -215,11 +214,10 @@ def _is_ours(node: Any) -> bool:
 
 
 class DryRun:
-    """Tells of the calls instead of making them.
+    """Prints the calls instead of making them.
 
     Args:
-        there: whether to answer as if the queued resource and the node were there: active, until
-            they are deleted.
+        there: whether to answer as if the queued resource existed, until it is deleted.
     """
 
     def __init__(self, there: bool):
@@ -257,7 +255,7 @@ class DryRun:
 
 
 def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """The leaves of a JSON value, with where they are."""
+    """Yield the path and the value of each leaf of a JSON value."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _flatten(inner, f"{path}.{key}" if path else key)

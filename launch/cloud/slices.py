@@ -1,4 +1,4 @@
-"""What an accelerator type of Cloud TPU means: chips, hosts, and the image for its machines."""
+"""Cloud TPU accelerator types: their chips, their hosts and the image for their machines."""
 
 import re
 from dataclasses import dataclass
@@ -13,11 +13,10 @@ class _Family:
     """A generation of TPUs.
 
     Attributes:
-        cores: TensorCores a chip, where the number in the type counts those; 1 where it counts
-            chips.
-        host_chips: chips of the largest slice on one host.
-        image: of its machines, for a TensorFlow from pip. TensorFlow's own images end with 2.18.
-        pod_image: of the machines of a slice of several hosts; it runs TensorFlow's server on each.
+        cores: TensorCores per chip if the number in the type counts those; 1 if it counts chips.
+        host_chips: chips of the largest single-host slice.
+        image: runtime version for TensorFlow from pip. TensorFlow's own images end with 2.18.
+        pod_image: runtime version for multi-host slices; it runs TensorFlow's server on each host.
     """
 
     cores: int
@@ -40,12 +39,12 @@ _FAMILIES = {
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice of TPU.
+    """A TPU slice.
 
     Attributes:
         accelerator_type: its name in the Cloud TPU API.
-        chips: number of its chips.
-        single_host: whether one machine holds them all.
+        chips: the number of chips.
+        single_host: whether one machine holds all the chips.
         image: runtime version of the machines.
     """
 
@@ -56,10 +55,10 @@ class Slice:
 
 
 def parse(accelerator_type: str) -> Slice:
-    """The slice of an accelerator type.
+    """Return the slice of an accelerator type.
 
     Raises:
-        UsageError: if there is no such type, or this API does not offer it.
+        UsageError: if there is no such type, or the Cloud TPU API does not offer it.
     """
     match = re.fullmatch(r"(v\d+[a-z]*)-(\d+)", accelerator_type)
     if match and match[1] in ("v5e", "v5lite"):
@@ -69,19 +68,19 @@ def parse(accelerator_type: str) -> Slice:
     if accelerator_type.startswith(("tpu7", "v7")):
         raise UsageError(
             f"--accelerator_type={accelerator_type}: the Cloud TPU API ends with v6e; later TPUs "
-            "are offered through Compute Engine and Kubernetes Engine only"
+            "are available only through Compute Engine and Kubernetes Engine"
         )
     family = _FAMILIES.get(match[1]) if match else None
     if match is None or family is None:
         raise UsageError(
-            f"--accelerator_type={accelerator_type} is not known; it is like {EXAMPLES}"
+            f"--accelerator_type={accelerator_type} is unknown; give one such as {EXAMPLES}"
         )
     chips, rest = divmod(int(match[2]), family.cores)
-    # Sizes are 1, 2, 4 ... chips; where the number counts cores, a whole host is the least.
+    # Sizes are 1, 2, 4 ... chips; if the number counts cores, the smallest slice is a whole host.
     if rest or chips < (1 if family.cores == 1 else family.host_chips):
         raise UsageError(
-            f"--accelerator_type={accelerator_type}: there is no slice of that size; the smallest "
-            f"is {match[1]}-{1 if family.cores == 1 else family.host_chips * family.cores}"
+            f"--accelerator_type={accelerator_type}: no slice has that size; the smallest is "
+            f"{match[1]}-{1 if family.cores == 1 else family.host_chips * family.cores}"
         )
     single = chips <= family.host_chips
     return Slice(accelerator_type, chips, single, family.image if single else family.pod_image)

@@ -1,7 +1,7 @@
-"""What is to be created: a slice under a name, and the request that says so to Cloud TPU.
+"""The description of a slice to create, and the Cloud TPU request for it.
 
-Names are the memory of the launcher: the queued resource, the node and the folder in the bucket
-all bear the name that the user gave, so each can be found again by anyone who knows it.
+The queued resource, the node and the folder in the bucket all have the name that the user gave, so
+the launcher needs no other record to find them again.
 """
 
 import dataclasses
@@ -16,33 +16,33 @@ from launch.cloud import buckets, slices
 AGENT = Path(__file__).with_name("agent.py")
 LABEL = {"launched-by": "transformer-pipeline"}
 FOLDER_KEY = "transformer-job"
-"""Key of the node's metadata that tells it the folder in the bucket."""
+"""The key of the node's metadata that holds the address of the folder in the bucket."""
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _ZONE = re.compile(r"[a-z]+(-[a-z]+)+\d+-[a-z]")
 
 
 def check_name(name: str) -> None:
-    """Raises `UsageError` unless Cloud TPU takes it as a name."""
+    """Raise `UsageError` unless Cloud TPU accepts the name."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"--name={name}: at most 40 lower-case letters, digits and hyphens, a letter first"
+            f"--name={name}: use at most 40 lower-case letters, digits and hyphens, a letter first"
         )
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What `create` is asked for.
+    """What `create` asks for.
 
     Attributes:
         name: of the queued resource, the node and the folder.
-        project: Google Cloud project.
-        zone: its zone.
+        project: the Google Cloud project.
+        zone: the Google Cloud zone.
         accelerator_type: type and size of the slice.
-        spot: whether it may be taken away, for a lower price.
+        spot: whether it is cheaper and can be preempted.
         image: runtime version of the machines.
-        folder: gs:// address of the folder of this name, without a slash at the end.
-        service_account: whose rights the machines have; "" for the project's default one.
+        folder: gs:// address of the folder, without a trailing slash.
+        service_account: whose rights the machines have; "" for the project's default account.
     """
 
     name: str
@@ -57,9 +57,9 @@ class Spec:
     def __post_init__(self):
         check_name(self.name)
         if not _ZONE.fullmatch(self.zone):
-            raise UsageError(f"--zone={self.zone} is no zone; it is like us-central1-a")
+            raise UsageError(f"--zone={self.zone} is not a zone; give one such as us-central1-a")
         if not self.project:
-            raise UsageError("--project=... is missing: the id of the Google Cloud project")
+            raise UsageError("--project=... is missing; give the id of the Google Cloud project")
         buckets.split(self.folder)
 
     @property
@@ -79,17 +79,17 @@ class Spec:
 
 
 def from_json(text: str | bytes) -> Spec:
-    """The spec that `Spec.to_json` wrote."""
+    """Return the spec that `Spec.to_json` wrote."""
     return Spec(**json.loads(text))
 
 
 def request_body(spec: Spec) -> dict:
-    """The queued resource, in the JSON of the Cloud TPU API, version 2."""
+    """Return the queued resource in the JSON of the Cloud TPU API, version 2."""
     account = {"email": spec.service_account} if spec.service_account else {}
     node = {
         "acceleratorType": spec.accelerator_type,
         "runtimeVersion": spec.image,
-        # To install packages, without a NAT in the project.
+        # The machines install packages, and the project may have no NAT.
         "networkConfig": {"enableExternalIps": True},
         "serviceAccount": {**account, "scope": ["https://www.googleapis.com/auth/cloud-platform"]},
         "labels": LABEL,

@@ -1,13 +1,13 @@
-"""The folder of a name in a bucket, and the same one only told of.
+"""A TPU's folder in the bucket, and a stand-in for it that only prints the calls.
 
-    spec.json    what was asked for; `create` writes it first, `delete` removes it last
+    spec.json    the slice; `create` writes it first, `delete` removes it last
     code/        archives of commits
-    job.json     what to run; the machine looks for it
-    state.json   what the machine says of it
-    logs/        what the job printed, in parts that sort by time
+    job.json     what to run; the machine polls for it
+    state.json   what the machine reports about the job
+    logs/        the job's output, in parts that sort by time
     model/       checkpoints, metrics, TensorBoard
 
-The last two are what the money was spent on: `delete` leaves them.
+`delete` leaves logs/ and model/ in place.
 """
 
 from google.api_core import exceptions
@@ -23,7 +23,7 @@ class Store:
     """The objects below a gs:// address.
 
     Raises:
-        UsageError: without credentials; from the methods, for what the storage refuses.
+        UsageError: if there are no credentials; from each method, if the storage refuses.
     """
 
     def __init__(self, folder: str):
@@ -32,34 +32,34 @@ class Store:
         self._bucket = buckets.make_client().bucket(bucket)
 
     def location(self) -> str:
-        """Region of the bucket, such as US-CENTRAL1; "" if the account may not ask.
+        """Return the bucket's region, such as US-CENTRAL1; "" if the account may not ask.
 
-        The role Storage Object Admin, which is enough for all else, does not include the right to
-        look at the bucket itself.
+        The role Storage Object Admin, which is enough for everything else, does not include the
+        right to read the bucket's own metadata.
         """
         with buckets.one_line(f"gs://{self._bucket.name}"):
             try:
                 self._bucket.reload(timeout=TIMEOUT_SECONDS)
             except exceptions.Forbidden:
-                print(f"warning: no right to see in which region gs://{self._bucket.name} is")
+                print(f"warning: no permission to look up the region of gs://{self._bucket.name}")
                 return ""
         return self._bucket.location or ""
 
     def read(self, name: str) -> bytes | None:
-        """The content of an object; None if there is none."""
+        """Return the content of an object; None if it does not exist."""
         return self.read_version(name)[0]
 
     def read_version(self, name: str) -> tuple[bytes | None, str]:
-        """The content of an object and the number of this version of it."""
+        """Return an object's content and generation number; None and "" if it does not exist."""
         with buckets.one_line(self.folder):
             blob = self._bucket.get_blob(self._prefix + name, timeout=TIMEOUT_SECONDS)
             if blob is None:
                 return None, ""
-            version = str(blob.generation)  # before the download, whose headers need not tell it
+            version = str(blob.generation)  # before the download, whose headers may lack it
             return blob.download_as_bytes(timeout=TIMEOUT_SECONDS), version
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes an object, whole or not at all."""
+        """Write an object, whole or not at all."""
         blob = self._bucket.blob(self._prefix + name)
         with buckets.one_line(self.folder):
             blob.upload_from_string(
@@ -67,7 +67,7 @@ class Store:
             )
 
     def names(self, prefix: str, after: str = "") -> list[str]:
-        """Names that begin with a prefix, sorted; from `after` on, if given, without itself."""
+        """Return the sorted names that begin with a prefix and come after `after`."""
         with buckets.one_line(self.folder):
             blobs = self._bucket.list_blobs(
                 prefix=self._prefix + prefix,
@@ -78,7 +78,7 @@ class Store:
         return [name for name in sorted(found) if name > after]
 
     def delete(self, name: str) -> None:
-        """Removes an object; well if there is none."""
+        """Delete an object, if it exists."""
         with buckets.one_line(self.folder):
             self._bucket.delete_blobs(
                 [self._prefix + name], on_error=lambda _: None, timeout=TIMEOUT_SECONDS
@@ -86,7 +86,7 @@ class Store:
 
 
 class DryStore:
-    """Tells of what is read and written, and is empty but for the spec that it is given."""
+    """Prints the calls instead of making them; holds nothing but the given spec."""
 
     def __init__(self, folder: str, spec: bytes | None = None):
         self.folder = folder

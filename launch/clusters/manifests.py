@@ -1,23 +1,22 @@
-"""What Slurm, Kubernetes and Vertex AI are given to run a training, from one description of it.
+"""Job descriptions for Slurm, Kubernetes and Vertex AI, all made from a `Training`.
 
-All follow the trainer's exit codes (docs/operations.md): 0 is done, 2 is for a human, 42 is saved
-and wants to be started again, everything else is started again a limited number of times.
+All follow the trainer's exit codes (docs/operations.md): 0 is done; 2 needs a human; after 42 the
+trainer has to start again; after anything else it is restarted a limited number of times.
 """
 
 import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import UsageError
+from common.errors import EXIT_STOPPED, EXIT_USAGE, UsageError
 from launch.cloud import slices
 
 PORT = 2222
 MOUNT = "/mnt/shared"
-_BAD_INPUT, _STOPPED = 2, 42
 
 Manifest = dict[str, Any]
 
-# Of GKE: label cloud.google.com/gke-tpu-accelerator; chips of one host -> gke-tpu-topology.
+# GKE's label cloud.google.com/gke-tpu-accelerator; chips of one host -> its label gke-tpu-topology.
 _GKE_TPUS = {
     "v4": ("tpu-v4-podslice", {4: "2x2x1"}),
     "v5litepod": ("tpu-v5-lite-podslice", {1: "1x1", 4: "2x2", 8: "2x4"}),
@@ -28,18 +27,18 @@ _GKE_TPUS = {
 
 @dataclass(frozen=True)
 class Training:
-    """A training that somebody else is to start.
+    """A training for another system to start.
 
     Attributes:
         name: of the job; lower-case letters, digits and hyphens.
-        flags: of `trainer.main`, without those that follow from the platform.
-        workers: processes, one a machine.
-        gpus: of each machine; 0 for CPUs.
-        image: of the container, "" where there is none.
-        claim: name of a PersistentVolumeClaim that all pods mount on `MOUNT`; "" for none.
-        grace_seconds: between the signal and the end.
-        max_restarts: of what ended with neither 0, 2 nor 42.
-        spot: whether the machines may be taken away.
+        flags: of `trainer.main`, without those that the platform decides.
+        workers: processes, one per machine.
+        gpus: GPUs per machine; 0 for CPUs.
+        image: container image; "" if there is none.
+        claim: the PersistentVolumeClaim that all pods mount on `MOUNT`; "" for none.
+        grace_seconds: between the signal to stop and the kill.
+        max_restarts: how often to restart after exit codes other than 0, 2 and 42.
+        spot: whether the machines can be preempted.
     """
 
     name: str
@@ -54,23 +53,23 @@ class Training:
 
     @property
     def strategy(self) -> tuple[str, ...]:
-        """Flags that say where it runs."""
+        """The flags that choose the strategy."""
         return ("--strategy=multi_worker" if self.workers > 1 else "--strategy=mirrored",)
 
     def arguments(self, *where: str) -> list[str]:
-        """What comes after "python"; `where` takes the place of `strategy`."""
+        """Return the arguments of python; `where` replaces `strategy`."""
         grace = f"--grace_seconds={self.grace_seconds}"
         return ["-m", "trainer.main", *(where or self.strategy), grace, *self.flags]
 
 
 def slurm(training: Training, python: str, hours: float, options: tuple[str, ...]) -> str:
-    """A script for sbatch: one task a node, the whole node's GPUs.
+    """Return a script for sbatch: one task per node, with all the node's GPUs.
 
     Args:
         training: what to run.
-        python: path of the interpreter that has the project installed, on all nodes.
-        hours: time limit of one allocation; the job goes back into the queue when it is over.
-        options: of sbatch, such as "--partition=gpu".
+        python: path, on all nodes, of the interpreter that has the project installed.
+        hours: time limit of one allocation, after which the job returns to the queue.
+        options: more options of sbatch, such as "--partition=gpu".
     """
     minutes = max(1, round(hours * 60))
     settings = [
@@ -82,7 +81,7 @@ def slurm(training: Training, python: str, hours: float, options: tuple[str, ...
         "--requeue",
         "--open-mode=append",
         f"--output={training.name}-%j.log",
-        # To the tasks, and not to this script.
+        # The signal goes to the tasks and not to this script.
         f"--signal=TERM@{training.grace_seconds}",
         *options,
     ]
@@ -91,8 +90,8 @@ def slurm(training: Training, python: str, hours: float, options: tuple[str, ...
     return f"""#!/bin/bash
 {directives}
 
-# Exit codes of the trainer: 0 done; 2 bad input, for a human; 42 asked to stop, all is saved; the
-# rest, a lost worker for one, is worth another start.
+# The trainer's exit codes: 0 done; 2 bad input, needs a human; 42 stopped on request, all saved;
+# anything else, such as a lost worker, is worth a restart.
 restarts=0
 while true; do
     began=$SECONDS
@@ -100,8 +99,8 @@ while true; do
         {command}
     code=$?
     case $code in
-    0 | {_BAD_INPUT}) exit $code ;;
-    {_STOPPED})
+    0 | {EXIT_USAGE}) exit $code ;;
+    {EXIT_STOPPED})
         echo "stopped on request: back into the queue"
         scontrol requeue "$SLURM_JOB_ID"
         exit $code
@@ -132,7 +131,7 @@ def _pod(training: Training, arguments: list[str], resources: Manifest, env: lis
     }
     return {
         "restartPolicy": "Never",
-        # Saving takes a part of it; the signal comes at its beginning.
+        # From the signal to stop until the kill; saving takes part of it.
         "terminationGracePeriodSeconds": training.grace_seconds,
         "containers": [container],
         "volumes": volumes,
@@ -140,7 +139,7 @@ def _pod(training: Training, arguments: list[str], resources: Manifest, env: lis
 
 
 def _job(training: Training, pod: Manifest, backoff_limit: int) -> Manifest:
-    """The spec of an Indexed Job."""
+    """Return the spec of an Indexed Job."""
 
     def on_code(action: str, code: int) -> Manifest:
         codes = {"containerName": "trainer", "operator": "In", "values": [code]}
@@ -153,10 +152,10 @@ def _job(training: Training, pod: Manifest, backoff_limit: int) -> Manifest:
         "backoffLimit": backoff_limit,
         "podFailurePolicy": {
             "rules": [
-                on_code("FailJob", _BAD_INPUT),
-                # A pod of the same index takes its place, and it does not count: all workers end
-                # with this code together, and meet again.
-                on_code("Ignore", _STOPPED),
+                on_code("FailJob", EXIT_USAGE),
+                # A new pod takes its index, and the failure does not count: all workers end with
+                # this code together and meet again.
+                on_code("Ignore", EXIT_STOPPED),
             ]
         },
         "template": {"spec": pod},
@@ -164,7 +163,7 @@ def _job(training: Training, pod: Manifest, backoff_limit: int) -> Manifest:
 
 
 def jobset(training: Training) -> Manifest:
-    """A JobSet (jobset.x-k8s.io/v1alpha2): workers with GPUs that find each other by name."""
+    """Return a JobSet (jobset.x-k8s.io/v1alpha2) of workers that find each other by name."""
     names = [f"{training.name}-worker-0-{index}" for index in range(training.workers)]
     hosts = ",".join(f"{name}.{training.name}:{PORT}" for name in names)
     env = [{"name": "WORKER_HOSTS", "value": hosts}] if training.workers > 1 else []
@@ -180,7 +179,7 @@ def jobset(training: Training) -> Manifest:
             "network": {
                 "enableDNSHostnames": True,
                 "subdomain": training.name,
-                # Workers wait for each other before they are ready.
+                # Workers find each other before they are ready.
                 "publishNotReadyAddresses": True,
             },
             "failurePolicy": {
@@ -194,7 +193,7 @@ def jobset(training: Training) -> Manifest:
                 ],
             },
             "replicatedJobs": [
-                # One pod that ends with another code ends its Job, and so all are made anew.
+                # A pod that ends with another code fails its Job, and JobSet recreates all pods.
                 {"name": "worker", "replicas": 1, "template": {"spec": _job(training, pod, 0)}}
             ],
         },
@@ -202,10 +201,10 @@ def jobset(training: Training) -> Manifest:
 
 
 def gke_tpu(training: Training, tpu_type: str) -> Manifest:
-    """A Job on one TPU host of Google Kubernetes Engine.
+    """Return a Job on one TPU host of Google Kubernetes Engine.
 
     Raises:
-        UsageError: for a slice of several hosts, and for one that GKE does not have.
+        UsageError: if the slice has several hosts, or GKE does not offer it.
     """
     family = tpu_type.partition("-")[0]
     chips = slices.parse(tpu_type).chips
@@ -214,8 +213,8 @@ def gke_tpu(training: Training, tpu_type: str) -> Manifest:
     accelerator, topologies = _GKE_TPUS[family]
     if chips not in topologies:
         raise UsageError(
-            f"--tpu_type={tpu_type} is a slice of several hosts, which TensorFlow drives from one "
-            "process through servers that only Cloud TPU's images bring; use launch.tpu, or "
+            f"--tpu_type={tpu_type} is a multi-host slice, for which TensorFlow needs servers that "
+            "only Cloud TPU's images have; use launch.tpu, or "
             f"{', '.join(f'{chips} chips' for chips in topologies)}"
         )
     where = ("--strategy=tpu", "--tpu=local", f"--tpu_type={tpu_type}")
@@ -234,15 +233,15 @@ def gke_tpu(training: Training, tpu_type: str) -> Manifest:
 
 
 def vertex(training: Training, machine_type: str, accelerator: str, days: float) -> Manifest:
-    """A CustomJobSpec of Vertex AI, for `gcloud ai custom-jobs create --config=FILE`.
+    """Return a Vertex AI CustomJobSpec, for `gcloud ai custom-jobs create --config=FILE`.
 
-    Vertex AI sets TF_CONFIG, in which the one replica of the first pool is the chief.
+    Vertex AI sets TF_CONFIG; the only replica of the first pool is the chief in it.
 
     Args:
         training: what to run.
         machine_type: such as "a3-highgpu-8g".
         accelerator: such as "NVIDIA_H100_80GB"; "" for none.
-        days: after which Vertex AI ends the job.
+        days: time limit of the job.
     """
     machine: Manifest = {"machineType": machine_type}
     if accelerator:
@@ -261,7 +260,7 @@ def vertex(training: Training, machine_type: str, accelerator: str, days: float)
         "workerPoolSpecs": [pool(1), *others],
         "scheduling": {
             "timeout": f"{round(days * 86400)}s",
-            # One worker alone cannot go on; the model directory has the last checkpoint.
+            # The other workers cannot continue alone; all restart from the last checkpoint.
             "restartJobOnWorkerRestart": True,
             **({"strategy": "SPOT"} if training.spot else {}),
         },

@@ -1,18 +1,15 @@
 """Copies between a directory and a bucket, with Google's client, against an emulator."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import requests
 from google.api_core import exceptions
 
-pytest.importorskip("gcp_storage_emulator")
-
 from common.errors import UsageError
 from launch import storage
 from launch.cloud import buckets
+from tests.launch.commands import run_command
 from tests.services.storage import BUCKET
 
 ADDRESS = f"gs://{BUCKET}/data/mine"
@@ -179,15 +176,14 @@ def test_bad_input_is_told(bucket, dataset, tmp_path, monkeypatch):
 
 
 def test_the_command(bucket, dataset):
-    command = [sys.executable, "-m", "launch.storage", "push", str(dataset), ADDRESS]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"push: {SHARDS + 2} files, {SHARDS + 2} of them copied" in done.stdout
-    missing = [*command[:3], "pull", ADDRESS, str(dataset / "dataset.json")]  # a file is there
-    done = subprocess.run(missing, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: [Errno")
-    assert done.stderr.count("\n") == 1
-    done = subprocess.run([*command, "more"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: usage: python -m launch.storage push DIR gs://")
+    code, out, err = run_command("launch.storage", "push", str(dataset), ADDRESS)
+    assert (code, err) == (0, "")
+    assert f"push: {SHARDS + 2} files, {SHARDS + 2} of them copied" in out
+    occupied = str(dataset / "dataset.json")  # a file, not a directory
+    code, out, err = run_command("launch.storage", "pull", ADDRESS, occupied)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: [Errno")
+    assert err.count("\n") == 1
+    code, out, err = run_command("launch.storage", "push", str(dataset), ADDRESS, "more")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: usage: python -m launch.storage push DIR gs://")

@@ -5,8 +5,6 @@ import json
 import pytest
 from google.api_core import exceptions
 
-pytest.importorskip("google.cloud.tpu_v2")
-
 from common.errors import UsageError
 from launch.cloud import job, life, service
 from launch.cloud.service import DryRun, Service
@@ -45,7 +43,7 @@ def test_create_asks_with_the_price_class_before_it_writes_anything(cloud):
     text = life.describe(SPOT, 1.5)
     assert "price class: spot" in text
     assert "8 chips by the second, from ACTIVE" in text
-    assert "12.00 USD an hour" in text
+    assert "12.00 USD per hour" in text
     pod = Spec(NAME, "p", "us-central1-a", "v4-32", False, "x", FOLDER)
     assert "on demand" in life.describe(pod, None)
     assert "experimental" in life.describe(pod, None)
@@ -70,12 +68,12 @@ def test_a_second_create_makes_no_second_resource(cloud, capsys):
     create()
     create()
     assert cloud.made == [NAME]
-    assert "is there already" in capsys.readouterr().out
+    assert "mine exists already" in capsys.readouterr().out
     other = Spec(NAME, "p", "us-central1-a", "v6e-8", True, "x", FOLDER)
-    with pytest.raises(UsageError, match="--accelerator_type=v6e-8, but mine has been made with"):
+    with pytest.raises(UsageError, match="--accelerator_type=v6e-8, but mine was created with"):
         create(other)
     Store(FOLDER).delete(SPEC)  # somebody has tidied up
-    with pytest.raises(UsageError, match="--accelerator_type=v6e-8, but mine has been made with"):
+    with pytest.raises(UsageError, match="--accelerator_type=v6e-8, but mine was created with"):
         create(other)
     create()
     assert in_bucket() == [SPEC]
@@ -87,12 +85,12 @@ def test_the_resource_of_somebody_else_is_left_alone(cloud):
     node = cloud.resources[NAME]["tpu"]["nodeSpec"][0]["node"]
     node["labels"] = {}
     Store(FOLDER).delete(SPEC)
-    with pytest.raises(UsageError, match="this program has not made; choose another"):
+    with pytest.raises(UsageError, match="this program did not create; choose another name"):
         create()
     cloud.requests.clear()
     for command in (life.delete, life.resume):  # named by flags
         cloud.resources[NAME]["state"]["state"] = "SUSPENDED"
-        with pytest.raises(UsageError, match="this program has not made that queued resource"):
+        with pytest.raises(UsageError, match="this program did not create that queued resource"):
             command(SPOT, Service(), Store(FOLDER), yes)
     assert {method for method, _ in cloud.requests} == {"GET"}
     assert list(cloud.resources) == [NAME]
@@ -100,10 +98,10 @@ def test_the_resource_of_somebody_else_is_left_alone(cloud):
 
 def test_the_node_of_somebody_else_is_left_alone(cloud):
     cloud.nodes[NAME] = {"state": "READY", "labels": {}}
-    with pytest.raises(UsageError, match="there is a node of that name"):
+    with pytest.raises(UsageError, match="a node of that name exists"):
         create()
     assert in_bucket() == []
-    with pytest.raises(UsageError, match="there is a node of that name"):
+    with pytest.raises(UsageError, match="a node of that name exists"):
         life.delete(SPOT, Service(), Store(FOLDER), yes)
     assert {method for method, _ in cloud.requests} == {"GET"}
     assert list(cloud.nodes) == [NAME]
@@ -125,7 +123,7 @@ def test_a_bucket_whose_region_may_not_be_asked_for(cloud, monkeypatch, capsys):
 
     monkeypatch.setattr("google.cloud.storage.Bucket.reload", refuse)
     create()
-    assert "no right to see in which region gs://bucket is" in capsys.readouterr().out
+    assert "no permission to look up the region of gs://bucket" in capsys.readouterr().out
     assert cloud.made == [NAME]
 
 
@@ -146,7 +144,7 @@ def test_what_passes_is_tried_again(cloud, monkeypatch, method, kind):
 def test_a_quota_of_chips_is_told_at_once(cloud):
     message = "Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerZone' has been exceeded. Limit: 0"
     cloud.faults.append(Fault("POST", 429, message, 9))
-    with pytest.raises(UsageError, match="Limit: 0; ask for quota in the console"):
+    with pytest.raises(UsageError, match="Limit: 0; request quota in the console"):
         create()
     assert [method for method, _ in cloud.requests].count("POST") == 1
     cloud.faults.clear()
@@ -170,7 +168,7 @@ def test_refusals_are_one_line(cloud):
     with pytest.raises(UsageError, match="Runtime version not found"):
         create()
     cloud.faults.append(Fault("GET", 503, "down", 10**6))
-    with pytest.raises(UsageError, match="down; start the same command again"):
+    with pytest.raises(UsageError, match="down; run the same command again"):
         create()
     with pytest.raises(UsageError, match="gs://missing: not found"):
         life.create(SPOT, Service(), Store("gs://missing/mine"), yes)
@@ -178,7 +176,7 @@ def test_refusals_are_one_line(cloud):
 
 def test_a_request_that_fails_in_the_queue(cloud):
     cloud.end = "FAILED"
-    with pytest.raises(UsageError, match="no capacity in the zone; mend it, then resume"):
+    with pytest.raises(UsageError, match="no capacity in the zone; correct that and resume"):
         create()
     cloud.end = "ACTIVE"
     resume()
@@ -189,7 +187,7 @@ def test_a_request_that_fails_in_the_queue(cloud):
 def test_resume_does_nothing_where_there_is_nothing_to_do(cloud, capsys):
     create()
     resume()
-    assert "waits its turn already" in capsys.readouterr().out
+    assert "is already in the queue" in capsys.readouterr().out
     until(cloud, "ACTIVE")
     train()
     machine_says("running")
@@ -242,7 +240,7 @@ def test_what_does_not_go_away_is_told(cloud, monkeypatch):
     until(cloud, "ACTIVE")
     cloud.stuck = True
     monkeypatch.setattr(life, "DELETE_SECONDS", 0.1)
-    with pytest.raises(UsageError, match=r"still there after .* may cost money"):
+    with pytest.raises(UsageError, match=r"still exists after .* may cost money"):
         delete()
     assert SPEC in in_bucket()
     cloud.stuck = False
@@ -259,7 +257,7 @@ def test_a_job_that_runs_is_not_replaced(cloud):
     with pytest.raises(UsageError, match="another job is running"):
         job.submit(other, ARCHIVE, Store(FOLDER))
     machine_says("done")
-    with pytest.raises(UsageError, match="this very job is done already"):
+    with pytest.raises(UsageError, match="this job is done already"):
         train()
     job.submit(other, ARCHIVE, Store(FOLDER))
     assert json.loads(Store(FOLDER).read(JOB))["argv"][-2] == "--config.train.steps=7"

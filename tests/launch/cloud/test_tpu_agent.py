@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("gcp_storage_emulator")
-
 from launch.cloud import job
 from launch.cloud.spec import Spec
 from launch.cloud.store import JOB, LOGS, STATE, Store

@@ -7,17 +7,16 @@ import tarfile
 import time
 from io import BytesIO
 from pathlib import Path
+from unittest import mock
 
 import pytest
-
-pytest.importorskip("google.cloud.tpu_v2")
 
 from common.errors import UsageError
 from launch.cloud import job
 from launch.cloud.spec import Spec
 from launch.cloud.store import JOB, STATE, Store
-from tests.services.storage import BUCKET, emulator
-from tests.services.tpu import TpuService
+from tests.launch.commands import run_command
+from tests.services.storage import BUCKET
 
 ROOT = Path(__file__).parents[3]
 FOLDER = f"gs://{BUCKET}/jobs/mine"
@@ -27,32 +26,22 @@ SPEC = Spec("mine", "p", "us-central1-a", "v5litepod-8", True, "x", FOLDER)
 POD = Spec("mine", "p", "us-central2-b", "v4-32", False, "x", FOLDER)
 
 
-def run(*arguments, python=("-m", "launch.tpu"), **env):
-    """Exit code, stdout, stderr."""
-    inherited = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
-    done = subprocess.run(
-        [sys.executable, *python, *arguments],
-        cwd=ROOT,
-        env={**inherited, "HOME": "/nonexistent", "NO_GCE_CHECK": "true", **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture
-def services(monkeypatch):
-    """The variables that lead to both, and the TPU service."""
-    with emulator() as (_, storage), TpuService() as cloud:
-        env = {"STORAGE_EMULATOR_HOST": storage, "TPU_EMULATOR_HOST": cloud.address}
-        for key, value in env.items():
-            monkeypatch.setenv(key, value)
-        yield env, cloud
+def run(*arguments, **env):
+    """Exit code, stdout, stderr of launch.tpu, on a machine without credentials."""
+    inherited = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "NO_GCE_CHECK": "true"}
+    with mock.patch.dict(os.environ, {**inherited, **env}, clear=True):
+        return run_command("launch.tpu", *arguments)
 
 
 def test_a_dry_run_without_credentials_fits_on_a_screen():
-    code, out, err = run("create", "--dry_run", "--spot", *HERE, *WHERE)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.tpu", "create", "--dry_run", "--spot", *HERE, *WHERE],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "NO_GCE_CHECK": "true"},
+        capture_output=True,
+        text=True,
+    )
+    code, out, err = done.returncode, done.stdout, done.stderr
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert sum(-(-len(line) // 80) for line in lines) <= 24  # rows of a terminal of 24 x 80
@@ -64,27 +53,22 @@ def test_a_dry_run_without_credentials_fits_on_a_screen():
     assert "acceleratorType = v5litepod-8" in out
 
 
-def test_without_the_extra_it_says_what_to_install():
-    blocked = (
-        "import sys, runpy; sys.modules['google.cloud.tpu_v2'] = None;"
-        "sys.argv[0] = 'tpu.py'; runpy.run_module('launch.tpu', run_name='__main__')"
-    )
-    code, out, err = run(
-        "create", *HERE, *WHERE, python=("-c", blocked), STORAGE_EMULATOR_HOST="http://localhost:1"
-    )
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.cloud.tpu_v2", None)
+    code, out, err = run("create", *HERE, *WHERE, STORAGE_EMULATOR_HOST="http://localhost:1")
     assert (code, out) == (2, "")
     assert err == (
-        "error: google-cloud-tpu is not installed: "
+        "error: google-cloud-tpu is not installed; run "
         "pip install -c requirements/cpu.txt -e '.[cloud]'\n"
     )
-    assert run("create", "--dry_run", *HERE, *WHERE, python=("-c", blocked))[0] == 0
+    assert run("create", "--dry_run", *HERE, *WHERE)[0] == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "which command?"),
-        (["make"], "'make' is no command"),
+        (["make"], "'make' is not a command"),
         (["status"], "--name=... is missing"),
         (["create", *HERE, "--dry_run"], "needs --project"),
         (["delete", *HERE, *WHERE, "--", "--x=1"], "are for train, not for delete"),
@@ -103,7 +87,7 @@ def test_bad_usage(arguments, message):
     [
         (["create", *HERE, *WHERE[:2], "--accelerator_type=v5e-8"], "calls it v5litepod-8"),
         (["create", *HERE], "create needs --project"),
-        (["status", "--name=Bad", HERE[1]], "--name=Bad: at most 40 lower-case letters"),
+        (["status", "--name=Bad", HERE[1]], "--name=Bad: use at most 40 lower-case letters"),
         (["status", *HERE], "no Google Cloud credentials on this machine"),
     ],
 )
@@ -115,12 +99,12 @@ def test_without_credentials_an_error_is_one_line_too(arguments, message):
     assert message in err
 
 
-def test_create_status_logs_delete(services):
-    env, cloud = services
+def test_create_status_logs_delete(cloud, bucket_service):
+    env = {"STORAGE_EMULATOR_HOST": bucket_service[1], "TPU_EMULATOR_HOST": cloud.address}
     code, out, err = run("create", *HERE, *WHERE, "--spot", **env)
     assert (code, cloud.made) == (2, [])
     assert "price class: spot" in out
-    assert "create it? Nobody can answer here; --yes says yes" in err
+    assert "create it? Nobody can answer here; give --yes to confirm" in err
     assert run("create", *HERE, *WHERE, "--spot", "--yes", **env)[0] == 0
     assert cloud.made == ["mine"]
     assert "spot" in cloud.resources["mine"]
@@ -181,7 +165,7 @@ def test_the_commit_is_shipped_and_nothing_else(repository):
     assert content(archive) == {"a.py": b"old\n"}
     assert job.pack(allow_dirty=False) == (commit, archive)  # the same bytes: the same job
     (repository / "a.py").write_text("new\n")
-    with pytest.raises(UsageError, match=r"1 changed file\(s\), a\.py first"):
+    with pytest.raises(UsageError, match=r"1 changed file\(s\), the first a\.py"):
         job.pack(allow_dirty=False)
     other, archive = job.pack(allow_dirty=True)
     assert other != commit
@@ -193,7 +177,7 @@ def test_a_config_that_git_does_not_know_is_refused(repository):
     (repository / "mine.py").write_text("a config\n")
     job.check_flags(SPEC, ["--config=mine.py"])
     commit, _ = job.pack(allow_dirty=True)
-    with pytest.raises(UsageError, match=r"--config=mine\.py is not in the commit: git add"):
+    with pytest.raises(UsageError, match=r"--config=mine\.py is not in the commit; git add"):
         job.check_config(commit, {"config": "mine.py"})
     job.check_config(commit, {"config": "a.py"})
     job.check_config(commit, {})
@@ -202,7 +186,7 @@ def test_a_config_that_git_does_not_know_is_refused(repository):
 def test_outside_of_a_repository(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "_ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    with pytest.raises(UsageError, match="must be a clone of the repository"):
+    with pytest.raises(UsageError, match="run it in a clone of the repository"):
         job.pack(allow_dirty=False)
 
 
@@ -228,11 +212,11 @@ def test_what_the_machine_is_to_run():
 @pytest.mark.parametrize(
     ("spec", "flag", "message"),
     [
-        (SPEC, "--tpu=other", "--tpu after --: it follows from --accelerator_type"),
+        (SPEC, "--tpu=other", "--tpu after --: train sets it from the slice"),
         (SPEC, "--data_dir=data/mine", "launch.storage push data/mine gs://"),
-        (SPEC, "--model_dir=models/mine", "is a path of this machine"),
+        (SPEC, "--model_dir=models/mine", "is a path on this machine"),
         (SPEC, "--config=configs/missing.py", "is not a file of this repository"),
-        (SPEC, "steps=5", "is no flag of the form --name=value"),
+        (SPEC, "steps=5", "is not of the form --name=value"),
         (POD, "--config=configs/demo.py", "needs --data_dir=gs://"),
     ],
 )

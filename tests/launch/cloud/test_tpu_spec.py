@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("google.cloud.tpu_v2")
-
 from common.errors import UsageError
 from launch.cloud import buckets, slices
 from launch.cloud.service import Service
@@ -38,8 +36,8 @@ def test_accelerator_types(name, chips, single, image):
     [
         ("v5e-8", "calls it v5litepod-8"),
         ("tpu7x-8", "ends with v6e"),
-        ("a100", "is not known; it is like v5litepod-8"),
-        ("v9-8", "is not known"),
+        ("a100", "is unknown; give one such as v5litepod-8"),
+        ("v9-8", "is unknown"),
         ("v4-4", "the smallest is v4-8"),
         ("v6e-0", "the smallest is v6e-1"),
     ],
@@ -65,7 +63,7 @@ def test_no_credentials(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
-    with pytest.raises(UsageError, match="gcloud auth application-default login; --dry_run"):
+    with pytest.raises(UsageError, match="gcloud auth application-default login, or use --dry_run"):
         Service()
     with pytest.raises(UsageError, match=buckets.LOG_IN):
         buckets.make_client()

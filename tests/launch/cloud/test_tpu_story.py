@@ -6,8 +6,6 @@ import threading
 import pytest
 import requests
 
-pytest.importorskip("google.cloud.tpu_v2")
-
 from launch.cloud.store import SPEC
 from tests.services.project import COMMANDS, NAME, STEPS, delete, go_through, in_bucket
 from tests.services.tpu import LOST

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import kubernetes_validate
@@ -13,6 +12,7 @@ import yaml
 from common.errors import UsageError
 from launch.clusters import manifests as clusters
 from launch.clusters.manifests import Training
+from tests.launch.commands import run_command
 from trainer.distributed.cluster import find_cluster
 
 ROOT = Path(__file__).parents[3]
@@ -151,7 +151,7 @@ def test_gke_tpu(tpu_type, selector, chips):
 
 
 def test_a_slice_of_several_hosts_is_not_for_gke():
-    with pytest.raises(UsageError, match=r"v5litepod-16 is a slice of several hosts"):
+    with pytest.raises(UsageError, match=r"v5litepod-16 is a multi-host slice"):
         clusters.gke_tpu(training(workers=1, gpus=0), "v5litepod-16")
 
 
@@ -240,22 +240,13 @@ def test_slurm(tmp_path, plan, code, starts, pauses):
     assert log.count("scontrol") == (code == 42)
 
 
-def render(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "launch.render", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_the_command():
     arguments = ("jobset", "--name=mine", "--workers=2", "--image=i", "--")
-    done = render(*arguments, *FLAGS, "--config.train.batch_tokens=4096")
-    assert done.returncode == 0, done.stderr
-    assert yaml.safe_load(done.stdout)["kind"] == "JobSet"
+    code, out, err = run_command(
+        "launch.render", *arguments, *FLAGS, "--config.train.batch_tokens=4096"
+    )
+    assert (code, err) == (0, "")
+    assert yaml.safe_load(out)["kind"] == "JobSet"
 
 
 @pytest.mark.parametrize(
@@ -273,7 +264,6 @@ def test_the_command():
     ],
 )
 def test_bad_usage_is_one_line(arguments, message):
-    done = render(*arguments)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert (done.returncode, done.stdout, len(errors)) == (2, "", 1), done.stderr
-    assert message in errors[0] and "Traceback" not in done.stderr
+    code, out, err = run_command("launch.render", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1
