@@ -26,8 +26,9 @@ def run_command(module: str, *arguments: str) -> tuple[int, str, str]:
             mock.patch.multiple(
                 sys, argv=[module, *arguments], stdin=stdin, stdout=out, stderr=err
             ),
-            warnings.catch_warnings(),  # the test may have imported the module
+            warnings.catch_warnings(),
         ):
+            warnings.simplefilter("ignore", RuntimeWarning)  # the test may have imported the module
             try:
                 runpy.run_module(module, run_name="__main__")
             except SystemExit as ended:
