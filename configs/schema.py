@@ -137,8 +137,20 @@ class DecodeConfig:
     """Hypotheses kept; 1 is greedy decoding."""
     length_penalty: float = 0.6
     """alpha of Wu et al. 2016, equation 14: a score is divided by ((5 + length) / 6) ** alpha."""
-    max_length_ratio: float = 1.5
-    """A translation ends at this many times the (padded) source length, plus 10 tokens."""
+    normalization: str = "gnmt"
+    """"gnmt": the length penalty above; "length": a score is divided by length ** alpha."""
+    coverage_penalty: float = 0.0
+    """beta of the same equation, for source words that no target word attends to."""
+    max_length_ratio: float = 2.0
+    """A translation ends at this many times its sentence's length, plus `max_length_offset`
+    tokens; both lengths count the end of the sentence."""
+    max_length_offset: int = 16
+    min_length: int = 0
+    """Tokens that a translation has at least."""
+    repetition_penalty: float = 1.0
+    """Factor on the log probability of a token that the translation holds already."""
+    no_repeat_ngram: int = 0
+    """No translation holds the same n-gram of so many tokens twice; 0 for no such rule."""
     batch_tokens: int = 4096
     """Source positions decoded at a time, padding included."""
     validation_beam_size: int = 1
@@ -165,6 +177,7 @@ _CHOICES = {
     "optimizer.name": ("adam", "adamw", "adafactor", "lion", "muon"),
     "optimizer.schedule": ("inverse_sqrt", "cosine", "linear", "constant"),
     "train.bad_steps": ("abort", "skip", "rollback"),
+    "decode.normalization": ("gnmt", "length"),
     "train.best_metric": ("bleu", "chrf", "token_accuracy", "loss", "nll", "perplexity"),
 }
 _MAY_BE_ZERO = {
@@ -176,6 +189,10 @@ _MAY_BE_ZERO = {
     "train.early_stopping_patience",
     "train.keep_every_hours",
     "decode.length_penalty",
+    "decode.coverage_penalty",
+    "decode.max_length_offset",
+    "decode.min_length",
+    "decode.no_repeat_ngram",
     "decode.validation_sentences",
 }
 

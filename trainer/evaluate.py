@@ -14,7 +14,7 @@ from data_pipeline.dataset.examples import read_examples
 from data_pipeline.dataset.manifest import load_manifest
 from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding import scoring
-from trainer.decoding.search import Decoder
+from trainer.decoding.search import Decoder, search_options
 from trainer.input.evaluation import evaluation_batches
 from trainer.step import Steps
 from trainer.validation import total_metrics
@@ -55,8 +55,7 @@ def main(argv: list[str]) -> None:
     pairs = read_examples(manifest, _SPLIT.value)
     batches = evaluation_batches(pairs, config, manifest.closing_id, strategy)
     result = total_metrics(steps, batches)
-    beam_size = _BEAM_SIZE.value or config.decode.beam_size
-    decoder = Decoder(model, config.decode, beam_size)
+    decoder = Decoder(model, search_options(config.decode, _BEAM_SIZE.value))
     scores, rows = scoring.score_split(manifest, _SPLIT.value, tokenizers, decoder)
     if _OUTPUT.value:
         with tf.io.gfile.GFile(_OUTPUT.value, "w") as file:
@@ -69,7 +68,7 @@ def main(argv: list[str]) -> None:
                 "sentences": len(rows),
                 **{key: round(value, 5) for key, value in result.items()},
                 **scores,
-                "beam_size": beam_size,
+                "beam_size": decoder.options.beam_size,
                 "length_penalty": config.decode.length_penalty,
             }
         ),

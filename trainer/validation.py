@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from common.console import warn
 from common.errors import UsageError
 from configs.schema import TrainConfig
 from trainer.agreement import Agreement
@@ -47,6 +48,7 @@ class Validation:
     ):
         self._config, self._steps, self._batches, self._scorer = config, steps, batches, scorer
         self._state, self._writer, self._stops, self._say = state, writer, stops, say
+        self._warned_of_tie = False
 
     def is_due(self, step: int) -> bool:
         """Return whether this step is one to evaluate at, and that is not done yet."""
@@ -111,13 +113,25 @@ class Validation:
         value, best = result[name], float(state.best.numpy())
         higher = self._steps.task.BEST[name]
         better = math.isnan(best) or (value > best if higher else value < best)
+        if value == best:
+            self._warn_of_tie(name, value)
+            better = result["loss"] < float(state.best_loss.numpy())
         if better:
             state.best.assign(value)
             state.best_step.assign(step)
+            state.best_loss.assign(result["loss"])
             state.evaluations_since_best.assign(0)
         else:
             state.evaluations_since_best.assign_add(1)
         return better
+
+    def _warn_of_tie(self, name: str, value: float) -> None:
+        if not self._warned_of_tie and cluster.worker_of(self._steps.strategy).is_chief:
+            warn(
+                f"two evaluations have the best {name}, {value:.4g}, so --config.train.best_metric"
+                f"={name} does not tell their checkpoints apart; the lower loss decides"
+            )
+        self._warned_of_tie = True
 
 
 def show(sample: Mapping[str, str], indent: int) -> list[str]:

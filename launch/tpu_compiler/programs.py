@@ -17,7 +17,9 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.distribute import one_device_strategy
 
-from trainer.decoding.search import beam_search, greedy_search, longest_translation
+from trainer.decoding.beam import BeamSearch
+from trainer.decoding.options import SearchOptions
+from trainer.decoding.predictor import TranslationPredictor
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 from trainer.step import Steps
@@ -211,13 +213,12 @@ class Programs:
 
     def decode(self, rows: int, length: int) -> Program:
         """Beam or greedy search with the beam size of `trainer.evaluate`, to the last position."""
-        config = self.config.decode
-        longest = longest_translation(length, config.max_length_ratio)
+        options = SearchOptions.of(self.config.decode)
+        longest = options.longest(length)
+        beam = BeamSearch(TranslationPredictor([self.model]), options)
 
         def search(source):
-            if config.beam_size == 1:
-                return greedy_search(self.model, source, longest)
-            return beam_search(self.model, source, longest, config.beam_size, config.length_penalty)
+            return beam.run(source, tf.fill([rows], longest), longest)
 
         return Program("decode", search, [(rows, length)], longest)
 

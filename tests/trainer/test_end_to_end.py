@@ -22,7 +22,7 @@ from data_pipeline.settings import Settings
 from trainer import loop
 from trainer.checkpoints import model_dir
 from trainer.decoding import scoring
-from trainer.decoding.search import Decoder
+from trainer.decoding.search import Decoder, search_options
 from trainer.metrics import flops
 from trainer.run import Run, assemble
 
@@ -102,13 +102,14 @@ def test_learns_to_copy(copy_data, tmp_path):
     tokenizers = tuple(loaded.tokenizers.values())
     assert loaded.step in (300, 600)
     for beam_size in (1, 3):
-        decoder = Decoder(loaded.model, loaded.facts.config.decode, beam_size)
+        decoder = Decoder(loaded.model, search_options(loaded.facts.config.decode, beam_size))
         scores, rows = scoring.score_split(copy_data, "test", tokenizers, decoder)
         assert scores["bleu"] > 90
         assert sum(reference == translation for _, reference, translation in rows) > 80
     # Order and count, whatever the lines are; each as if it had been alone.
     lines = [rows[0][0], "", rows[1][0], "  ", " ".join(["ant"] * 500), rows[2][0]]
-    translations = scoring.translate_lines(lines, tokenizers, decoder)
+    found = scoring.translate_lines(lines, tokenizers, decoder)
+    translations = [one.text for one in found]
     assert len(translations) == len(lines) and translations[4]
     expected = [rows[0][2], "", rows[1][2], "", rows[2][2]]
     assert translations[:4] + translations[5:] == expected

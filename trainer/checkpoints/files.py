@@ -95,7 +95,7 @@ class Keep:
 
 
 def ranked(checkpoints: list[Checkpoint], metric: str, higher: bool) -> list[Checkpoint]:
-    """Return those that have the metric, the best first, and the earlier of equals first.
+    """Return those that have the metric, the best first; of equals, the one with the lower loss.
 
     Args:
         checkpoints: in any order.
@@ -104,7 +104,11 @@ def ranked(checkpoints: list[Checkpoint], metric: str, higher: bool) -> list[Che
     """
     sign = -1 if higher else 1
     scored = [one for one in checkpoints if metric in one.metrics]
-    return sorted(scored, key=lambda one: (sign * one.metrics[metric], one.step))
+
+    def rank(one: Checkpoint) -> tuple[float, float, int]:
+        return sign * one.metrics[metric], one.metrics.get("loss", 0.0), one.step
+
+    return sorted(scored, key=rank)
 
 
 def prefix(directory: str, step: int) -> str:

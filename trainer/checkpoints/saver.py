@@ -26,6 +26,7 @@ class RunState(tf.Module):
     Attributes:
         best: float64, the best value so far of `train.best_metric`, NaN before the first.
         best_step: int64, where it was.
+        best_loss: float64, the loss there; of equal values the one with the lower loss is better.
         evaluations_since_best: int64.
         evaluated_step: int64, of the last evaluation.
         data_offset: int64, the batches that were left out: step s, counted from 0, takes the batch
@@ -37,6 +38,7 @@ class RunState(tf.Module):
         super().__init__()
         self.best = tf.Variable(float("nan"), dtype=tf.float64)
         self.best_step = tf.Variable(0, dtype=tf.int64)
+        self.best_loss = tf.Variable(float("nan"), dtype=tf.float64)
         self.evaluations_since_best = tf.Variable(0, dtype=tf.int64)
         self.evaluated_step = tf.Variable(0, dtype=tf.int64)
         self.data_offset = tf.Variable(0, dtype=tf.int64)

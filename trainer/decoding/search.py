@@ -1,230 +1,248 @@
-"""Greedy and beam search with a key/value cache, compiled, over batches of a few static shapes.
+"""Translating lists of token ids: batches of a few shapes, which shrink as sentences finish.
 
-Axis letters: B batch, S source length, T longest translation, K beams, V vocabulary.
+The host drives a compiled search. It stops whenever half of its sentences are done, takes these
+out, and goes on with a smaller batch; and it starts with room for short translations and gives
+more only to those that need it. Neither changes a translation.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-_NEVER = -1e30  # a score that no hypothesis reaches; finite, so that it can be added to
-MAX_SOURCE = 1024  # tokens of a source sentence, with its end
+from trainer.decoding.beam import BeamSearch
+from trainer.decoding.options import MAX_SOURCE, SamplingOptions, SearchOptions, SpecialTokens
+from trainer.decoding.predictor import Predictor, TranslationPredictor
+from trainer.decoding.sampling import Sampler, uniform_numbers
+
 _LENGTHS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
+_FIRST_ROOM = 32  # target tokens
+_SMALLEST = 4  # rows: smaller batches are not made smaller
 
 
 @dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokens that are not text."""
+class Hypothesis:
+    """One translation of a sentence.
 
-    pad: int = 0
-    unknown: int = 1
-    bos: int = 2
-    eos: int = 3
-
-
-def longest_translation(source_length, ratio: float):
-    """T for a (padded) source length, a Python or a tensor integer."""
-    if isinstance(source_length, tf.Tensor):
-        return tf.cast(tf.cast(source_length, tf.float32) * ratio, tf.int32) + 10
-    return int(source_length * ratio) + 10
-
-
-def _log_probabilities(logits: tf.Tensor, special: SpecialTokens) -> tf.Tensor:
-    """float32 [..., V], with no chance for the tokens that a translation cannot hold."""
-    never = [special.pad, special.unknown, special.bos]
-    mask = tf.reduce_any(tf.range(logits.shape[-1])[:, tf.newaxis] == never, axis=-1)  # [V]
-    return tf.where(mask, _NEVER, tf.nn.log_softmax(logits))
-
-
-def greedy_search(model, source, max_length, special=SpecialTokens()) -> tf.Tensor:
-    """The likeliest next token, again and again until the end of the sentence.
-
-    Args:
-        model: `trainer.model.transformer.Transformer`.
-        source: int32 [B, S], each row closed by its end-of-sentence token, 0 for padding.
-        max_length: T.
-        special: the special token ids.
-
-    Returns:
-        int32 [B, T]: the translation with its end-of-sentence token, then 0.
+    Attributes:
+        ids: token ids without special tokens.
+        score: the normalised log probability, by which hypotheses are ranked.
+        log_probability: natural logarithm, the end token counted.
+        ended: False where it was cut at its longest length.
     """
-    segments = tf.cast(source != special.pad, tf.int32)
-    cache = model.start_cache(model.encode(source, segments), max_length)
-    batch = tf.shape(source)[0]
 
-    def unfinished(position, tokens, finished, written, cache):
-        return (position < max_length) & ~tf.reduce_all(finished)
-
-    def extend(position, tokens, finished, written, cache):
-        logits, cache = model.decode_step(tokens, cache, position, segments)
-        best = tf.argmax(_log_probabilities(logits, special), -1, output_type=tf.int32)  # [B]
-        best = tf.where(finished, special.pad, best)
-        written = tf.where(tf.range(max_length) == position, best[:, tf.newaxis], written)
-        return position + 1, best, finished | (best == special.eos), written, cache
-
-    state = (
-        tf.constant(0),
-        tf.fill([batch], special.bos),
-        source[:, 0] == special.pad,  # a row that only fills the batch
-        tf.zeros([batch, max_length], tf.int32),
-        cache,
-    )
-    return tf.while_loop(unfinished, extend, state)[3]
+    ids: list[int]
+    score: float
+    log_probability: float
+    ended: bool
 
 
-def beam_search(
-    model, source, max_length, beam_size: int, length_penalty: float, special=SpecialTokens()
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Beam search with the length penalty of Wu et al. 2016 (GNMT, equation 14).
+@dataclass(frozen=True)
+class _Batch:
+    """Sentences of similar length.
 
-    A hypothesis is finished when it ends and is among the best K at that moment; a sentence is
-    done when K of them are. A beam of 1 is therefore greedy search.
-
-    Args:
-        model: `trainer.model.transformer.Transformer`.
-        source: int32 [B, S], each row closed by its end-of-sentence token, 0 for padding.
-        max_length: T.
-        beam_size: K.
-        length_penalty: alpha; scores are log probabilities over ((5 + length) / 6) ** alpha.
-        special: the special token ids.
-
-    Returns:
-        int32 [B, K, T], best hypothesis first, each with its end-of-sentence token, then 0;
-        and float32 [B, K], their scores. Where fewer than K finished within T tokens, the
-        unfinished ones follow, best first, with scores that only say that they are unfinished.
+    Attributes:
+        numbers: of the sentences; fewer than rows where the batch is filled up.
+        source: int32 [B, S].
+        limit: int32 [B], tokens that a translation may have.
+        prefix: int32 [B, P].
     """
-    # A static size where there is one: tf.while_loop wants shapes that stay what they are.
-    batch = tf.shape(source)[0] if source.shape[0] is None else source.shape[0]
-    beams = beam_size
-    segments = tf.repeat(tf.cast(source != special.pad, tf.int32), beams, axis=0)  # [B * K, S]
-    memory = model.encode(source, tf.cast(source != special.pad, tf.int32))
-    cache = model.start_cache(tf.repeat(memory, beams, axis=0), max_length)
-    row = tf.range(batch)[:, tf.newaxis] * beams  # [B, 1], the first beam of each sentence
 
-    def penalty(length):
-        return ((5.0 + tf.cast(length, tf.float32)) / 6.0) ** length_penalty
+    numbers: list[int]
+    source: np.ndarray
+    limit: np.ndarray
+    prefix: np.ndarray
 
-    def select(sequences, indices):
-        return tf.gather(sequences, indices, batch_dims=1)  # [B, K, T]
 
-    def unfinished(position, alive, alive_scores, done, done_scores, cache):
-        all_done = tf.reduce_all(done_scores > _NEVER / 2)
-        return (position < max_length) & ~all_done
+def decoding_device(model: Any) -> str | None:
+    """Return the device that holds the model's weights, to decode there; None for a TPU.
 
-    def extend(position, alive, alive_scores, done, done_scores, cache):
-        last = tf.gather(alive, tf.maximum(position - 1, 0), axis=2)  # [B, K]
-        last = tf.where(position == 0, special.bos, last)
-        logits, cache = model.decode_step(tf.reshape(last, [-1]), cache, position, segments)
-        scores = _log_probabilities(logits, special)  # [B * K, V]
-        vocabulary = logits.shape[-1]
-        # The 2 K best of a sentence are among the 2 K best of each of its beams.
-        beam_scores, beam_tokens = tf.math.top_k(scores, min(2 * beams, vocabulary))
-        width = beam_scores.shape[-1]
-        beam_scores = tf.reshape(beam_scores, [batch, beams, width])
-        scores = beam_scores + alive_scores[:, :, tf.newaxis]  # [B, K, 2K]
-        scores, flat = tf.math.top_k(tf.reshape(scores, [batch, -1]), 2 * beams)  # [B, 2K]
-        beam = flat // width  # [B, 2K]
-        token = tf.gather(tf.reshape(beam_tokens, [batch, -1]), flat, batch_dims=1)
-        extended = select(alive, beam)  # [B, 2K, T]
-        extended = tf.where(tf.range(max_length) == position, token[:, :, tf.newaxis], extended)
-        ends = token == special.eos
-
-        # Finished: only what would be among the K best, and only while the sentence is open.
-        still_open = tf.reduce_any(done_scores <= _NEVER / 2, axis=1, keepdims=True)
-        finishes = (ends & (scores > _NEVER / 2))[:, :beams] & still_open
-        new_scores = tf.where(finishes, scores[:, :beams] / penalty(position + 1), _NEVER)
-        done_scores, keep = tf.math.top_k(tf.concat([done_scores, new_scores], 1), beams)
-        done = select(tf.concat([done, extended[:, :beams]], 1), keep)
-
-        alive_scores, keep = tf.math.top_k(tf.where(ends, _NEVER, scores), beams)
-        alive = select(extended, keep)
-        origin = tf.reshape(row + tf.gather(beam, keep, batch_dims=1), [-1])  # [B * K]
-        # The encoder's side is the same for all beams of a sentence and stays where it is.
-        cache = [
-            {
-                **layer,
-                "key": tf.gather(layer["key"], origin),
-                "value": tf.gather(layer["value"], origin),
-            }
-            for layer in cache
-        ]
-        return position + 1, alive, alive_scores, done, done_scores, cache
-
-    empty = tf.zeros([batch, beams, max_length], tf.int32)
-    first_only = tf.where(tf.range(beams) == 0, 0.0, _NEVER)  # equal beams would stay equal
-    state = (
-        tf.constant(0),
-        empty,
-        tf.tile(first_only[tf.newaxis], [batch, 1]),
-        empty,
-        tf.tile(tf.where(source[:, :1] == special.pad, 0.0, _NEVER), [1, beams]),
-        cache,
-    )
-    _, alive, alive_scores, done, done_scores, _ = tf.while_loop(unfinished, extend, state)
-    # Below every finished hypothesis and above the empty slots. They are sorted, and stay so:
-    # equal scores keep their order in top_k.
-    alive_scores = tf.where(alive_scores > _NEVER / 2, _NEVER / 4, _NEVER)
-    scores, keep = tf.math.top_k(tf.concat([done_scores, alive_scores], 1), beams)
-    return select(tf.concat([done, alive], 1), keep), scores
+    Beside a training on virtual CPU devices TensorFlow would take the GPU, if there is one.
+    """
+    device = model.trainable_variables[0].value.device
+    return device if tf.DeviceSpec.from_string(device).device_type in ("CPU", "GPU") else None
 
 
 class Decoder:
     """Translates lists of token ids.
 
     Args:
-        model: `trainer.model.transformer.Transformer`.
-        config: `configs.schema.DecodeConfig`.
-        beam_size: beams; 1 for greedy search.
-        jit_compile: compile with XLA, once for each of a few shapes; None for only where there
-            is a GPU. On a CPU the graph runs as fast, and starts without compiling.
+        model: a `trainer.model.transformer.Transformer`, a list of them as an ensemble, or a
+            `Predictor`.
+        options: how to search.
+        sampling: how to draw instead of searching for the best; None to search.
+        device: where to decode, such as "/device:CPU:0"; None for where TensorFlow would.
+        jit_compile: compile with XLA, once for each of a few shapes; None for only on a GPU. On a
+            CPU the graph runs as fast, and starts without compiling.
         special: the special token ids.
     """
 
-    def __init__(self, model, config, beam_size: int, jit_compile=None, special=SpecialTokens()):
+    def __init__(
+        self,
+        model: Any,
+        options: SearchOptions,
+        *,
+        sampling: SamplingOptions | None = None,
+        device: str | None = None,
+        jit_compile: bool | None = None,
+        special: SpecialTokens = SpecialTokens(),  # noqa: B008
+    ):
         if jit_compile is None:
-            jit_compile = bool(tf.config.list_physical_devices("GPU"))
-        self.config = config
-        self.beam_size = beam_size
-        self.special = special
-        self.static_rows = jit_compile
+            gpu = bool(tf.config.list_physical_devices("GPU"))
+            jit_compile = gpu if device is None else "GPU" in device
+        self.options, self.sampling, self.special = options, sampling, special
+        self._device, self._static = device, jit_compile
+        self._samples = sampling.samples if sampling else 1
+        predictor: Predictor
+        if isinstance(model, list | tuple):
+            predictor = TranslationPredictor(model)
+        else:
+            predictor = TranslationPredictor([model]) if hasattr(model, "encode") else model
+        search: Any = (
+            Sampler(predictor, options, sampling, special)
+            if sampling
+            else BeamSearch(predictor, options, special)
+        )
+        compiled = {"jit_compile": jit_compile or None, "autograph": False}
+        signature = [
+            tf.TensorSpec([None, None], tf.int32, "source"),
+            tf.TensorSpec([None], tf.int32, "limit"),
+            tf.TensorSpec([None, None], tf.int32, "prefix"),
+        ]
+        if sampling:
+            signature.append(tf.TensorSpec([None, None], tf.float32, "uniform"))
+        self._start = tf.function(search.start, input_signature=signature, **compiled)
+        self._search, self._compiled = search, compiled
+        self._functions: tuple[Any, Any, Any] | None = None
 
-        def search(source: tf.Tensor) -> tf.Tensor:
-            length = longest_translation(tf.shape(source)[1], config.max_length_ratio)
-            if beam_size == 1:
-                return greedy_search(model, source, length, special)
-            beams, _ = beam_search(model, source, length, beam_size, config.length_penalty, special)
-            return beams[:, 0]
+    def _trace(self) -> tuple[Any, Any, Any]:
+        """Compile the search from the shapes that its start gives."""
+        if self._functions is None:
+            outputs = self._start.get_concrete_function().structured_outputs
+            state = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), outputs)
+            number = tf.TensorSpec([], tf.int32)
+            search = self._search
 
-        signature = [tf.TensorSpec([None, None], tf.int32)]
-        self._search = tf.function(search, input_signature=signature, jit_compile=jit_compile)
+            def advance(state, leave):
+                state = search.advance(state, leave)
+                return state, search.is_open(state)
+
+            self._functions = (
+                tf.function(advance, input_signature=[state, number], **self._compiled),
+                tf.function(search.finish, input_signature=[state], **self._compiled),
+                tf.function(search.grow, input_signature=[state, number], autograph=False),
+            )
+        return self._functions
 
     def translate(
-        self, sentences: list[list[int]], between: Callable[[], Any] | None = None
+        self, sentences: Sequence[list[int]], between: Callable[[], Any] | None = None
     ) -> list[list[int]]:
-        """The best translation of each sentence, in order.
+        """Return the best translation of each sentence, in order; see `search`."""
+        found = self.search(sentences, between=between)
+        return [hypotheses[0].ids if hypotheses else [] for hypotheses in found]
+
+    def search(
+        self,
+        sentences: Sequence[list[int]],
+        prefixes: Sequence[list[int]] | None = None,
+        between: Callable[[], Any] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each sentence, in order, the best first.
 
         Args:
-            sentences: token ids without special tokens; an empty list stays empty. What is
+            sentences: token ids without special tokens; an empty list has no hypotheses. What is
                 longer than 1,023 tokens is cut there.
+            prefixes: what each translation must begin with, token ids; None for anything.
             between: called after every batch; what it raises ends the work.
 
         Returns:
-            token ids without special tokens.
+            for each sentence, its `beam_size` best hypotheses or as many as there are, or all its
+            samples in the order in which they were drawn.
         """
-        translations: list[list[int]] = [[] for _ in sentences]
-        for numbers, batch in self._batches(sentences):
-            for number, ids in zip(numbers, self._search(batch).numpy(), strict=False):
-                end = np.flatnonzero((ids == self.special.eos) | (ids == self.special.pad))
-                translations[number] = ids[: end[0] if len(end) else None].tolist()
+        found: list[list[Hypothesis]] = [[] for _ in sentences]
+        for batch in self._batches(sentences, prefixes):
+            with tf.device(self._device):
+                for row, hypotheses in self._run(batch):
+                    number = row // self._samples
+                    if number < len(batch.numbers):
+                        found[batch.numbers[number]] += hypotheses
             if between:
                 between()
-        return translations
+        return found
 
-    def _batches(self, sentences: list[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Numbers of sentences of similar length, and their tokens, int32 [B, S]."""
+    def _run(self, batch: _Batch) -> Iterator[tuple[int, list[Hypothesis]]]:
+        """Yield the rows of a batch with their hypotheses, in rising order."""
+        advance, finish, grow = self._trace()
+        longest = int(batch.limit.max())
+        if self._static:  # one shape for a length, whatever its sentences
+            longest = self.options.longest(batch.source.shape[1]) + batch.prefix.shape[1]
+        forced = batch.prefix.shape[1]
+        room = longest if self._static else min(longest, max(_FIRST_ROOM, forced))
+        prefix = np.pad(batch.prefix, [[0, 0], [0, room - forced]])
+        arguments = [batch.source, batch.limit, prefix]
+        if self.sampling:
+            arguments.append(self._uniform(batch, longest))
+        state = self._start(*map(tf.constant, arguments))
+        rows = np.arange(len(batch.source) * self._samples)  # of the batch, at each place
+        results: dict[int, list[Hypothesis]] = {}
+        # With XLA a batch shrinks once, to a quarter: every size is one more compilation.
+        shares = iter([4] if self._static else itertools.repeat(2))
+        while True:
+            leave = len(rows) // next(shares, len(rows) + 1)
+            leave = leave if leave >= _SMALLEST else 0
+            state, is_open = advance(state, tf.constant(leave))
+            is_open = is_open.numpy()
+            places, closed = np.flatnonzero(is_open), np.flatnonzero(~is_open)
+            if len(closed):
+                done = [part.numpy() for part in finish(state)]
+                for place in closed:
+                    if rows[place] not in results:  # a row may fill another one's place
+                        results[rows[place]] = self._hypotheses(*(part[place] for part in done))
+            if not len(places):
+                break
+            if self._static:
+                places = np.concatenate([places, closed[: max(0, leave - len(places))]])
+            if len(places) < len(rows):
+                state, rows = self._select(state, places), rows[places]
+            width = state.prefix.shape[1]
+            if int(state.position) >= width:
+                state = grow(state, tf.constant(min(longest, 2 * width) - width))
+        yield from sorted(results.items())
+
+    @staticmethod
+    def _select(state, places: np.ndarray):
+        """Return the state with only these places of the batch."""
+        parts = {
+            name: tf.nest.map_structure(lambda x: tf.gather(x, places), part)
+            for name, part in state._asdict().items()
+            if name != "position"
+        }
+        return state._replace(**parts)
+
+    def _uniform(self, batch: _Batch, length: int) -> np.ndarray:
+        assert self.sampling
+        uniform = np.zeros([len(batch.source), self._samples, length], np.float32)
+        for row, number in enumerate(batch.numbers):
+            for sample in range(self._samples):
+                uniform[row, sample] = uniform_numbers(self.sampling, number, sample, length)
+        return uniform.reshape([-1, length])
+
+    def _hypotheses(self, tokens, scores, log_p, ended) -> list[Hypothesis]:
+        found = []
+        for ids, *facts in zip(tokens, scores, log_p, ended, strict=True):
+            if not ids[0]:
+                continue  # an empty place
+            end = np.flatnonzero((ids == self.special.eos) | (ids == self.special.pad))
+            text = ids[: end[0] if len(end) else None].tolist()
+            found.append(Hypothesis(text, float(facts[0]), float(facts[1]), bool(facts[2])))
+        return found
+
+    def _batches(self, sentences, prefixes) -> Iterator[_Batch]:
+        """Yield sentences of similar length together."""
+        options = self.options
         by_length: dict[int, list[int]] = {length: [] for length in _LENGTHS}
         for number, ids in enumerate(sentences):
             if ids:
@@ -233,12 +251,22 @@ class Decoder:
         for length, numbers in by_length.items():
             # The longest first, so that sentences that end at about the same time share a batch.
             numbers.sort(key=lambda number: -len(sentences[number]))
-            rows = max(1, self.config.batch_tokens // length)
+            rows = max(1, options.batch_tokens // (length * self._samples))
             for start in range(0, len(numbers), rows):
                 chunk = numbers[start : start + rows]
-                batch = np.zeros([rows if self.static_rows else len(chunk), length], np.int32)
+                height = rows if self._static else len(chunk)
+                source, limit = np.zeros([height, length], np.int32), np.ones([height], np.int32)
+                begins = [list(prefixes[number]) if prefixes else [] for number in chunk]
+                prefix = np.zeros([height, max(map(len, begins))], np.int32)
                 for row, number in enumerate(chunk):
                     ids = sentences[number][: length - 1]
-                    batch[row, : len(ids)] = ids
-                    batch[row, len(ids)] = self.special.eos
-                yield chunk, batch
+                    source[row, : len(ids)] = ids
+                    source[row, len(ids)] = self.special.eos
+                    prefix[row, : len(begins[row])] = begins[row]
+                    limit[row] = options.longest(len(ids) + 1) + len(begins[row])
+                yield _Batch(chunk, source, limit, prefix)
+
+
+def search_options(config, beam_size: int = 0, **changes) -> SearchOptions:
+    """Return the options of a `DecodeConfig`, with another beam where one is given."""
+    return SearchOptions.of(config, **({"beam_size": beam_size} if beam_size else {}), **changes)

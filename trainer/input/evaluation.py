@@ -3,11 +3,25 @@
 import numpy as np
 import tensorflow as tf
 
-from configs.schema import Config
+from configs.schema import Config, TrainConfig
 from data_pipeline.dataset import packing
 from data_pipeline.dataset.examples import Examples
 from trainer.input.distribution import untuned
-from trainer.input.protocol import batch_rows
+
+
+POSITIONS = 8_192
+"""Positions of a side that a replica evaluates at a time, at most."""
+
+
+def _rows_of_a_replica(train: TrainConfig, rows: packing.Rows, replicas: int) -> int:
+    """Return the rows that a replica evaluates at a time.
+
+    No more than in training, where gradients need memory too. But the training may have had more
+    devices than this process, and a split may be small.
+    """
+    in_training = train.batch_tokens // (replicas * train.micro_batches)
+    fitting = max(1, min(in_training, POSITIONS) // rows.length)
+    return max(1, min(fitting, -(-len(rows) // replicas)))
 
 
 def evaluation_batches(
@@ -26,8 +40,7 @@ def evaluation_batches(
     """
     rows = packing.pack(examples, config.data.longest_row, closing_id, truncate=True)
     replicas = strategy.num_replicas_in_sync
-    # As large as a micro-batch of training: more may not fit into memory.
-    size = batch_rows(config.train, rows.length, replicas) // config.train.micro_batches
+    size = replicas * _rows_of_a_replica(config.train, rows, replicas)
     missing = -len(rows) % size
     arrays = {name: np.pad(array, [[0, missing], [0, 0]]) for name, array in rows.arrays.items()}
 

@@ -113,23 +113,26 @@ class DecoderLayer(keras.layers.Layer):
         return self.around_feed_forward(x, rng, function=lambda y: self.feed_forward(y, rng))
 
     def step(self, x, cache, position, self_mask, cross_mask):
-        """One position, with the keys and values of the earlier ones from `cache`.
+        """Compute one position of K hypotheses a sentence, from what `cache` holds of earlier ones.
+
+        The hypotheses of a sentence are the queries of one attention: they share the encoder's
+        keys, and one cache in which position t of hypothesis k stands at t * K + k.
 
         Args:
-            x: [B, 1, D].
-            cache: "key" and "value" [B, N, T, H] of this layer, filled before `position`;
+            x: [B, K, D].
+            cache: "key" and "value" [B, N, T * K, H] of this layer, filled before `position`;
                 "memory_key" and "memory_value" [B, N, S, H].
             position: int32 scalar, the same for all rows.
-            self_mask: bool [1, 1, 1, T], True up to `position`.
+            self_mask: bool, broadcastable to [B, 1, K, T * K]: what each hypothesis descends from.
             cross_mask: bool [B, 1, 1, S].
 
         Returns:
-            [B, 1, D], and the cache with this position filled.
+            [B, K, D], and the cache with this position filled.
         """
         updated = dict(cache)
 
         def self_attention(y):
-            key, value = self.attention.keys_and_values(y)  # [B, N, 1, H]
+            key, value = self.attention.keys_and_values(y)  # [B, N, K, H]
             updated["key"] = write_position(cache["key"], key, position)
             updated["value"] = write_position(cache["value"], value, position)
             return self.attention.attend(y, updated["key"], updated["value"], self_mask)
@@ -145,6 +148,13 @@ class DecoderLayer(keras.layers.Layer):
 
 
 def write_position(cache: tf.Tensor, new: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    """`cache` [B, N, T, H] with `new` [B, N, 1, H] written at `position` of the third axis."""
-    here = tf.range(tf.shape(cache)[2]) == position  # [T]
-    return tf.where(here[:, tf.newaxis], new, cache)
+    """Return `cache` [B, N, T * K, H] with `new` [B, N, K, H] at T's `position`.
+
+    TensorFlow writes in place where nothing else reads the cache, as in a decoding loop.
+    """
+    shape = tf.shape(cache)
+    rows, width = shape[0] * shape[1], tf.shape(new)[2] * shape[3]
+    where = tf.stack([tf.range(rows), tf.fill([rows], position)], axis=1)  # [B * N, 2]
+    flat = tf.reshape(cache, [rows, -1, width])  # [B * N, T, K * H]
+    updated = tf.tensor_scatter_nd_update(flat, where, tf.reshape(new, [rows, width]))
+    return tf.ensure_shape(tf.reshape(updated, shape), cache.shape)

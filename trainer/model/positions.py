@@ -60,6 +60,27 @@ def causal_mask(length: int | tf.Tensor) -> tf.Tensor:
     return (index[:, tf.newaxis] >= index)[tf.newaxis, tf.newaxis]
 
 
+def ancestor_mask(
+    size: tf.Tensor, position: tf.Tensor, ancestors: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Return which entries of a decoder's cache each of K hypotheses descends from.
+
+    Args:
+        size: T * K, the entries: position t of hypothesis k is at t * K + k.
+        position: int32 scalar, the last position that is filled.
+        ancestors: int32 [B, K, T], the hypothesis that wrote each position, -1 for none; None
+            where K is 1.
+
+    Returns:
+        bool [B, 1, K, T * K], or [1, 1, 1, T].
+    """
+    if ancestors is None:
+        return (tf.range(size) <= position)[tf.newaxis, tf.newaxis, tf.newaxis]
+    shape = tf.shape(ancestors)
+    mask = ancestors[..., tf.newaxis] == tf.range(shape[1])  # [B, K, T, K]
+    return tf.reshape(mask, [shape[0], 1, shape[1], size])
+
+
 def positions_in_segments(segments: tf.Tensor) -> tf.Tensor:
     """The position of each token in its own sentence, counted from 0.
 

@@ -114,12 +114,15 @@ class Transformer(keras.Model):
             x = layer(x, mask, rng)
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
-    def start_cache(self, memory: tf.Tensor, length: int) -> list[dict[str, tf.Tensor]]:
-        """An empty decoder cache, with the keys and values of the encoder's output in it.
+    def start_cache(
+        self, memory: tf.Tensor, length: int | tf.Tensor, beams: int = 1
+    ) -> list[dict[str, tf.Tensor]]:
+        """Return an empty decoder cache that holds the keys and values of the encoder's output.
 
         Args:
             memory: [B, S, D].
             length: T, how many positions will be decoded at most.
+            beams: K, hypotheses of each sentence.
 
         Returns:
             for each decoder layer, what `DecoderLayer.step` reads.
@@ -127,32 +130,36 @@ class Transformer(keras.Model):
         cache = []
         for layer in self.decoder_layers:
             key, value = layer.cross_attention.keys_and_values(memory)  # [B, N, S, H]
-            empty = tf.zeros([tf.shape(key)[0], key.shape[1], length, key.shape[3]], key.dtype)
+            shape = [tf.shape(key)[0], key.shape[1], length * beams, key.shape[3]]
+            empty = tf.zeros(shape, key.dtype)  # [B, N, T * K, H]
             cache.append({"key": empty, "value": empty, "memory_key": key, "memory_value": value})
         return cache
 
-    def decode_step(self, tokens, cache, position, source_segments):
-        """Logits of the next token.
+    def decode_step(self, tokens, cache, position, source_segments, ancestors=None):
+        """Return the logits of the next token of K hypotheses a sentence.
+
+        Nothing is moved when hypotheses branch or end: `ancestors` tells which entries of the
+        cache belong to which hypothesis.
 
         Args:
-            tokens: int32 [B], the token before it.
+            tokens: int32 [B, K], the token before it.
             cache: from `start_cache` or the last step.
             position: int32 scalar, 0 for the first token.
             source_segments: int32 [B, S], 0 for padding.
+            ancestors: int32 [B, K, T], the hypothesis that wrote each position of this one, up to
+                `position`, and -1 for later ones; not needed where K is 1.
 
         Returns:
-            float32 [B, V], and the new cache.
+            float32 [B, K, V], and the new cache.
         """
-        here = tf.fill([tf.shape(tokens)[0], 1], position)  # [B, 1]
-        x = self._embed(self.target_embedding, tokens[:, tf.newaxis], here)
-        length = tf.shape(cache[0]["key"])[2]
-        self_mask = (tf.range(length) <= position)[tf.newaxis, tf.newaxis, tf.newaxis]
+        x = self._embed(self.target_embedding, tokens, tf.fill(tf.shape(tokens), position))
+        self_mask = positions.ancestor_mask(tf.shape(cache[0]["key"])[2], position, ancestors)
         cross_mask = (source_segments > 0)[:, tf.newaxis, tf.newaxis]  # [B, 1, 1, S]
         updated = []
         for layer, layer_cache in zip(self.decoder_layers, cache, strict=True):
             x, layer_cache = layer.step(x, layer_cache, position, self_mask, cross_mask)
             updated.append(layer_cache)
-        return self._logits(x)[:, 0], updated
+        return self._logits(x), updated
 
     def _embed(self, embedding, tokens, token_positions) -> tf.Tensor:
         width = self.config.width

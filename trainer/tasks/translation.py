@@ -9,7 +9,7 @@ from common.errors import UsageError
 from data_pipeline.dataset.manifest import Manifest, SplitInfo
 from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.decoding import scoring
-from trainer.decoding.search import Decoder
+from trainer.decoding.search import Decoder, decoding_device, search_options
 from trainer.model.transformer import Transformer
 from trainer.tasks import flops, losses
 from trainer.tasks.base import Batch, Scorer, Scores, Task
@@ -138,7 +138,11 @@ class Translation(Task):
     ) -> Scorer:
         """Return a function that translates the raw text of a split and counts BLEU and chrF."""
         decode = self.config.decode
-        decoder = Decoder(model, decode, decode.validation_beam_size if quick else decode.beam_size)
+        decoder = Decoder(
+            model,
+            search_options(decode, decode.validation_beam_size if quick else 0),
+            device=decoding_device(model),
+        )
         limit = decode.validation_sentences if quick else 0
         source, target = tokenizers["source"], tokenizers["target"]
 

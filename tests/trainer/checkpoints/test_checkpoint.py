@@ -143,7 +143,7 @@ def written(step: int, hours: float = 0.0, **metrics: float) -> Checkpoint:
     ("keep", "expected"),
     [
         (Keep(newest=1, best=1, metric="bleu"), {3, 6}),
-        (Keep(newest=2, best=2, metric="bleu"), {2, 3, 5, 6}),
+        (Keep(newest=2, best=2, metric="bleu"), {3, 4, 5, 6}),
         (Keep(newest=1, best=2, metric="loss", higher=False), {1, 4, 6}),
         (Keep(newest=1, best=9, metric="chrf"), {6}),
         (Keep(newest=99), {1, 2, 3, 4, 5, 6}),
@@ -152,7 +152,7 @@ def written(step: int, hours: float = 0.0, **metrics: float) -> Checkpoint:
     ],
 )
 def test_keep(keep, expected):
-    """The higher BLEU or the lower loss is better, and of equals the earlier."""
+    """The higher BLEU or the lower loss is better; of equal BLEU, the one with the lower loss."""
     checkpoints = [
         written(1, 0.0, bleu=1.0, loss=0.5),
         written(2, 1.0, bleu=8.0, loss=4.0),

@@ -7,7 +7,10 @@ import pytest
 import tensorflow as tf
 
 from configs.schema import DecodeConfig
-from trainer.decoding.search import Decoder, beam_search, greedy_search, longest_translation
+from trainer.decoding.beam import BeamSearch, Found
+from trainer.decoding.options import SearchOptions
+from trainer.decoding.predictor import TranslationPredictor
+from trainer.decoding.search import Decoder, search_options
 
 BOS, EOS = 2, 3
 NEVER = (0, 1, BOS)
@@ -47,18 +50,22 @@ def test_cached_equals_uncached(make_model, norm, tied, source_vocab):
     segments = (source > 0).astype(np.int32)
     cache = model.start_cache(model.encode(source, segments), 9)
     step = tf.function(model.decode_step)
-    token = tf.fill([3], BOS)
+    token = tf.fill([3, 1], BOS)
     for position in range(7):
         logits, cache = step(token, cache, tf.constant(position), segments)
-        np.testing.assert_allclose(logits, expected[:, position], rtol=2e-5, atol=2e-5)
-        token = tf.constant(target[:, position])
+        np.testing.assert_allclose(logits[:, 0], expected[:, position], rtol=2e-5, atol=2e-5)
+        token = tf.constant(target[:, position : position + 1])
 
 
-def graph(search):
-    """`search` compiled for any shape, as `Decoder` compiles it."""
-    return tf.function(
-        search, input_signature=[tf.TensorSpec([None, None], tf.int32)], autograph=False
-    )
+def search_graph(model, length: int, shape=(None, None), **options):
+    """The whole search in one graph, for any shape, as an exported model has it."""
+    search = BeamSearch(TranslationPredictor([model]), SearchOptions(**options))
+
+    def run(source) -> Found:
+        return search.run(source, tf.fill([tf.shape(source)[0]], length), length)
+
+    signature = [tf.TensorSpec(shape, tf.int32)]
+    return tf.function(run, input_signature=signature, autograph=False)
 
 
 def naive_greedy(model, source: np.ndarray, max_length: int) -> np.ndarray:
@@ -84,7 +91,7 @@ def model(make_model):
 def test_greedy_equals_a_naive_loop(model):
     """Some sentences end before others, and stay as they are."""
     source = sources(30, 12, 6)
-    result = graph(lambda x: greedy_search(model, x, 8))(source).numpy()
+    result = search_graph(model, 8, beam_size=1)(source).tokens[:, 0].numpy()
     np.testing.assert_array_equal(result, naive_greedy(model, source, 8))
     ends = [row.tolist().index(EOS) if EOS in row else 8 for row in result]
     assert len(set(ends)) > 2
@@ -94,9 +101,8 @@ def test_greedy_equals_a_naive_loop(model):
 
 def test_a_beam_of_one_is_greedy(model):
     source = sources(30, 64, 6, seed=1)
-    beams, _ = graph(lambda x: beam_search(model, x, 8, 1, 0.6))(source)
-    greedy = graph(lambda x: greedy_search(model, x, 8))(source)
-    np.testing.assert_array_equal(beams[:, 0], greedy)
+    beams = search_graph(model, 8, beam_size=1)(source)
+    np.testing.assert_array_equal(beams.tokens[:, 0], naive_greedy(model, source, 8))
 
 
 SMALL, WORDS, LONGEST = 7, (4, 5, 6), 4
@@ -132,8 +138,8 @@ def padded(ids) -> list[int]:
 def test_a_wide_beam_is_exhaustive(small_model, alpha):
     """With room for every hypothesis, the finished ones come in the order of their scores."""
     source = sources(SMALL, 3, 4)
-    search = graph(lambda x: beam_search(small_model, x, LONGEST, 120, alpha))
-    beams, scores = (x.numpy() for x in search(source))
+    search = search_graph(small_model, LONGEST, beam_size=120, length_penalty=alpha)
+    beams, scores, _, ended = (x.numpy() for x in search(source))
     for row in range(len(source)):
         table = prefix_table(small_model, source[row])
         finished = []
@@ -146,8 +152,8 @@ def test_a_wide_beam_is_exhaustive(small_model, alpha):
         assert len(finished) == 1 + 3 + 9 + 27
         np.testing.assert_allclose(scores[row, :40], [s for s, _ in finished], rtol=1e-5)
         assert beams[row, :40].tolist() == [ids for _, ids in finished]
-        # Then what did not end, with the likeliest first, and far below.
-        assert (scores[row, 40:] < -1e20).all()
+        # Then what did not end, with the likeliest first.
+        assert ended[row, :40].all() and not ended[row, 40:].any()
         unfinished = [
             (sum(table[words[:i]][word] for i, word in enumerate(words)), list(words))
             for words in itertools.product(WORDS, repeat=LONGEST)
@@ -182,24 +188,21 @@ def numpy_beam(table, beams: int, alpha: float) -> list[list[int]]:
 def test_a_narrow_beam(small_model, beams, alpha):
     """All hypotheses of 16 sentences, in one batch, which end at different times."""
     source = sources(SMALL, 16, 5, seed=2)
-    search = graph(lambda x: beam_search(small_model, x, LONGEST, beams, alpha))
-    result, scores = (x.numpy() for x in search(source))
+    search = search_graph(small_model, LONGEST, beam_size=beams, length_penalty=alpha)
+    result, scores, _, ended = (x.numpy() for x in search(source))
     for row in range(len(source)):
         expected = numpy_beam(prefix_table(small_model, source[row]), beams, alpha)
         assert result[row].tolist() == expected, row
-    assert (np.diff(scores, axis=1) <= 0).all()
+        assert (np.diff(scores[row][ended[row]]) <= 0).all()
+        assert (np.diff(ended[row].astype(int)) <= 0).all()
 
 
 def test_a_batch_of_a_static_shape(small_model):
     """As a SavedModel for one shape would have it."""
     source = tf.constant(sources(SMALL, 3, 4))
-    signature = [tf.TensorSpec([3, 4], tf.int32)]
-
-    def search(source):
-        return beam_search(small_model, source, LONGEST, 2, 0.6)
-
-    static = tf.function(search, input_signature=signature)(source)
-    np.testing.assert_array_equal(static[0], graph(search)(source)[0])
+    static = search_graph(small_model, LONGEST, (3, 4), beam_size=2)(source)
+    dynamic = search_graph(small_model, LONGEST, beam_size=2)(source)
+    np.testing.assert_array_equal(static.tokens, dynamic.tokens)
 
 
 def sentences(count: int, longest: int, seed: int = 0) -> list[list[int]]:
@@ -211,8 +214,8 @@ def sentences(count: int, longest: int, seed: int = 0) -> list[list[int]]:
 def test_translations_do_not_depend_on_the_batch(model, beam_size):
     """One at a time, or together with others, longer and shorter ones: all the same."""
     lines = sentences(8, 30)
-    config = DecodeConfig(batch_tokens=64, max_length_ratio=0.1, length_penalty=3.0)
-    decoder = Decoder(model, config, beam_size)
+    config = DecodeConfig(batch_tokens=256, max_length_ratio=0.1, length_penalty=3.0)
+    decoder = Decoder(model, search_options(config, beam_size))
     together = decoder.translate(lines)
     assert together == [decoder.translate([line])[0] for line in lines]
     assert together == decoder.translate(lines[::-1])[::-1]
@@ -226,34 +229,51 @@ def test_decoder_is_greedy_search_in_order(model):
     lines[2:2] = [[]]
     lines.append([])
     config = DecodeConfig(batch_tokens=32, max_length_ratio=0.2)
-    result = Decoder(model, config, 1).translate(lines)
+    result = Decoder(model, search_options(config, 1)).translate(lines)
     source = np.zeros([len(lines), 16], np.int32)
     for row, line in zip(source, lines, strict=True):
         row[: len(line) + 1] = [*line, EOS]
-    expected = naive_greedy(model, source, longest_translation(16, 0.2)).tolist()
+    options = search_options(config)
+    expected = naive_greedy(model, source, options.longest(16)).tolist()
     for line, ids, tokens in zip(lines, result, expected, strict=True):
+        tokens = tokens[: options.longest(len(line) + 1)]
         wanted = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
         assert ids == (wanted if line else [])
 
 
 def test_nothing_to_translate(model):
-    decoder = Decoder(model, DecodeConfig(), 1)
+    decoder = Decoder(model, SearchOptions(beam_size=1))
     assert decoder.translate([]) == [] and decoder.translate([[], []]) == [[], []]
 
 
 def test_an_over_long_source_is_cut(model):
     """At 1,023 tokens and the end token."""
     line = np.random.default_rng(0).integers(4, 30, 1500).tolist()
-    decoder = Decoder(model, DecodeConfig(max_length_ratio=0.001), 1)
-    long, cut = decoder.translate([line, line[:1023]])
+    options = SearchOptions(beam_size=1, max_length_ratio=0.001, max_length_offset=10)
+    long, cut = Decoder(model, options).translate([line, line[:1023]])
     assert long == cut and 0 < len(long) <= 11
 
 
-@pytest.mark.parametrize(("length", "ratio"), [(16, 1.5), (64, 1.2), (1024, 2.0), (512, 0.3)])
-def test_longest_translation(length, ratio):
-    """The same whether the length is known when the graph is made or not."""
-    assert longest_translation(length, ratio) == int(length * ratio) + 10
-    assert int(longest_translation(tf.constant(length), ratio)) == int(length * ratio) + 10
+@pytest.mark.parametrize(
+    ("length", "ratio", "offset", "longest"), [(16, 1.5, 10, 34), (9, 1.2, 0, 10), (3, 0.1, 0, 1)]
+)
+def test_longest_translation(length, ratio, offset, longest):
+    """max = a * source + b, and at least the end token."""
+    options = SearchOptions(max_length_ratio=ratio, max_length_offset=offset)
+    assert options.longest(length) == longest
+
+
+def test_the_length_limit_is_the_sentence_s_own(model):
+    """Not that of the longer ones it shares a batch with; what is cut there says so."""
+    lines = sentences(20, 14, seed=5)
+    options = SearchOptions(beam_size=2, min_length=3, max_length_ratio=0.3, max_length_offset=1)
+    found = Decoder(model, options).search(lines)
+    cut = [hypotheses[0] for hypotheses in found if not hypotheses[0].ended]
+    assert 3 < len(cut) < 20 and len({len(one.ids) for one in cut}) > 2
+    for line, (best, *_) in zip(lines, found, strict=True):
+        longest = int(0.3 * (len(line) + 1)) + 1
+        assert len(best.ids) + best.ended <= longest
+        assert best.ended or len(best.ids) == longest
 
 
 def test_compiled_decoding_is_the_same(model):
@@ -261,7 +281,7 @@ def test_compiled_decoding_is_the_same(model):
     lines = sentences(3, 15)
     config = DecodeConfig(batch_tokens=32, max_length_ratio=0.1, length_penalty=3.0)
     plain, jit = (
-        Decoder(model, config, 2, jit_compile=jit_compile).translate(lines)
+        Decoder(model, search_options(config, 2), jit_compile=jit_compile).translate(lines)
         for jit_compile in (False, True)
     )
     assert jit == plain and any(plain)

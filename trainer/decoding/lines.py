@@ -1,0 +1,76 @@
+"""Reading lines as they come, and what is wrong with some of them."""
+
+import os
+import select
+from collections.abc import Iterator
+
+from common.console import warn
+
+_BLOCK_BYTES = 1 << 16
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class LineReader:
+    """Reads UTF-8 lines from a file descriptor: those that are there, without waiting for more.
+
+    Only a line feed ends a line; U+2028 and the like are text. A line that is not UTF-8 is read as
+    an empty one. Input without any line feed, but with carriage returns, is split at these.
+
+    Args:
+        descriptor: what to read; it stays open.
+        most: lines in a piece.
+
+    Attributes:
+        lines: read so far.
+        not_utf8: lines so far that were not UTF-8.
+    """
+
+    def __init__(self, descriptor: int, most: int):
+        self._descriptor, self._most = descriptor, most
+        self.lines = self.not_utf8 = 0
+
+    def pieces(self) -> Iterator[list[str]]:
+        """Yield at least one line each time, and as many as are there at once, up to `most`."""
+        rest, waiting, first = b"", [], True
+        while block := os.read(self._descriptor, _BLOCK_BYTES):
+            if first:
+                block, first = block.removeprefix(_BYTE_ORDER_MARK), False
+            *ended, rest = (rest + block).split(b"\n")
+            waiting += ended
+            while len(waiting) >= self._most:
+                yield self._decode(waiting[: self._most])
+                waiting = waiting[self._most :]
+            if waiting and not select.select([self._descriptor], [], [], 0)[0]:
+                yield self._decode(waiting)
+                waiting = []
+        if rest:
+            waiting += self._split_at_returns(rest) if not self.lines and not waiting else [rest]
+        for start in range(0, len(waiting), self._most):
+            yield self._decode(waiting[start : start + self._most])
+
+    @staticmethod
+    def _split_at_returns(text: bytes) -> list[bytes]:
+        returns = text.rstrip(b"\r").count(b"\r")
+        if not returns:
+            return [text]
+        warn(f"the input has no line feed, but {returns:,} carriage returns: it is split at these")
+        return text.removesuffix(b"\r").split(b"\r")
+
+    def _decode(self, lines: list[bytes]) -> list[str]:
+        texts = []
+        for line in lines:
+            try:
+                texts.append(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                texts.append("")
+                self.not_utf8 += 1
+        self.lines += len(lines)
+        return texts
+
+    def warn_of_encoding(self) -> None:
+        """Say in one warning how many lines were not UTF-8, if any was."""
+        if self.not_utf8:
+            warn(
+                f"{self.not_utf8:,} of {self.lines:,} lines are not UTF-8 and have an empty "
+                "translation; convert the input with iconv"
+            )

@@ -1,0 +1,89 @@
+"""What a search asks of a model: the next token's probabilities, and a cache that it can carry.
+
+Axis letters: B batch, S source length, T longest translation, K hypotheses, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+State = Any
+"""Nested tensors, each with the batch as its first axis."""
+
+
+class Predictor(Protocol):
+    """A model, or several, as a search sees it."""
+
+    vocab_size: int
+
+    def start(self, source: tf.Tensor, length: tf.Tensor, beams: int) -> State:
+        """Return the state before the first token.
+
+        Args:
+            source: int32 [B, S], each row closed by its end token, 0 for padding.
+            length: T, positions there is room for.
+            beams: K.
+        """
+
+    def step(
+        self, tokens: tf.Tensor, state: State, position: tf.Tensor, ancestors: tf.Tensor | None
+    ) -> tuple[tf.Tensor, State]:
+        """Return the log probabilities of the next token, float32 [B, K, V], and the new state.
+
+        Args:
+            tokens: int32 [B, K], the token before it.
+            state: from `start` or the last step.
+            position: int32 scalar, 0 for the first token.
+            ancestors: int32 [B, K, T], see `Transformer.decode_step`; None where K is 1.
+        """
+
+    def grow(self, state: State, positions: tf.Tensor, beams: int) -> State:
+        """Return the state with room for so many more positions."""
+
+
+class TranslationPredictor:
+    """Encoder-decoder models; several are an ensemble, whose probabilities are averaged.
+
+    Args:
+        models: `trainer.model.transformer.Transformer`, of the same vocabularies.
+    """
+
+    def __init__(self, models: Sequence[Any]):
+        self._models = list(models)
+        self.vocab_size: int = models[0].target_vocab_size
+
+    def start(self, source: tf.Tensor, length: tf.Tensor, beams: int) -> State:
+        """See `Predictor`."""
+        segments = tf.cast(source > 0, tf.int32)
+        caches = [
+            model.start_cache(model.encode(source, segments), length, beams)
+            for model in self._models
+        ]
+        return {"segments": segments, "caches": caches}
+
+    def step(self, tokens, state, position, ancestors):
+        """See `Predictor`."""
+        segments, results, caches = state["segments"], [], []
+        for model, cache in zip(self._models, state["caches"], strict=True):
+            logits, cache = model.decode_step(tokens, cache, position, segments, ancestors)
+            results.append(tf.nn.log_softmax(tf.cast(logits, tf.float32)))
+            caches.append(cache)
+        log_p = results[0]
+        if len(results) > 1:
+            log_p = tf.reduce_logsumexp(tf.stack(results), 0) - tf.math.log(float(len(results)))
+        return log_p, {"segments": segments, "caches": caches}
+
+    def grow(self, state, positions, beams):
+        """See `Predictor`."""
+        caches = [grow_cache(cache, positions, beams) for cache in state["caches"]]
+        return {**state, "caches": caches}
+
+
+def grow_cache(cache: list[dict[str, tf.Tensor]], positions: tf.Tensor, beams: int) -> list:
+    """Return a decoder's cache with room for so many more positions."""
+    padding = [[0, 0], [0, 0], [0, positions * beams], [0, 0]]
+    return [
+        {**layer, **{name: tf.pad(layer[name], padding) for name in ("key", "value")}}
+        for layer in cache
+    ]
