@@ -8,7 +8,6 @@ from data_pipeline.dataset import packing
 from data_pipeline.dataset.examples import Examples
 from trainer.input.distribution import untuned
 
-
 POSITIONS = 8_192
 """Positions of a side that a replica evaluates at a time, at most."""
 
