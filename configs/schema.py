@@ -120,10 +120,10 @@ class TrainConfig:
     """Best checkpoints by `best_metric` that stay besides."""
     keep_every_hours: float = 0.0
     """The first checkpoint, and then one every so many hours, stays besides; 0 for none."""
-    best_metric: str = "bleu"
+    best_metric: str = ""
     """Metric of the validation split that decides which checkpoints are the best, and early
-    stopping: "bleu", "chrf", "token_accuracy" (higher is better), "loss", "nll", "perplexity"
-    (lower is better)."""
+    stopping; empty for the task's own choice. For translation: "bleu" (its choice), "chrf",
+    "token_accuracy", "loss", "nll", "perplexity"."""
     evaluate_every: int = 1000
     """Steps between evaluations of the validation split: loss, accuracy, BLEU."""
     early_stopping_patience: int = 0
@@ -163,6 +163,8 @@ class DecodeConfig:
 class Config:
     """Everything that decides a training run."""
 
+    task: str = "translation"
+    """What is learned: the name of a task, see `trainer.tasks.lookup`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -178,7 +180,6 @@ _CHOICES = {
     "optimizer.schedule": ("inverse_sqrt", "cosine", "linear", "constant"),
     "train.bad_steps": ("abort", "skip", "rollback"),
     "decode.normalization": ("gnmt", "length"),
-    "train.best_metric": ("bleu", "chrf", "token_accuracy", "loss", "nll", "perplexity"),
 }
 _MAY_BE_ZERO = {
     "optimizer.clip_norm",
@@ -197,8 +198,14 @@ _MAY_BE_ZERO = {
 }
 
 
+# The trainer checks these names: it knows the tasks and their metrics.
+_NAMES = {"task", "train.best_metric"}
+
+
 def _check_field(name: str, value: Any) -> str | None:
-    """What is wrong with one field, or None."""
+    """Return what the value of a field must be, or None if it is fine."""
+    if name in _NAMES:
+        return None
     if name in _CHOICES:
         choices = _CHOICES[name]
         return None if value in choices else f"one of {', '.join(choices)}"
@@ -221,9 +228,8 @@ def _check_field(name: str, value: Any) -> str | None:
     return None if value > 0 else "more than 0"
 
 
-def _check_type(group: str, key: str, value: Any) -> str | None:
-    """What is wrong with a field's type, or None; files of configurations are only Python."""
-    default = getattr(getattr(Config(), group), key)
+def _check_type(default: Any, value: Any) -> str | None:
+    """Return what the type of a field must be, or None; a configuration file is only Python."""
     if isinstance(default, tuple):
         good = isinstance(value, tuple) and all(isinstance(item, int) for item in value)
         return None if good else "a tuple of whole numbers"
@@ -232,13 +238,12 @@ def _check_type(group: str, key: str, value: Any) -> str | None:
 
 
 def validate(config: Config) -> None:
-    """Raises ValueError with one line that names the field, its value and what it may be."""
-    for group, fields in dataclasses.asdict(config).items():
-        for key, value in fields.items():
-            name = f"{group}.{key}"
-            wanted = _check_type(group, key, value) or _check_field(name, value)
-            if wanted:
-                raise ValueError(f"--config.{name} is {value!r}, but must be {wanted}")
+    """Raise ValueError with one line that names the field, its value and what it may be."""
+    defaults = flat(Config())
+    for name, value in flat(config).items():
+        wanted = _check_type(defaults[name], value) or _check_field(name, value)
+        if wanted:
+            raise ValueError(f"--config.{name} is {value!r}, but must be {wanted}")
     if config.model.width % config.model.heads:
         raise ValueError(
             f"--config.model.width is {config.model.width}, but must be a multiple of "
@@ -256,18 +261,31 @@ def validate(config: Config) -> None:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as nested dictionaries, as config.json holds it."""
+    """Return the configuration as nested dictionaries, as config.json holds it."""
     return dataclasses.asdict(config)
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Return the fields by the names that they have on the command line, such as "train.steps"."""
+    fields: dict[str, Any] = {}
+    for group, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            fields |= {f"{group}.{key}": item for key, item in value.items()}
+        else:
+            fields[group] = value
+    return fields
+
+
 def from_dict(values: dict[str, Any]) -> Config:
-    """The configuration that `to_dict` was given.
+    """Return the configuration that `to_dict` was given.
 
     Raises:
         ValueError: for a group or field that this version does not know.
     """
-    config = Config()
+    config = Config(task=values.get("task", Config.task))
     for group, fields in values.items():
+        if group == "task":
+            continue
         for key, value in fields.items():
             section = getattr(config, group, None)
             if not hasattr(section, key):

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
             f"--split={_SPLIT.value}: {manifest.directory} has these splits to score: "
             f"{', '.join(held_out)}"
         )
-    for side, info in facts.tokenizers().items():
+    for side, info in facts.tokenizers.items():
         if manifest.tokenizers[side].sha256 != info.sha256:
             raise UsageError(
                 f"{manifest.directory} was made with another {side} vocabulary than "

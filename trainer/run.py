@@ -153,7 +153,7 @@ def assemble(
     stops = Agreement(strategy, stop or StopRequest())
     # Before the data is read: this rejects a configuration that does not fit the vocabularies.
     facts = model_directory.facts_of(config, manifest, precision)
-    task = facts.task()
+    config, task = facts.config, facts.task()
     data = load.load_training_data(
         manifest, config, strategy.num_replicas_in_sync, skip_corrupt=skip_corrupt_data
     )

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
     decoder = Decoder(loaded.model, search_options(loaded.facts.config.decode, _BEAM_SIZE.value))
-    _say(f"{loaded.facts.source_lang}-{loaded.facts.target_lang}, step {loaded.step:,}\n")
+    _say(f"{'-'.join(loaded.facts.languages.values())}, step {loaded.step:,}\n")
     prompts = _INTERACTIVE.value or sys.stdin.isatty()
     reader = LineReader(sys.stdin.fileno(), 1 if prompts else _PIECE)
     translated: list[scoring.Translated] = []

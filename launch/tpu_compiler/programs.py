@@ -23,7 +23,6 @@ from trainer.decoding.predictor import TranslationPredictor
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 from trainer.step import Steps
-from trainer.tasks.translation import FEATURES
 
 _LIBRARIES = ("site-packages", "dist-packages")
 _NO_TENSOR = (tf.resource, tf.variant)
@@ -159,14 +158,14 @@ class Programs:
 
     Args:
         config: `configs.schema.Config`.
-        task: see `trainer.tasks.translation`.
+        task: see `trainer.tasks.base.Task`.
         replicas: chips that share a global batch.
         precision: a Keras dtype policy.
     """
 
     def __init__(self, config, task, replicas: int, precision: str):
         keras.config.set_dtype_policy(precision)
-        self.config = config
+        self.config, self._features = config, task.FEATURES
         self._strategy = _OneOfMany(replicas)
         with self._strategy.scope():
             self.model = task.build_model()
@@ -191,25 +190,25 @@ class Programs:
         """One train step on `rows` rows of `length` tokens a side, in micro-batches."""
 
         def step(*features):
-            batch = dict(zip(FEATURES, features, strict=True))
+            batch = dict(zip(self._features, features, strict=True))
             return self._strategy.run(self._steps.replica_step, args=(batch,))
 
         def micro_batch(*features):
-            batch = dict(zip(FEATURES, features, strict=True))
+            batch = dict(zip(self._features, features, strict=True))
             return self._steps.micro_gradients(batch, tf.zeros([2], tf.int32), tf.ones([]))
 
         parts, inside = self.config.train.micro_batches, None
         if parts > 1:
-            inside = Program("train", micro_batch, [(rows // parts, length)] * len(FEATURES))
-        return Program("train", step, [(rows, length)] * len(FEATURES), parts, inside)
+            inside = Program("train", micro_batch, [(rows // parts, length)] * len(self._features))
+        return Program("train", step, [(rows, length)] * len(self._features), parts, inside)
 
     def evaluate(self, rows: int, length: int) -> Program:
         """The sums of an evaluation batch; not reduced."""
 
         def sums(*features):
-            return self._steps.replica_forward(dict(zip(FEATURES, features, strict=True)))
+            return self._steps.replica_forward(dict(zip(self._features, features, strict=True)))
 
-        return Program("evaluate", sums, [(rows, length)] * len(FEATURES))
+        return Program("evaluate", sums, [(rows, length)] * len(self._features))
 
     def decode(self, rows: int, length: int) -> Program:
         """Beam or greedy search with the beam size of `trainer.evaluate`, to the last position."""

@@ -21,7 +21,7 @@ class Preflight:
 
     Args:
         config: validated.
-        task: see `trainer.tasks.translation`.
+        task: see `trainer.tasks.base.Task`.
         tpu: `launch.tpu_compiler.chips.Slice`.
         precision: a Keras dtype policy.
 
@@ -185,7 +185,7 @@ def measured_input(manifest: Manifest, config: schema.Config, seconds: float = 3
     next(batches)
     began, positions = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        positions += int(next(batches)["target"].shape.num_elements())
+        positions += int(next(iter(next(batches).values())).shape.num_elements())
     return positions / (time.perf_counter() - began)
 
 

@@ -25,8 +25,7 @@ def make_run(directory, *, steps=40, bleu=(10.0, 31.25), dropout=0.1):
         "precision": "float32",
         "data_dir": str(data),
         "data_fingerprint": "f" * 64,
-        "source_lang": "en",
-        "target_lang": "de",
+        "languages": {"source": "en", "target": "de"},
         "versions": {"tensorflow": "2.21.0"},
     }
     (directory / "config.json").write_text(json.dumps(config))

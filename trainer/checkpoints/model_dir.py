@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from common.console import warn
 from common.errors import UsageError
 from common.files import passing_errors, write_bytes
 from configs import schema
@@ -17,8 +17,8 @@ from data_pipeline.dataset.manifest import Manifest, TokenizerInfo
 from data_pipeline.dataset.tokenizer import Tokenizer, load_tokenizer
 from trainer.checkpoints import saver as checkpoint
 from trainer.checkpoints.files import Checkpoint, Facts
-from trainer.tasks.base import Task
-from trainer.tasks.translation import Translation
+from trainer.tasks.base import DataFacts, Task
+from trainer.tasks.lookup import make_task, resolve
 
 # May change between two starts of one run: they do not change what a good step computes.
 _FREE = {
@@ -38,81 +38,107 @@ _FREE = {
 
 @dataclasses.dataclass
 class RunFacts:
-    """What config.json holds."""
+    """What config.json holds.
+
+    Attributes:
+        config: the configuration, with nothing left open.
+        precision: a Keras dtype policy.
+        data_dir: the dataset directory.
+        data_fingerprint: of the dataset.
+        data: how the dataset was made, to tell what differs if its fingerprint does.
+        data_task: the task that the dataset was made for.
+        languages: sequence -> its language.
+        tokenizers: sequence -> its tokenizer.
+        labels: names of the classes; () without labels.
+        bos_id: the token that opens a sequence.
+        eos_id: the token that closes one.
+        versions: of the libraries.
+    """
 
     config: schema.Config
     precision: str
     data_dir: str
     data_fingerprint: str
-    data: dict[str, Any]  # how it was made, to tell what differs where the fingerprint does
-    source_lang: str
-    target_lang: str
-    source_tokenizer: TokenizerInfo
-    target_tokenizer: TokenizerInfo
-    joint_vocabulary: bool
+    data: dict[str, Any]
+    data_task: str
+    languages: dict[str, str]
+    tokenizers: dict[str, TokenizerInfo]
+    labels: tuple[str, ...]
     bos_id: int
+    eos_id: int
     versions: dict[str, str]
 
-    def tokenizers(self) -> dict[str, TokenizerInfo]:
-        """Side -> its tokenizer."""
-        return {"source": self.source_tokenizer, "target": self.target_tokenizer}
+    @property
+    def joint_vocabulary(self) -> bool:
+        """Whether all sequences share one vocabulary."""
+        return len(set(self.tokenizers.values())) == 1
 
     def of_checkpoint(self) -> Facts:
-        """The facts that a checkpoint of this run depends on."""
+        """Return the facts that a checkpoint of this run depends on."""
         facts: Facts = {"model": {}, "run": {}}
-        for group, fields in schema.to_dict(self.config).items():
-            for key, value in fields.items():
-                name = f"{group}.{key}"
-                if group == "model" and not key.endswith("dropout"):
-                    facts["model"][name] = value
-                elif group != "decode" and name not in _FREE:
-                    facts["run"][name] = value
-        for side, info in self.tokenizers().items():
+        for name, value in schema.flat(self.config).items():
+            if name.startswith("model.") and not name.endswith("dropout"):
+                facts["model"][name] = value
+            elif not name.startswith("decode.") and name not in _FREE:
+                facts["run"][name] = value
+        for name, info in self.tokenizers.items():
             vocabulary = f"{info.vocab_size} pieces, sha256 {info.sha256[:12]}"
-            facts["model"][f"{side} vocabulary"] = vocabulary
+            facts["model"][f"{name} vocabulary"] = vocabulary
+        facts["model"]["labels"] = list(self.labels)
         facts["run"] |= {"precision": self.precision, "data fingerprint": self.data_fingerprint}
         return facts
 
-    def task(self) -> Translation:
-        """The task of the run; `UsageError` if the configuration does not fit the vocabularies."""
-        return Translation(
+    def task(self) -> Task:
+        """Return the task of the run.
+
+        Raises:
+            UsageError: the configuration does not fit the dataset.
+        """
+        return make_task(
             self.config,
-            self.source_tokenizer.vocab_size,
-            self.target_tokenizer.vocab_size,
-            joint=self.joint_vocabulary,
-            bos_id=self.bos_id,
+            DataFacts(
+                task=self.data_task,
+                vocab_sizes={name: info.vocab_size for name, info in self.tokenizers.items()},
+                joint_vocabulary=self.joint_vocabulary,
+                labels=self.labels,
+                bos_id=self.bos_id,
+                eos_id=self.eos_id,
+            ),
         )
 
 
 def facts_of(config: schema.Config, manifest: Manifest, precision: str) -> RunFacts:
-    """The facts of a new run."""
+    """Return the facts of a new run.
+
+    Raises:
+        UsageError: the configuration names a task or a metric that does not exist.
+    """
+    directory = manifest.directory
     return RunFacts(
-        config=config,
+        config=resolve(config),
         precision=precision,
-        data_dir=os.path.abspath(manifest.directory)
-        if "://" not in manifest.directory
-        else manifest.directory,
+        data_dir=directory if "://" in directory else os.path.abspath(directory),
         data_fingerprint=manifest.fingerprint,
         data={
             **{f"{name} pairs": split.kept for name, split in manifest.splits.items()},
             **{f"{name} input": list(prints) for name, prints in manifest.inputs.items()},
             **manifest.settings,
         },
-        source_lang=manifest.languages["source"],
-        target_lang=manifest.languages["target"],
-        source_tokenizer=manifest.tokenizers["source"],
-        target_tokenizer=manifest.tokenizers["target"],
-        joint_vocabulary=manifest.joint_vocabulary,
+        data_task=manifest.task,
+        languages=dict(manifest.languages),
+        tokenizers=dict(manifest.tokenizers),
+        labels=manifest.labels,
         bos_id=manifest.bos_id,
+        eos_id=manifest.eos_id,
         versions={"tensorflow": tf.__version__, "keras": keras.__version__},
     )
 
 
 def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
-    """Makes the directory, or checks that the run in it is this one.
+    """Make the directory, or check that the run in it is this one.
 
     Raises:
-        UsageError: when the directory holds a run of another configuration, data or vocabulary.
+        UsageError: the directory holds a run of another configuration, data or vocabulary.
     """
     if tf.io.gfile.exists(os.path.join(model_dir, "config.json")):
         _compare(model_dir, read_facts(model_dir), facts)
@@ -136,11 +162,11 @@ def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
 
 def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
     other = "use another --model_dir, or delete this one to start afresh"
-    for side, tokenizer in old.tokenizers().items():
-        now = new.tokenizers()[side]
-        if tokenizer.sha256 != now.sha256:
+    for name, tokenizer in old.tokenizers.items():
+        now = new.tokenizers.get(name)
+        if now and tokenizer.sha256 != now.sha256:
             raise UsageError(
-                f"{model_dir} was trained with another {side} vocabulary ({tokenizer.vocab_size} "
+                f"{model_dir} was trained with another {name} vocabulary ({tokenizer.vocab_size} "
                 f"pieces, sha256 {tokenizer.sha256[:12]}) than {new.data_dir} has "
                 f"({now.vocab_size}, {now.sha256[:12]}); {other}"
             )
@@ -155,23 +181,20 @@ def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
             f"{old.data_dir}) than {new.data_dir} ({new.data_fingerprint[:12]}): "
             f"{', '.join(changed) or 'the same settings, but other text'}; {other}"
         )
+    now_fields = schema.flat(new.config)
     differences = [
-        f"{group}.{key} {old_value!r} -> {getattr(getattr(new.config, group), key)!r}"
-        for group, fields in schema.to_dict(old.config).items()
-        for key, old_value in fields.items()
-        if group != "decode"
-        and f"{group}.{key}" not in _FREE
-        and old_value != getattr(getattr(new.config, group), key)
+        f"{name} {value!r} -> {now_fields[name]!r}"
+        for name, value in schema.flat(old.config).items()
+        if value != now_fields[name] and name not in _FREE and not name.startswith("decode.")
     ]
     if old.precision != new.precision:
         differences.append(f"precision {old.precision} -> {new.precision}")
     if old.config.train.steps != new.config.train.steps and (
         new.config.optimizer.schedule in ("cosine", "linear")
     ):
-        print(
-            f"warning: the learning rate falls to 0 after step {new.config.train.steps:,} now, and "
-            f"after {old.config.train.steps:,} before: it jumps",
-            file=sys.stderr,
+        warn(
+            f"the learning rate falls to 0 after step {new.config.train.steps:,} now, and "
+            f"after {old.config.train.steps:,} before: it jumps"
         )
     if differences:
         raise UsageError(
@@ -180,10 +203,10 @@ def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
 
 
 def read_facts(model_dir: str) -> RunFacts:
-    """Reads config.json.
+    """Read config.json.
 
     Raises:
-        UsageError: when `model_dir` is not a model directory of this version.
+        UsageError: `model_dir` is not a model directory of this version.
     """
     path = os.path.join(model_dir, "config.json")
     if not tf.io.gfile.exists(path):
@@ -193,11 +216,12 @@ def read_facts(model_dir: str) -> RunFacts:
     try:
         with tf.io.gfile.GFile(path) as file:
             values: dict[str, Any] = json.loads(file.read())
-        tokenizers = {
-            name: TokenizerInfo(**values[name]) for name in ("source_tokenizer", "target_tokenizer")
+        values["config"] = schema.from_dict(values["config"])
+        values["tokenizers"] = {
+            name: TokenizerInfo(**info) for name, info in values["tokenizers"].items()
         }
-        config = schema.from_dict(values["config"])
-        return RunFacts(**{**values, **tokenizers, "config": config})
+        values["labels"] = tuple(values["labels"])
+        return RunFacts(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} cannot be used: {error}; train into a new --model_dir") from error
 
@@ -232,21 +256,21 @@ def load(model_dir: str, which: str) -> LoadedModel:
         UsageError: the directory or the checkpoint cannot be used.
     """
     facts = read_facts(model_dir)
-    source = _load_tokenizer(model_dir, facts, facts.source_tokenizer)
-    target = source
-    if not facts.joint_vocabulary:
-        target = _load_tokenizer(model_dir, facts, facts.target_tokenizer)
+    loaded = {
+        info: _load_tokenizer(model_dir, facts, info) for info in set(facts.tokenizers.values())
+    }
+    tokenizers = {name: loaded[info] for name, info in facts.tokenizers.items()}
     keras.config.set_dtype_policy(facts.precision)
     task = facts.task()
     model = task.build_model()
     metric = facts.config.train.best_metric
     found = checkpoint.find(model_dir, which, metric, task.BEST[metric])
     checkpoint.restore_model(model, found, facts.of_checkpoint())
-    return LoadedModel(model, task, {"source": source, "target": target}, facts, found.step)
+    return LoadedModel(model, task, tokenizers, facts, found.step)
 
 
 def init_weights(model, source: str, facts: RunFacts) -> Checkpoint:
-    """Sets the weights of a new run's model to those of another run.
+    """Set the weights of a new run's model to those of another run.
 
     Args:
         model: built; call it in the scope of the strategy.
@@ -254,10 +278,10 @@ def init_weights(model, source: str, facts: RunFacts) -> Checkpoint:
         facts: of the new run.
 
     Returns:
-        the checkpoint.
+        The checkpoint.
 
     Raises:
-        UsageError: when there is no such checkpoint, or its model has another shape or vocabulary.
+        UsageError: there is no such checkpoint, or its model has another shape or vocabulary.
     """
     try:
         if tf.io.gfile.exists(os.path.join(source, "config.json")):

@@ -112,8 +112,7 @@ def score_text(metric: str, value: float) -> str:
 
 def _task(run: RunRecord) -> str:
     task = str(run.settings().get("task", "translation")).replace("_", " ")
-    source, target = run.facts.get("source_lang"), run.facts.get("target_lang")
-    return f"{task} {source}-{target}" if source and target else task
+    return f"{task} {'-'.join(run.facts.get('languages', {}).values())}".strip()
 
 
 def _scores(runs: Sequence[RunRecord]) -> str:

@@ -5,7 +5,7 @@ trains any task that has the members of `Task`. To add one:
 
 1.  Write `trainer/tasks/NAME.py` with a class that has these members (translation.py is the model
     to follow), and a model in `trainer/model/` if none of those there fits.
-2.  Add the class to `TASKS` in `trainer/tasks/__init__.py`.
+2.  Add the class to `TASKS` in `trainer/tasks/lookup.py`.
 3.  Write a configuration with `task="NAME"` in `configs/`.
 
 A batch is a dictionary of int32 arrays [rows, length] with the features of the dataset
@@ -24,10 +24,32 @@ from typing import Any, ClassVar, Protocol
 import keras
 import tensorflow as tf
 
+from configs.schema import Config
 from data_pipeline.dataset.manifest import Manifest, SplitInfo
 from data_pipeline.dataset.tokenizer import Tokenizer
 
 Batch = Mapping[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a task knows of its dataset when it builds a model.
+
+    Attributes:
+        task: the task that the dataset was made for.
+        vocab_sizes: sequence -> number of token ids.
+        joint_vocabulary: whether all sequences share one vocabulary.
+        labels: names of the classes; () without labels.
+        bos_id: the token that opens a sequence.
+        eos_id: the token that closes one.
+    """
+
+    task: str
+    vocab_sizes: Mapping[str, int]
+    joint_vocabulary: bool
+    labels: tuple[str, ...]
+    bos_id: int
+    eos_id: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,8 @@ class Task(Protocol):
     """What is learned.
 
     Attributes:
+        DATASET: the task of the datasets that it learns from, a key of `manifest.SEQUENCES`.
+        FEATURES: the features of a row, see `packing.features`.
         SUMS: names of the sums that `sums` returns.
         DIVISOR: the sum that divides the loss and the gradients, such as "tokens".
         EXAMPLES: what the examples are called, such as "pairs".
@@ -71,6 +95,8 @@ class Task(Protocol):
         OUTPUTS: folder of the model directory that holds the outputs of evaluations.
     """
 
+    DATASET: ClassVar[str]
+    FEATURES: ClassVar[tuple[str, ...]]
     SUMS: ClassVar[tuple[str, ...]]
     DIVISOR: ClassVar[str]
     EXAMPLES: ClassVar[str]
@@ -79,6 +105,15 @@ class Task(Protocol):
     BEST: ClassVar[Mapping[str, bool]]
     SCORES: ClassVar[tuple[str, ...]]
     OUTPUTS: ClassVar[str]
+
+    @classmethod
+    def from_data(cls, config: Config, data: DataFacts) -> "Task":
+        """Return the task for a configuration and a dataset.
+
+        Raises:
+            UsageError: the configuration does not fit the dataset.
+        """
+        ...
 
     def build_model(self) -> keras.Model:
         """Return a new model, built, with random weights.

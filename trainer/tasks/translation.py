@@ -6,15 +6,17 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from common.errors import UsageError
+from configs.schema import Config
+from data_pipeline.dataset import packing
 from data_pipeline.dataset.manifest import Manifest, SplitInfo
 from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.decoding import scoring
 from trainer.decoding.search import Decoder, decoding_device, search_options
 from trainer.model.transformer import Transformer
 from trainer.tasks import flops, losses
-from trainer.tasks.base import Batch, Scorer, Scores, Task
+from trainer.tasks.base import Batch, DataFacts, Scorer, Scores, Task
 
-FEATURES = ("source", "source_segments", "target", "target_segments")
+FEATURES = packing.features(("source", "target"))
 
 
 class Translation(Task):
@@ -31,6 +33,8 @@ class Translation(Task):
         UsageError: the configuration shares embeddings that two vocabularies cannot share.
     """
 
+    DATASET = "translation"
+    FEATURES = FEATURES
     SUMS = ("loss", "nll", "correct", "tokens", "source_tokens", "positions")
     DIVISOR = "tokens"
     EXAMPLES = "pairs"
@@ -64,6 +68,17 @@ class Translation(Task):
         self.target_vocab_size = target_vocab_size
         self.joint = joint
         self.bos_id = bos_id
+
+    @classmethod
+    def from_data(cls, config: Config, data: DataFacts) -> "Translation":
+        sizes = data.vocab_sizes
+        return cls(
+            config,
+            sizes["source"],
+            sizes["target"],
+            joint=data.joint_vocabulary,
+            bos_id=data.bos_id,
+        )
 
     def build_model(self) -> Transformer:
         return Transformer(

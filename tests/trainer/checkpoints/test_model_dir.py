@@ -28,14 +28,13 @@ def test_facts_round_trip(tmp_path, facts, manifest):
     directory = tmp_path / "new" / "model"
     model_dir.start(str(directory), facts, manifest)
     assert model_dir.read_facts(str(directory)) == facts
-    assert (facts.target_tokenizer.vocab_size, facts.source_lang, facts.target_lang) == (
-        280,
-        "en",
-        "de",
-    )
+    assert facts.tokenizers["target"].vocab_size == 280
+    assert facts.languages == {"source": "en", "target": "de"}
     assert facts.data_fingerprint == manifest.fingerprint and facts.bos_id == 2
     tokenizer = load_tokenizer(str(directory / "tokenizer.model"))
-    assert tokenizer.sha256 == facts.source_tokenizer.sha256 == facts.target_tokenizer.sha256
+    assert (
+        tokenizer.sha256 == facts.tokenizers["source"].sha256 == facts.tokenizers["target"].sha256
+    )
     assert sorted(p.name for p in directory.iterdir()) == ["config.json", "tokenizer.model"]
 
 
@@ -105,7 +104,7 @@ def test_another_vocabulary(tmp_path, facts, manifest, side):
         model_dir.start(str(tmp_path), new, manifest)
     message = str(error.value)
     assert f"was trained with another {side} vocabulary (280 pieces, sha256 " in message
-    old, new_data = facts.source_tokenizer.sha256[:12], facts.data_dir
+    old, new_data = facts.tokenizers["source"].sha256[:12], facts.data_dir
     assert f"{old}) than {new_data} has (500, abababababab)" in message
 
 
@@ -258,12 +257,12 @@ def test_init_weights(tmp_path, facts, manifest, which):
 def test_init_weights_of_another_model(trained, facts):
     """One line with the difference; the weights stay as they were."""
     directory, _ = trained
-    tokenizer = dataclasses.replace(facts.source_tokenizer, sha256="ab" * 32)
-    vocabulary = f"'280 pieces, sha256 {facts.source_tokenizer.sha256[:12]}'"
+    tokenizer = dataclasses.replace(facts.tokenizers["source"], sha256="ab" * 32)
+    vocabulary = f"'280 pieces, sha256 {facts.tokenizers['source'].sha256[:12]}'"
     for new, message in (
         (changed(facts, "model", width=32, norm="pre"), "16 -> 32; model.norm 'post' -> 'pre'"),
         (
-            dataclasses.replace(facts, source_tokenizer=tokenizer),
+            dataclasses.replace(facts, tokenizers={**facts.tokenizers, "source": tokenizer}),
             f"source vocabulary {vocabulary} -> '280 pieces, sha256 abababababab'",
         ),
     ):

@@ -60,11 +60,11 @@ def command(module: str, *arguments, text: str = "") -> subprocess.CompletedProc
 def test_the_model_directory_has_both_tokenizers(trained, manifest_of_two):
     facts = model_dir.read_facts(str(trained))
     assert not facts.joint_vocabulary
-    assert facts.source_tokenizer == manifest_of_two.tokenizers["source"]
-    assert facts.target_tokenizer == manifest_of_two.tokenizers["target"]
+    assert facts.tokenizers["source"] == manifest_of_two.tokenizers["source"]
+    assert facts.tokenizers["target"] == manifest_of_two.tokenizers["target"]
     for info, name, size in (
-        (facts.source_tokenizer, tokenizers.SOURCE_FILE, 288),
-        (facts.target_tokenizer, tokenizers.TARGET_FILE, 281),
+        (facts.tokenizers["source"], tokenizers.SOURCE_FILE, 288),
+        (facts.tokenizers["target"], tokenizers.TARGET_FILE, 281),
     ):
         assert (info.file, info.vocab_size) == (name, size)
         assert load_tokenizer(str(trained / name)).sha256 == info.sha256

@@ -1,0 +1,47 @@
+"""The tasks by the names that `config.task` gives them."""
+
+import dataclasses
+
+from common.errors import UsageError
+from configs.schema import Config
+from trainer.tasks.base import DataFacts, Task
+from trainer.tasks.translation import Translation
+
+TASKS: dict[str, type[Task]] = {"translation": Translation}
+
+
+def make_task(config: Config, data: DataFacts) -> Task:
+    """Return the task of a configuration, for a dataset.
+
+    Raises:
+        UsageError: there is no such task, or the dataset is not for it.
+    """
+    task = _task_class(config.task)
+    if data.task != task.DATASET:
+        raise UsageError(
+            f"--config.task={config.task} learns from a dataset of the task {task.DATASET}, and "
+            f"this one is for {data.task}; use a configuration for it, or make another dataset "
+            f"with data_pipeline.main --task={task.DATASET}"
+        )
+    return task.from_data(config, data)
+
+
+def resolve(config: Config) -> Config:
+    """Return the configuration with the task's own choices for what it leaves open.
+
+    Raises:
+        UsageError: there is no such task, or it has no such metric.
+    """
+    best = _task_class(config.task).BEST
+    metric = config.train.best_metric or next(iter(best))
+    if metric not in best:
+        raise UsageError(
+            f"--config.train.best_metric is {metric!r}, but must be one of {', '.join(best)}"
+        )
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, best_metric=metric))
+
+
+def _task_class(name: str) -> type[Task]:
+    if name not in TASKS:
+        raise UsageError(f"--config.task is {name!r}, but must be one of {', '.join(TASKS)}")
+    return TASKS[name]
