@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.commands import run_command
 from trainer.checkpoints.saver import find
 
 _ROOT = Path(__file__).parent.parent
@@ -102,7 +103,9 @@ def test_a_second_run_is_refused_and_sigterm_saves_and_exits_with_42(data_dir, t
         if line.startswith("step"):
             break
     refused = _run("trainer.main", *arguments, code=2)
-    _assert_one_error_line(refused, f"{tmp_path} is in use by process {training.pid} on ")
+    _assert_one_error_line(
+        refused.stderr.decode(), f"{tmp_path} is in use by process {training.pid} on "
+    )
     training.terminate()
     rest = training.stdout.read()
     assert training.wait() == 42
@@ -178,8 +181,7 @@ def test_sigterm_stops_both_workers_with_everything_saved(data_dir, tmp_path):
     assert find(str(tmp_path), "latest").step == step > 0
 
 
-def _assert_one_error_line(done: subprocess.CompletedProcess, *words: str) -> None:
-    stderr = done.stderr.decode()
+def _assert_one_error_line(stderr: str, *words: str) -> None:
     errors = [line for line in stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "Traceback" not in stderr
     for word in words:
@@ -199,16 +201,19 @@ def _assert_one_error_line(done: subprocess.CompletedProcess, *words: str) -> No
     ],
 )
 def test_bad_usage_of_the_trainer(flags, words, tmp_path):
-    done = _run("trainer.main", f"--model_dir={tmp_path / 'model'}", *flags, code=2)
-    _assert_one_error_line(done, *words)
+    code, _, err = run_command("trainer.main", f"--model_dir={tmp_path / 'model'}", *flags)
+    assert code == 2
+    _assert_one_error_line(err, *words)
     assert not (tmp_path / "model").exists()
 
 
 def test_bad_input_of_evaluate_and_translate(model_dir, tmp_path):
-    done = _run("trainer.evaluate", f"--model_dir={tmp_path}", code=2)
-    _assert_one_error_line(done, str(tmp_path), "config.json")
-    done = _run("trainer.evaluate", f"--model_dir={model_dir}", "--split=dev", code=2)
-    _assert_one_error_line(done, "--split=dev", "test, valid")
+    code, _, err = run_command("trainer.evaluate", f"--model_dir={tmp_path}")
+    assert code == 2
+    _assert_one_error_line(err, str(tmp_path), "config.json")
+    code, _, err = run_command("trainer.evaluate", f"--model_dir={model_dir}", "--split=dev")
+    assert code == 2
+    _assert_one_error_line(err, "--split=dev", "test, valid")
     done = _run("trainer.translate", f"--model_dir={model_dir}", input=b"fine\n\xff\n")
     assert done.stdout.split(b"\n")[1:] == [b"", b""]
     assert "1 of 2 lines are not UTF-8" in done.stderr.decode()
@@ -218,6 +223,6 @@ def test_other_settings_for_the_same_model_directory_are_refused(data_dir, model
     config = (model_dir / "config.json").read_bytes()
     flags = [*_SMALL, "--config.model.width=32", f"--model_dir={model_dir}"]
     done = _run("trainer.main", f"--data_dir={data_dir}", *flags, code=2)
-    _assert_one_error_line(done, "model.width 16 -> 32")
+    _assert_one_error_line(done.stderr.decode(), "model.width 16 -> 32")
     assert (model_dir / "config.json").read_bytes() == config
     assert os.listdir(model_dir / "checkpoints")

@@ -10,18 +10,19 @@ a signal, saved, start me again.
 """
 
 import contextlib
+import functools
 import os
 import sys
 
 import keras
 import tensorflow as tf
 from absl import flags, logging
-from ml_collections import config_flags
 
 from common import lock
 from common.console import error_text
 from common.errors import UsageError, no_arguments, run_app
 from common.files import passing_errors
+from configs import flags as config_flags
 from configs import schema
 from data_pipeline.dataset.manifest import Manifest, load_manifest
 from trainer import finish, loop, run
@@ -36,9 +37,7 @@ from trainer.runtime.startup import PHASES
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 DEMO = "demo"
-_DEMO_CONFIG = os.path.join(os.path.dirname(os.path.dirname(__file__)), "configs", "demo.py")
 
-FLAGS = flags.FLAGS
 _STRATEGY = flags.DEFINE_string("strategy", "mirrored", f"Where to run: {', '.join(STRATEGIES)}.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Dataset directory, from data_pipeline.main. Default: data/<config's name>."
@@ -118,19 +117,7 @@ _VIRTUAL = flags.DEFINE_integer(
 )
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with a one-line error for a configuration field that does not exist."""
-    try:
-        # Not at import: ml_collections reads the overrides here already.
-        config_flags.DEFINE_config_file(
-            "config", _DEMO_CONFIG, "File with get_config(); configs/schema.py lists the fields."
-        )
-        return FLAGS(argv)
-    except KeyError as error:  # what ml_collections raises
-        message = f"--config: {error.args[0]}; configs/schema.py lists the fields"
-        raise UsageError(message) from error
-    except SyntaxError as error:
-        raise UsageError(f"--config: {error.filename} is not Python: {error}") from error
+parse_flags = functools.partial(config_flags.parse, default=config_flags.DEMO_FILE)
 
 
 def prepare_demo_corpus(directory: str, row_length: int) -> None:
@@ -216,18 +203,7 @@ def _fingerprint() -> str | None:
 def _main(argv: list[str], stop: StopRequest, watch: Watch) -> int:
     no_arguments(argv)
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every checkpoint it shards
-    config = FLAGS.config
-    config_file = config_flags.get_config_filename(FLAGS["config"])
-    if not isinstance(config, schema.Config):
-        raise UsageError(
-            f"--config={config_file}: no such file, or its get_config() does "
-            "not return a configs.schema.Config"
-        )
-    try:
-        schema.validate(config)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    name = os.path.splitext(os.path.basename(config_file))[0]
+    name, config = config_flags.read()
     if _STRATEGY.value == "multi_worker":
         print("waiting for all workers ...", flush=True)
     strategy, description = make_strategy(

@@ -9,7 +9,7 @@ from google.api_core import exceptions
 from common.errors import UsageError
 from launch import storage
 from launch.cloud import buckets
-from tests.launch.commands import run_command
+from tests.commands import run_command
 from tests.services.storage import BUCKET
 
 ADDRESS = f"gs://{BUCKET}/data/mine"

@@ -15,7 +15,7 @@ from common.errors import UsageError
 from launch.cloud import job
 from launch.cloud.spec import Spec
 from launch.cloud.store import JOB, STATE, Store
-from tests.launch.commands import run_command
+from tests.commands import run_command
 from tests.services.storage import BUCKET
 
 ROOT = Path(__file__).parents[3]

@@ -12,7 +12,7 @@ import yaml
 from common.errors import UsageError
 from launch.clusters import manifests as clusters
 from launch.clusters.manifests import Training
-from tests.launch.commands import run_command
+from tests.commands import run_command
 from trainer.distributed.cluster import find_cluster
 
 ROOT = Path(__file__).parents[3]

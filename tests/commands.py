@@ -1,4 +1,4 @@
-"""Run a command of `launch` in this process, which saves the seconds that its imports take."""
+"""Run a command in this process, which saves the seconds that its imports take."""
 
 import io
 import os
