@@ -97,9 +97,8 @@ def test_another_precision(tmp_path, facts, manifest):
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_another_vocabulary(tmp_path, facts, manifest, side):
     model_dir.start(str(tmp_path), facts, manifest)
-    other = dataclasses.replace(getattr(facts, f"{side}_tokenizer"), sha256="ab" * 32)
-    other = dataclasses.replace(other, vocab_size=500)
-    new = dataclasses.replace(facts, **{f"{side}_tokenizer": other})
+    other = dataclasses.replace(facts.tokenizers[side], sha256="ab" * 32, vocab_size=500)
+    new = dataclasses.replace(facts, tokenizers={**facts.tokenizers, side: other})
     with pytest.raises(UsageError) as error:
         model_dir.start(str(tmp_path), new, manifest)
     message = str(error.value)
