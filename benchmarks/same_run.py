@@ -10,19 +10,19 @@ import tensorflow as tf
 
 from trainer.checkpoints import files
 
-# How long it took may differ, and so may a counter of TensorFlow's own.
+# The elapsed time may differ, and so may a counter of TensorFlow's own.
 _FREE_TENSORS = re.compile(r"state/seconds/|save_counter/|_CHECKPOINTABLE_OBJECT_GRAPH")
 _FREE_METRICS = {"time", "evaluate_seconds"}
 _NAMES = re.compile(r"ckpt-\d+\.(json|index|data-\d{5}-of-\d{5})")
 
 
 def differences(whole: str, other: str) -> list[str]:
-    """What differs between an undisturbed run and another one that went as far; for people.
+    """Say, for people, what differs between an undisturbed run and another that went as far.
 
     Compared are all tensors of the newest checkpoint, bit by bit, except the elapsed time; the
-    evaluations in metrics.jsonl, and those in the manifests of checkpoints that both have; and the
-    training losses, where lines of both are of the same steps. Told of is also what is damaged,
-    lost, or left half written, in `other`.
+    evaluations in metrics.jsonl, and in the manifests of checkpoints that both have; and training
+    losses, where both have lines of the same steps. What is damaged, lost or left half written in
+    `other` is a difference too.
     """
     found = _leftovers(other)
     if not found:
@@ -31,7 +31,7 @@ def differences(whole: str, other: str) -> list[str]:
 
 
 def newest(model_dir: str) -> int:
-    """Step of the newest checkpoint, 0 if there is none."""
+    """Return the step of the newest checkpoint, 0 if there is none."""
     return max(files.steps(os.path.join(model_dir, "checkpoints")), default=0)
 
 
@@ -75,7 +75,7 @@ def _tensors(whole: str, other: str) -> list[str]:
 
 
 def read_log(model_dir: str, split: str) -> list[dict]:
-    """The lines of metrics.jsonl of a split."""
+    """Return the lines of metrics.jsonl of a split."""
     with open(os.path.join(model_dir, "metrics.jsonl"), encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     return [line for line in lines if line["split"] == split]
@@ -108,7 +108,7 @@ def _evaluations(whole: str, other: str) -> list[str]:
 
 
 def _log(whole: str, other: str) -> list[str]:
-    """What differs in the training lines. A start adds lines of its own, and so does a stop."""
+    """Compare the training lines. Every start and every stop adds lines of its own."""
     steps = [line["step"] for line in read_log(other, "train")]
     found = [
         f"metrics.jsonl has training step {after} twice or in the wrong place"
@@ -126,7 +126,7 @@ def _log(whole: str, other: str) -> list[str]:
 
 
 def _intervals(model_dir: str) -> dict[tuple[int, int], float]:
-    """(step before, last step) -> mean loss of the steps between, of each training line."""
+    """Map (step before, last step) of each training line to its mean loss."""
     lines = read_log(model_dir, "train")
     before = [0, *(line["step"] for line in lines)]
     return {(first, line["step"]): line["loss"] for first, line in zip(before, lines, strict=False)}

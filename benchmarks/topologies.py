@@ -2,9 +2,9 @@
 
     python -m benchmarks.topologies [--legs=1,4,2w,1] [--steps=10]
 
-Trains a tiny model without dropout on the built-in corpus, so many steps on each leg: "4" is four
-replicas in one process (of the CPU), "2w" two worker processes. Beside it runs the same training,
-undisturbed, on one replica. The losses of all steps must agree to 1e-4.
+Trains a tiny model without dropout on the built-in corpus, for so many steps on each leg: "4" is
+four replicas in one process (on the CPU), "2w" two worker processes. The same training runs beside
+it, undisturbed, on one replica. The losses of all steps must agree to 1e-4.
 
 Exit codes: 0 they do; 1 they do not; 2 bad usage.
 """
@@ -15,7 +15,7 @@ import tempfile
 
 from absl import flags
 
-from benchmarks import same_run, soak
+from benchmarks import same_run, small
 from common.errors import UsageError, no_arguments, run_app
 
 _LEGS = flags.DEFINE_list("legs", ["1", "4", "2w", "1"], "What to train on, one after the other.")
@@ -23,51 +23,43 @@ _STEPS = flags.DEFINE_integer("steps", 10, "Steps on each leg.", lower_bound=2)
 
 _TOLERANCE = 1e-4
 _FLAGS = (
+    *small.FLAGS,
     "--config.model.dropout=0.0",
-    "--config.model.width=32",
-    "--config.model.feed_forward=64",
-    "--config.model.heads=2",
-    "--config.model.encoder_layers=1",
-    "--config.model.decoder_layers=1",
-    "--config.data.row_length=64",
-    "--config.train.batch_tokens=2048",
     "--config.train.steps_per_loop=1",
     "--config.decode.validation_sentences=8",
 )
 
 
 def losses(model_dir: str) -> dict[int, float]:
-    """Step -> training loss."""
+    """Map each step to its training loss."""
     return {line["step"]: line["loss"] for line in same_run.read_log(model_dir, "train")}
 
 
 def main(argv: list[str]) -> int:
-    """All legs, the undisturbed run, and the comparison."""
+    """Run all legs and the undisturbed run, and compare."""
     no_arguments(argv)
-    commands = [soak.leg_command(leg) for leg in _LEGS.value]
+    for leg in _LEGS.value:
+        small.command(leg, [])  # raises UsageError before anything is run
     with tempfile.TemporaryDirectory(prefix="topologies-") as folder:
         data_dir = os.path.join(folder, "data")
-        soak.prepare(data_dir)
+        small.prepare(data_dir)
 
-        def train(command: list[str], name: str, steps: int) -> dict[int, float]:
-            print(f"{name}: to step {steps} with {' '.join(command[1:])}", flush=True)
+        def train(name: str, leg: str, steps: int) -> dict[int, float]:
             model_dir = os.path.join(folder, name)
             paths = [f"--data_dir={data_dir}", f"--model_dir={model_dir}"]
+            command = small.command(leg, [*paths, *_FLAGS, f"--config.train.steps={steps}"])
+            print(f"{name}: to step {steps} on {leg}", flush=True)
             done = subprocess.run(
-                [*command, *paths, *_FLAGS, f"--config.train.steps={steps}"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
             )
             if done.returncode:
                 print(done.stdout[-3000:])
                 raise UsageError(f"the training ended with code {done.returncode}")
             return losses(model_dir)
 
-        whole = train(soak.leg_command("1"), "undisturbed", _STEPS.value * len(commands))
-        for number, command in enumerate(commands, start=1):
-            found = train(command, "continued", _STEPS.value * number)
+        whole = train("undisturbed", "1", _STEPS.value * len(_LEGS.value))
+        for number, leg in enumerate(_LEGS.value, start=1):
+            found = train("continued", leg, _STEPS.value * number)
     if whole.keys() != found.keys():
         print(f"steps differ: {sorted(whole)} and {sorted(found)}")
         return 1

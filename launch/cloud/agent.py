@@ -202,6 +202,9 @@ class Reporter:
         self._end.set()
         self._thread.join()
         self.send(whole=True)
+        while self._changed and not stopping:  # or the job would be run again
+            pause(POLL)
+            self.send(whole=True)
 
 
 def run(argv, log, **options):

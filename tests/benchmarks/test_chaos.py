@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,13 +10,11 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import same_run
-from benchmarks.checkpoint_watch import CheckpointWatch
-from benchmarks.soak import command, leg_command, verdict
-from benchmarks.victim import Hit, Times, Victim, expected_codes
+from benchmarks.chaos import verdict
+from benchmarks.small import command
+from benchmarks.victim import CheckpointFiles, Hit, Times, Victim, expected_codes
 from common.errors import UsageError
 from trainer.checkpoints import files
-
-_ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -150,11 +147,15 @@ def test_codes(fault, phase, target, codes):
 
 
 def test_commands():
-    assert command(1, ["--x"])[1:] == ["-m", "trainer.main", "--x"]
-    assert command(2, ["--x"])[1:4] == ["-m", "launch.local", "--workers=2"]
+    assert command("1", ["--x"])[1:] == ["-m", "trainer.main", "--x"]
+    assert command("4", ["--x"])[2:] == ["trainer.main", "--num_virtual_devices=4", "--x"]
+    assert command("2w", ["--x"])[2:4] == ["launch.local", "--workers=2"]
+    assert command("2w", ["--x"])[-2:] == ["--", "--x"]
+    with pytest.raises(UsageError, match="'w2'"):
+        command("w2", [])
 
 
-# What a training shows from outside, without TensorFlow.
+# The files that a training writes, without TensorFlow.
 _FAKE = """
 import json, os, signal, sys, time
 folder, how = sys.argv[1], sys.argv[2:]
@@ -162,13 +163,20 @@ if "deaf" in how:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with open(f"{folder}/config.json", "w") as file:
     json.dump({"config": {"train": {"evaluate_every": 6, "checkpoint_every": 4}}}, file)
-print("tracing and compiling the train step ...", flush=True)
+def log(split, step):
+    with open(f"{folder}/metrics.jsonl", "a") as file:
+        line = {"step": step, "time": round(time.time(), 3), "split": split}
+        file.write(json.dumps(line) + "\\n")
+os.makedirs(f"{folder}/tensorboard/train", exist_ok=True)
+open(f"{folder}/tensorboard/train/events.{os.getpid()}", "w").close()
+while "compiles" in how:
+    time.sleep(0.01)
 for step in range(1, 1000):
-    print(f"step {step:>7}/1,000  epoch", flush=True)
+    log("train", step)
     time.sleep(0.01)
     if step % 6 == 0:
         time.sleep(0.2)
-        print(f"valid {step:>6}  loss", flush=True)
+        log("valid", step)
     if step % 4 == 0:
         path = f"{folder}/checkpoints/ckpt-{step}"
         for end in (".data-00000-of-00001", ".index"):
@@ -184,7 +192,12 @@ _TIMES = Times(start=0.02, compile=0.01, evaluation=0.1, whole=60.0)
 
 
 def _fake(folder, *arguments: str) -> Victim:
+    """A training that goes on in a model directory in which there was one before."""
     (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "tensorboard" / "train").mkdir(parents=True, exist_ok=True)
+    (folder / "tensorboard" / "train" / "events.0").touch()
+    old = {"step": 900, "time": 1.0, "split": "train"}
+    (folder / "metrics.jsonl").write_text(json.dumps(old) + "\n")
     return Victim([sys.executable, "-c", _FAKE, str(folder), *arguments], str(folder))
 
 
@@ -218,24 +231,42 @@ def test_a_rename_that_never_comes_is_not_waited_for(tmp_path):
 
 
 def test_checkpoints_that_come_and_go_unseen_are_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.victim.CheckpointWatch.writing", lambda watch: 0)
+    monkeypatch.setattr(CheckpointFiles, "writing", lambda files: (0, "write"))
     hit = _fake(tmp_path).strike("SIGKILL", "write", _TIMES, random.Random(1))
     assert hit.ended and hit.phase in ("step", "evaluation")
     assert hit.step < 100
 
 
 def test_a_checkpoint_that_was_removed_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.victim.CheckpointWatch.writing", lambda watch: 2)
-    hit = _fake(tmp_path).strike("SIGKILL", "rename", _TIMES, random.Random(1))
+    monkeypatch.setattr(CheckpointFiles, "writing", lambda files: (2, "write"))
+    monkeypatch.setattr("benchmarks.victim._DEADLINE", 1.0)
+    times = Times(whole=1.0)
+    hit = _fake(tmp_path).strike("SIGKILL", "rename", times, random.Random(1))
     assert hit.ended and hit.phase in ("step", "evaluation")
-    assert hit.step < 100
 
 
 def test_an_evaluation_is_hit(tmp_path):
     victim = _fake(tmp_path)
     hit = victim.strike("SIGKILL", "evaluation", _TIMES, random.Random(1))
     assert (hit.phase, hit.step % 6, victim.code) == ("evaluation", 0, -9)
-    assert not victim.lines[-1].startswith("valid")
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["split"] == "train"
+
+
+def test_compilation_is_hit(tmp_path):
+    """It has begun when this start, not one before, has a file of TensorBoard's."""
+    hit = _fake(tmp_path, "compiles").strike("SIGKILL", "compile", _TIMES, random.Random(1))
+    assert (hit.phase, hit.step) == ("compile", 0)
+
+
+def test_the_times_of_an_undisturbed_run(tmp_path):
+    program = _FAKE.replace("range(1, 1000)", "range(1, 13)")
+    (tmp_path / "checkpoints").mkdir()
+    victim = Victim([sys.executable, "-c", program, str(tmp_path)], str(tmp_path))
+    times = victim.measure()
+    assert victim.code == 0 and times.evaluation >= 0.2
+    assert times.whole >= times.start + times.compile + 12 * 0.01 + 2 * 0.2
+    assert times.start > 0.0
 
 
 def test_a_training_that_does_not_end_is_wrong(tmp_path, monkeypatch):
@@ -254,41 +285,16 @@ def test_a_training_that_was_done_before(tmp_path):
 
 def test_older_files_are_not_being_written(tmp_path):
     (tmp_path / "ckpt-8.index").touch()
-    watch = CheckpointWatch(str(tmp_path))
-    assert watch.writing() == 0 and watch.unfinished() == ["ckpt-8.index"]
+    found = CheckpointFiles(str(tmp_path))
+    assert found.writing()[0] == 0 and found.unfinished() == ["ckpt-8.index"]
     (tmp_path / "ckpt-12.index").touch()
-    assert watch.writing() == 12 and watch.phase(12) == "write"
+    assert found.writing() == (12, "write")
     (tmp_path / "ckpt-12.json.incomplete").touch()
-    assert watch.phase(12) == "rename"
+    assert found.writing() == (12, "rename")
+    assert found.unfinished() == ["ckpt-12.index", "ckpt-12.json.incomplete", "ckpt-8.index"]
     (tmp_path / "ckpt-12.json.incomplete").rename(tmp_path / "ckpt-12.json")
-    assert watch.writing() == 0 and watch.phase(12) == ""
+    assert found.writing()[0] == 0 and found.unfinished() == ["ckpt-8.index"]
     (tmp_path / "ckpt-10.data-00000-of-00001").touch()  # one that is being removed
-    assert watch.writing() == 0
+    assert found.writing()[0] == 0
     (tmp_path / "ckpt-16.index").touch()
-    assert watch.writing() == 16
-
-
-def test_legs():
-    assert leg_command("4")[-1] == "--num_virtual_devices=4"
-    assert "--workers=2" in leg_command("2w")
-    with pytest.raises(UsageError, match="'w2'"):
-        leg_command("w2")
-
-
-def test_the_command(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.chaos", "--kills=1", "--terms=1", "--seed=3"),
-            *(f"--work_dir={tmp_path}", "--", "--config.train.steps=48"),
-        ],
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "identical after 2 faults: step 48" in done.stdout
-    saved = json.loads((tmp_path / "disturbed" / "config.json").read_text())["config"]
-    assert saved["model"]["dropout"] == 0.1  # or nothing random would have to be resumed
-    assert done.stdout.count("SIGKILL to the trainer in") == 1
-    assert done.stdout.count("SIGTERM to the trainer in") == 1
+    assert found.writing() == (16, "write")

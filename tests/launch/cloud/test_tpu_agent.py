@@ -30,7 +30,7 @@ agent.POLL, agent.LOG, agent.BEAT, agent.LONGEST_PAUSE = 0.1, 0.1, 0.2, 0.0
 sys.argv = ["agent.py", "--serve"]
 sys.exit(agent.main())
 """
-SECONDS = 30  # for what comes sooner
+SECONDS = 300  # for what comes sooner
 
 
 class Machine:
