@@ -33,7 +33,13 @@ from data_pipeline.dataset.rows import find_blocks, read_block
 from data_pipeline.dataset.tokenizer import Tokenizer
 from data_pipeline.dataset.verify import check_sizes, verify_split
 from data_pipeline.pictures import length_reached
-from data_pipeline.progress import drop_table, new_table, split_table, vocabulary_line
+from data_pipeline.progress import (
+    drop_table,
+    new_table,
+    plain_console,
+    split_table,
+    vocabulary_line,
+)
 
 _SAMPLES = flags.DEFINE_integer(
     "samples", 5, "How many pairs of each split to show.", lower_bound=0
@@ -92,17 +98,16 @@ def inspect(
         f"{directory}: {verdict}; {vocabulary_line(manifest)}, "
         f"fingerprint {manifest.fingerprint[:12]}",
         soft_wrap=True,
-        markup=False,
     )
     for table in _tables(manifest, pairs, tokenizers):
         console.print(table)
     for name, split in manifest.splits.items():
         for warning in split.warnings:
-            console.print(f"WARNING: {warning}", style="bold yellow", soft_wrap=True, markup=False)
+            console.print(f"WARNING: {warning}", style="bold yellow", soft_wrap=True)
         _print_samples(name, pairs[name], samples, tokenizers, console)
     if picture_directory:
         for path in pictures.draw(manifest, *_packing(manifest), picture_directory):
-            console.print(f"drawn: {path}", soft_wrap=True, markup=False)
+            console.print(f"drawn: {path}", soft_wrap=True)
 
 
 def _tables(
@@ -230,7 +235,7 @@ def piece_table(manifest: Manifest, train: Examples, tokenizers: Tokenizers) -> 
         ):
             table.add_column(title, no_wrap=True)
             table.add_column("", justify="right")
-            columns += [_escaped(tokenizer.pieces(ids)), [f"{counts[i]:,}" for i in ids]]
+            columns += [tokenizer.pieces(ids), [f"{counts[i]:,}" for i in ids]]
     for cells in itertools.zip_longest(*columns, fillvalue=""):
         table.add_row(*cells)
     return table
@@ -263,11 +268,6 @@ def _extent(manifest: Manifest, train: Examples) -> str:
     return "train" if len(train) == records else f"the first {len(train):,} pairs of train"
 
 
-def _escaped(pieces: list[str]) -> list[str]:
-    """Hides brackets from rich, which would take them for markup."""
-    return [piece.replace("[", "\\[") for piece in pieces]
-
-
 def _print_samples(
     split: str, pairs: Examples, samples: int, tokenizers: Tokenizers, console: Console
 ) -> None:
@@ -279,10 +279,9 @@ def _print_samples(
     for index in np.linspace(0, len(pairs) - 1, count, dtype=int):
         for name, ids in pairs.example(index).items():
             tokenizer = tokenizers[name]
-            # The text may hold what rich takes for markup.
-            console.print(f"  {tokenizer.decode([ids])[0]}", markup=False, soft_wrap=True)
+            console.print(f"  {tokenizer.decode([ids])[0]}", soft_wrap=True)
             pieces = " ".join(tokenizer.pieces(ids))
-            console.print(f"    {pieces}", markup=False, style="dim", soft_wrap=True)
+            console.print(f"    {pieces}", style="dim", soft_wrap=True)
         console.print()
 
 
@@ -303,7 +302,7 @@ def main(argv: list[str]) -> int:
     """Inspects the directory named on the command line; returns the exit code."""
     if len(argv) != 2:
         raise UsageError("expected one dataset directory: python -m data_pipeline.inspect DIR")
-    inspect(argv[1], _SAMPLES.value, Console(highlight=False), _VERIFY.value, _PICTURES.value)
+    inspect(argv[1], _SAMPLES.value, plain_console(), _VERIFY.value, _PICTURES.value)
     return 0
 
 

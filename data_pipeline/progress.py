@@ -24,12 +24,17 @@ def tick(count: int) -> None:
         _listener(count)
 
 
+def plain_console() -> Console:
+    """Return a console that prints text as it is: paths may hold what rich takes for markup."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 class Display:
     """Shows phases one after the other: live on a terminal, one line each elsewhere."""
 
     def __init__(self, console: Console | None = None):
         """Writes to `console`, or to standard output."""
-        self.console = console or Console(highlight=False)
+        self.console = console or plain_console()
 
     @contextlib.contextmanager
     def phase(self, title: str, unit: str, total: int | None = None) -> Iterator[None]:
@@ -78,7 +83,7 @@ class Display:
 
     def warn(self, line: str) -> None:
         """Prints a line that nobody should overlook."""
-        self.console.print(f"WARNING: {line}", style="bold yellow", soft_wrap=True, markup=False)
+        self.console.print(f"WARNING: {line}", style="bold yellow", soft_wrap=True)
 
     def summary(self, manifest: Manifest, seconds: float) -> None:
         """Prints what the finished dataset holds."""

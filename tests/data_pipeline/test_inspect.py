@@ -31,7 +31,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def shown(directory: str, samples: int = 2, **options) -> str:
     """Returns what `inspect` prints."""
     output = io.StringIO()
-    inspect.inspect(directory, samples, Console(width=100, file=output), **options)
+    inspect.inspect(
+        directory, samples, Console(width=100, file=output, markup=False, emoji=False), **options
+    )
     return output.getvalue()
 
 

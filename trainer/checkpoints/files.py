@@ -116,6 +116,23 @@ def prefix(directory: str, step: int) -> str:
     return os.path.join(directory, f"ckpt-{step}")
 
 
+def check_path(path: str) -> None:
+    """Refuse a path of checkpoints that TensorFlow could write, but not read again.
+
+    Its readers look for the files with a glob, in which `[` and a backslash do not stand for
+    themselves. (`*` and `?` match themselves.)
+
+    Raises:
+        UsageError: when the path has one of them.
+    """
+    found = re.search(r"[\[\\]", path)
+    if found:
+        raise UsageError(
+            f"{path}: TensorFlow cannot read checkpoints from a path with {found[0]}; rename the "
+            "directory"
+        )
+
+
 def _names(directory: str) -> list[str]:
     """Names in the directory; none if it does not exist. Raises `UsageError`, not for an outage."""
     try:

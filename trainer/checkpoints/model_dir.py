@@ -16,7 +16,7 @@ from configs import schema
 from data_pipeline.dataset.manifest import Manifest, TokenizerInfo
 from data_pipeline.dataset.tokenizer import Tokenizer, load_tokenizer
 from trainer.checkpoints import saver as checkpoint
-from trainer.checkpoints.files import Checkpoint, Facts
+from trainer.checkpoints.files import Checkpoint, Facts, check_path
 from trainer.tasks.base import DataFacts, Task
 from trainer.tasks.lookup import make_task, resolve
 
@@ -140,6 +140,7 @@ def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
     Raises:
         UsageError: the directory holds a run of another configuration, data or vocabulary.
     """
+    check_path(model_dir)
     if tf.io.gfile.exists(os.path.join(model_dir, "config.json")):
         _compare(model_dir, read_facts(model_dir), facts)
     if tf.io.gfile.exists(os.path.join(model_dir, "dataset.json")):
@@ -208,6 +209,7 @@ def read_facts(model_dir: str) -> RunFacts:
     Raises:
         UsageError: `model_dir` is not a model directory of this version.
     """
+    check_path(model_dir)
     path = os.path.join(model_dir, "config.json")
     if not tf.io.gfile.exists(path):
         raise UsageError(

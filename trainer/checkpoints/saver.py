@@ -200,13 +200,17 @@ class Checkpoints:
         return checkpoint.step
 
     def save(self, metrics: dict[str, Any] | None = None) -> None:
-        """Begins to write a checkpoint, unless this step has one that holds as much.
+        """Begin to write a checkpoint, unless this step has one that holds as much.
 
-        Returns when the values are copied; the one before is finished by then. A write that fails
-        costs a warning, and `failure` tells of it.
+        Return when the values are copied; the one before is finished by then. A write that fails
+        costs a warning, and `failure` tells of it. But a run's first checkpoint is waited for: a
+        run that cannot save must not train on.
 
         Args:
             metrics: of the evaluation at this step, if there was one.
+
+        Raises:
+            UsageError: when the first checkpoint cannot be written.
         """
         self.wait()
         step = self.step
@@ -221,12 +225,14 @@ class Checkpoints:
             if isinstance(value, int | float) and math.isfinite(value)
         }
         self._pending = self._thread.submit(self._write, self._copy, step, numbers)
+        if self._saved is None:
+            self.wait()
 
     def wait(self) -> None:
         """Returns when nothing is being written any more."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def _write(self, copy: _Copy, step: int, metrics: dict[str, float]) -> None:
         path = files.prefix(self._directory, step)
@@ -242,8 +248,10 @@ class Checkpoints:
             )
         except (OSError, tf.errors.OpError, UsageError) as error:
             self.failure = f"checkpoint {path} could not be written: {error_text(error)}"
-            warn(f"{self.failure}; training goes on, and the next one is tried when it is due")
             self._tidy(files.remove, step)
+            if self._saved is None and not isinstance(error, passing_errors()):
+                raise UsageError(f"{self.failure}; mend that and start again") from error
+            warn(f"{self.failure}; training goes on, and the next one is tried when it is due")
         else:
             self.failure, self._saved = None, (step, bool(metrics))
             self._tidy(files.clean, self._keep)
@@ -311,6 +319,7 @@ def find(model_dir: str, which: str, metric: str = "bleu", higher: bool = True) 
 
 
 def _find_path(path: str) -> Checkpoint:
+    files.check_path(path)
     directory, name = os.path.split(re.sub(r"\.(json|index)$", "", path))
     match = re.fullmatch(r"ckpt-(\d+)", name)
     if not match or not tf.io.gfile.exists(os.path.join(directory, f"{name}.json")):

@@ -13,7 +13,7 @@ from data_pipeline.dataset import tokenizer as tokenizers
 from data_pipeline.dataset.tokenizer import load_tokenizer
 from trainer.checkpoints import model_dir
 from trainer.checkpoints.files import Keep
-from trainer.checkpoints.saver import Checkpoints
+from trainer.checkpoints.saver import Checkpoints, find
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 
@@ -234,21 +234,39 @@ def test_a_full_disk_at_the_start(tmp_path, facts, manifest, monkeypatch):
         model_dir.start(str(tmp_path), facts, manifest)
 
 
+@pytest.mark.parametrize("name", ["buckets=[16,32]", "a\\b"])
+def test_a_path_that_tensorflow_cannot_read(tmp_path, facts, manifest, name):
+    """It is refused before anything is written."""
+    directory = str(tmp_path / name)
+    for call in (
+        lambda: model_dir.start(directory, facts, manifest),
+        lambda: model_dir.load(directory, "best"),
+        lambda: find("", f"{directory}/checkpoints/ckpt-1"),
+    ):
+        with pytest.raises(UsageError, match="TensorFlow cannot read checkpoints from a path with"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
 def weights(model) -> list[np.ndarray]:
     return [variable.numpy() for variable in model.trainable_variables]
 
 
 @pytest.mark.parametrize("which", ["directory", "checkpoint"])
 def test_init_weights(tmp_path, facts, manifest, which):
-    """The moving average, where there is one; what is not the model's shape may differ."""
-    _, optimizer = train(str(tmp_path), changed(facts, "optimizer", ema_decay=0.9), manifest)
+    """The moving average, where there is one; what is not the model's shape may differ.
+
+    Any character may stand in the path, but for those that TensorFlow takes for a pattern.
+    """
+    directory = tmp_path / "a]{1,2}*?%20 'ü'#"
+    _, optimizer = train(str(directory), changed(facts, "optimizer", ema_decay=0.9), manifest)
     facts = changed(facts, "model", dropout=0.3, attention_dropout=0.1)
     facts = changed(facts, "train", seed=9)
     facts = dataclasses.replace(facts, data_fingerprint="cd" * 32)
     model = facts.task().build_model()
-    source = tmp_path if which == "directory" else tmp_path / "checkpoints" / "ckpt-5"
+    source = directory if which == "directory" else directory / "checkpoints" / "ckpt-5"
     found = model_dir.init_weights(model, str(source), facts)
-    assert found.path == str(tmp_path / "checkpoints" / "ckpt-5") and found.averages
+    assert found.path == str(directory / "checkpoints" / "ckpt-5") and found.averages
     for one, other in zip(weights(model), optimizer.averages, strict=True):
         np.testing.assert_array_equal(one, other.numpy())
 
