@@ -74,7 +74,7 @@ class BeamSearch:
     """Beam search with one model and one set of options.
 
     Args:
-        predictor: see `trainer.decoding.predictor`.
+        predictor: see `trainer.decoding.predictor`; for a coverage penalty it must watch.
         options: how to search.
         special: the special token ids.
     """
@@ -171,6 +171,9 @@ class BeamSearch:
         best = slice(self._members)
         finishes = (ends & (scores > NEVER / 2))[..., best] & is_open
         new_scores = normalized(scores[..., best], position + 1, self.options)
+        if self.options.coverage_penalty:
+            covered = self._coverage(model, position, ancestors)  # [B, G, M]
+            new_scores += tf.gather(covered, member[..., best], batch_dims=2)
         new_scores = tf.where(finishes, new_scores, NEVER)
         done_scores, kept = tf.math.top_k(
             tf.concat([beam.done_scores, new_scores], 2), self._members
@@ -200,6 +203,16 @@ class BeamSearch:
             done_scores=done_scores,
             model=model,
         )
+
+    def _coverage(self, model: State, position: tf.Tensor, ancestors: tf.Tensor) -> tf.Tensor:
+        """Return the coverage penalty of every hypothesis, float32 [B, G, M]."""
+        covered, counts = self.predictor.coverage(
+            model, position, ancestors if self.options.beam_size > 1 else None
+        )
+        penalty = tf.math.log(tf.clip_by_value(covered, 1e-6, 1.0))  # [B, K, S]
+        penalty = tf.reduce_sum(tf.where(counts, penalty, 0.0), axis=2)
+        shape = [-1, self._groups, self._members]
+        return self.options.coverage_penalty * tf.reshape(penalty, shape)
 
     def _candidates(self, log_p, alive_log_p) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return the best extensions of every group, the best first.

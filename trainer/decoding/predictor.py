@@ -8,6 +8,11 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
+from trainer.decoding.forced import cross_attention
+from trainer.model.attention import recorded_weights
+from trainer.model.layers import write_position
+from trainer.model.positions import ancestor_mask
+
 State = Any
 """Nested tensors, each with the batch as its first axis."""
 
@@ -38,6 +43,15 @@ class Predictor(Protocol):
             ancestors: int32 [B, K, T], see `Transformer.decode_step`; None where K is 1.
         """
 
+    def coverage(
+        self, state: State, position: tf.Tensor, ancestors: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return how much attention each source token got so far, for a coverage penalty.
+
+        Returns:
+            float32 [B, K, S], and bool [B, 1, S], False for padding.
+        """
+
     def grow(self, state: State, positions: tf.Tensor, beams: int) -> State:
         """Return the state with room for so many more positions."""
 
@@ -47,10 +61,11 @@ class TranslationPredictor:
 
     Args:
         models: `trainer.model.transformer.Transformer`, of the same vocabularies.
+        watches: keep the attention to the source, for `coverage`.
     """
 
-    def __init__(self, models: Sequence[Any]):
-        self._models = list(models)
+    def __init__(self, models: Sequence[Any], watches: bool = False):
+        self._models, self._watches = list(models), watches
         self.vocab_size: int = models[0].target_vocab_size
 
     def start(self, source: tf.Tensor, length: tf.Tensor, beams: int) -> State:
@@ -60,24 +75,45 @@ class TranslationPredictor:
             model.start_cache(model.encode(source, segments), length, beams)
             for model in self._models
         ]
-        return {"segments": segments, "caches": caches}
+        state = {"segments": segments, "caches": caches}
+        if self._watches:
+            state["looks"] = tf.zeros([tf.shape(source)[0], length * beams, tf.shape(source)[1]])
+        return state
 
     def step(self, tokens, state, position, ancestors):
         """See `Predictor`."""
-        segments, results, caches = state["segments"], [], []
+        segments, results, caches, looks = state["segments"], [], [], []
         for model, cache in zip(self._models, state["caches"], strict=True):
-            logits, cache = model.decode_step(tokens, cache, position, segments, ancestors)
+            with recorded_weights() as weights:
+                logits, cache = model.decode_step(tokens, cache, position, segments, ancestors)
+            looks.append(cross_attention(weights, len(model.decoder_layers)))  # [B, K, S]
             results.append(tf.nn.log_softmax(tf.cast(logits, tf.float32)))
             caches.append(cache)
         log_p = results[0]
         if len(results) > 1:
             log_p = tf.reduce_logsumexp(tf.stack(results), 0) - tf.math.log(float(len(results)))
-        return log_p, {"segments": segments, "caches": caches}
+        state = {**state, "caches": caches}
+        if self._watches:
+            looks = tf.reduce_mean(tf.stack(looks), axis=0)[:, tf.newaxis]  # [B, 1, K, S]
+            state["looks"] = write_position(state["looks"][:, tf.newaxis], looks, position)[:, 0]
+        return log_p, state
+
+    def coverage(
+        self, state: State, position: tf.Tensor, ancestors: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Predictor`."""
+        looks = state["looks"]  # [B, T * K, S]
+        mask = ancestor_mask(tf.shape(looks)[1], position, ancestors)[:, 0]  # [B, K, T * K]
+        total = tf.matmul(tf.cast(mask, tf.float32), looks)  # [B, K, S]
+        return total, state["segments"][:, tf.newaxis] > 0
 
     def grow(self, state, positions, beams):
         """See `Predictor`."""
         caches = [grow_cache(cache, positions, beams) for cache in state["caches"]]
-        return {**state, "caches": caches}
+        state = {**state, "caches": caches}
+        if self._watches:
+            state["looks"] = tf.pad(state["looks"], [[0, 0], [0, positions * beams], [0, 0]])
+        return state
 
 
 def grow_cache(cache: list[dict[str, tf.Tensor]], positions: tf.Tensor, beams: int) -> list:

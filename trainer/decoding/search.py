@@ -96,11 +96,10 @@ class Decoder:
         self.options, self.sampling, self.special = options, sampling, special
         self._device, self._static = device, jit_compile
         self._samples = sampling.samples if sampling else 1
-        predictor: Predictor
-        if isinstance(model, list | tuple):
-            predictor = TranslationPredictor(model)
-        else:
-            predictor = TranslationPredictor([model]) if hasattr(model, "encode") else model
+        predictor: Predictor = model
+        if isinstance(model, list | tuple) or hasattr(model, "encode"):
+            models = model if isinstance(model, list | tuple) else [model]
+            predictor = TranslationPredictor(models, watches=options.coverage_penalty > 0)
         search: Any = (
             Sampler(predictor, options, sampling, special)
             if sampling
