@@ -279,8 +279,9 @@ def test_init_weights_of_another_model(trained, facts):
     for new, message in (
         (changed(facts, "model", width=32, norm="pre"), "16 -> 32; model.norm 'post' -> 'pre'"),
         (
-            dataclasses.replace(facts, tokenizers={**facts.tokenizers, "source": tokenizer}),
-            f"source vocabulary {vocabulary} -> '280 pieces, sha256 abababababab'",
+            dataclasses.replace(facts, tokenizers=dict.fromkeys(facts.tokenizers, tokenizer)),
+            f"source vocabulary {vocabulary} -> '280 pieces, sha256 abababababab'; "
+            f"target vocabulary {vocabulary} -> '280 pieces, sha256 abababababab'",
         ),
     ):
         model = new.task().build_model()
