@@ -129,6 +129,7 @@ def main(argv: list[str]) -> int:
     dice = random.Random(_SEED.value)
     dice.shuffle(faults)
     work_dir = _WORK_DIR.value or tempfile.mkdtemp(prefix="chaos-")
+    os.makedirs(work_dir, exist_ok=True)
     data_dir, arguments = _DATA_DIR.value, argv[1:]
     if data_dir is None:
         data_dir = os.path.join(work_dir, "data")

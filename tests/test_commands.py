@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from tests.commands import run_command
 from trainer.checkpoints.saver import find
 
 _ROOT = Path(__file__).parent.parent
+STEPS = 400  # so many that a training is not over before it is struck
 _SMALL = (
     "--config.model.width=16",
     "--config.model.feed_forward=32",
@@ -39,10 +38,8 @@ def _command(module: str, *arguments) -> list[str]:
 
 
 def _run(module: str, *arguments, code: int = 0, **options) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        _command(module, *arguments), cwd=_ROOT, capture_output=True, timeout=300, **options
-    )
-    assert done.returncode == code, done.stderr.decode()
+    done = subprocess.run(_command(module, *arguments), cwd=_ROOT, capture_output=True, **options)
+    assert done.returncode == code, (done.stdout + done.stderr).decode()
     return done
 
 
@@ -63,28 +60,37 @@ def data_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model_dir(data_dir) -> Path:
-    """A model that was trained without a break."""
-    directory = data_dir.parent / "model"
-    _run("trainer.main", f"--data_dir={data_dir}", f"--model_dir={directory}", *_SMALL)
-    return directory
-
-
-def test_killed_and_started_again_equals_undisturbed(data_dir, model_dir, tmp_path):
-    arguments = [f"--data_dir={data_dir}", f"--model_dir={tmp_path}", *_SMALL]
-    training = subprocess.Popen(
-        _command("trainer.main", *arguments), cwd=_ROOT, stdout=subprocess.DEVNULL
+def chaos(data_dir) -> tuple[str, Path]:
+    """What `benchmarks.chaos` prints, and its folder: one training killed and stopped, one not."""
+    folder = data_dir.parent / "chaos"
+    arguments = ["--kills=1", "--terms=1", "--seed=9", f"--data_dir={data_dir}"]
+    steps = [f"--config.train.steps={STEPS}", f"--config.train.evaluate_every={STEPS}"]
+    rarely = "--config.train.checkpoint_every=20"
+    done = _run(
+        "benchmarks.chaos", *arguments, f"--work_dir={folder}", "--", *_SMALL, *steps, rarely
     )
-    deadline = time.monotonic() + 240
-    while not list((tmp_path / "checkpoints").glob("ckpt-*.json")):
-        assert time.monotonic() < deadline and training.poll() is None
-        time.sleep(0.01)
-    training.send_signal(signal.SIGKILL)
-    training.wait()
-    output = _run("trainer.main", *arguments).stdout.decode()
-    assert "resumed at step" in output
-    whole = tf.train.load_checkpoint(find(str(model_dir), "latest").path)
-    again = tf.train.load_checkpoint(find(str(tmp_path), "latest").path)
+    return done.stdout.decode(), folder
+
+
+@pytest.fixture(scope="module")
+def model_dir(chaos) -> Path:
+    """A model that was trained without a break."""
+    return chaos[1] / "undisturbed"
+
+
+def test_killed_and_stopped_and_started_again_equals_undisturbed(chaos):
+    output, folder = chaos
+    assert f"identical after 2 faults: step {STEPS}" in output
+    assert output.count("SIGKILL to the trainer in") == 1
+    assert output.count("SIGTERM to the trainer in") == 1
+    saved = json.loads((folder / "disturbed" / "config.json").read_text())["config"]
+    assert saved["model"]["dropout"] == 0.1  # or nothing random would have to be resumed
+    log = (folder / "disturbed.log").read_text()
+    assert "resumed at step" in log
+    whole, again = (
+        tf.train.load_checkpoint(find(str(folder / name), "latest").path)
+        for name in ("undisturbed", "disturbed")
+    )
     compared = 0
     for name in whole.get_variable_to_shape_map():
         if name.startswith(("model/", "optimizer/")):
@@ -118,7 +124,7 @@ def test_evaluate_prints_one_json_line(model_dir):
     output = _run("trainer.evaluate", f"--model_dir={model_dir}", "--split=test").stdout.decode()
     (line,) = output.splitlines()
     result = json.loads(line)
-    assert result["split"] == "test" and result["sentences"] == 20 and result["step"] == 20
+    assert result["split"] == "test" and result["sentences"] == 20 and result["step"] == STEPS
     assert 0 < result["loss"] < 10 and 0 <= result["bleu"] <= 100 and 0 <= result["chrf"] <= 100
     assert "tok:13a" in result["signature"]
 
