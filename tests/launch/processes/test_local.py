@@ -82,7 +82,8 @@ def test_cluster_flags_and_aligned_tags(launch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_passed_on_once_and_gives_42(launch, number):
-    run = launch("on_sigterm(lambda: (time.sleep(0.3), sys.exit(42)))\nwait()")
+    body = "on_sigterm(lambda: (time.sleep(0.3), sys.exit(42)))\nwait()"
+    run = launch(body, constants={"_SAME_SIGNAL_SECONDS": 60.0})
     run.read_until("ready", 2)
     run.process.send_signal(number)
     run.process.send_signal(number)  # at the same moment: the same request
@@ -225,7 +226,7 @@ def test_a_signal_ends_the_pause_before_a_restart(launch):
 
 def test_a_hanging_worker_is_killed_after_the_grace_time(launch):
     body = "on_sigterm(lambda: None if index else sys.exit(42))\nwait()"
-    run = launch(body, "--grace_seconds=0.3")
+    run = launch(body, "--grace_seconds=4")
     pids = _pids(run.read_until("ready", 2))
     run.process.terminate()
     _, stderr = run.finish(1)

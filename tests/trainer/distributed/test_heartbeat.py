@@ -19,6 +19,7 @@ ADDRESSES = ["host-a:1", "host-b:2", "host-c:3"]
 def _quick(monkeypatch):
     monkeypatch.setattr(heartbeat, "_GRACE_SECONDS", 0.2)
     monkeypatch.setattr(heartbeat, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(heartbeat, "_LONGEST_PAUSE", 0.2)
 
 
 def connected() -> tuple[Channel, Channel]:
@@ -176,7 +177,7 @@ def test_a_worker_that_was_asked_to_stop_before_it_had_begun(capfd):
 
 def test_a_worker_that_keeps_the_others_waiting(capfd):
     """All beat; two wait for the third, which has not come to where they meet."""
-    workers, _ = three(silence=3.0, stall=1.5)
+    workers, _ = three(silence=300.0, stall=1.5)
     for worker in workers:
         with worker.progress:
             pass
@@ -190,7 +191,7 @@ def test_a_worker_that_keeps_the_others_waiting(capfd):
 
 
 def test_no_progress_of_anyone(capfd):
-    workers, _ = three(silence=3.0, stall=1.0)
+    workers, _ = three(silence=300.0, stall=1.0)
     assert [worker.wait() for worker in workers] == [1, 1, 1]
     assert capfd.readouterr().err.count("error: no worker has made progress for 1 s") == 3
 

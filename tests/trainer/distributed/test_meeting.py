@@ -18,6 +18,11 @@ from trainer.distributed.wire import MOST_BYTES, Channel, wait_for
 FACTS = {"TensorFlow": "2", "--config.data.buckets": (8, 16), "--init_from": None}
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(meeting, "_RETRY_SECONDS", 0.1)
+
+
 def free_addresses(count: int) -> list[str]:
     sockets = [socket.create_server(("", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
@@ -37,7 +42,7 @@ def answers(address: str) -> bool:
 class Worker(threading.Thread):
     """One that calls `meet`; keeps what comes of it."""
 
-    def __init__(self, addresses, index: int, facts=FACTS, seconds: float = 20.0):
+    def __init__(self, addresses, index: int, facts=FACTS, seconds: float = 300.0):
         super().__init__(daemon=True)
         self._arguments = addresses, index, facts, seconds
         self.connections, self.error, self.chief_answers = None, None, None
@@ -65,7 +70,7 @@ def hello(addresses, index: int) -> bytes:
 
 
 def connect(address: str) -> socket.socket:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while True:
         try:
             return socket.create_connection(("localhost", int(address.split(":")[1])))
@@ -97,7 +102,7 @@ def test_all_meet_and_leave_their_ports_free():
         socket.create_server(("", int(address.split(":")[1]))).close()
     for number, worker in enumerate(workers[:2]):
         chief[2 - number].send({"number": number})
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 300
         while not (messages := worker.connections[0].read()):
             assert time.monotonic() < deadline
         assert messages == [{"number": number}]
@@ -217,7 +222,7 @@ def test_missing_workers_are_named_by_all_that_came(monkeypatch):
     monkeypatch.setattr(meeting, "_TELL_SECONDS", 0.3)
     monkeypatch.setattr(meeting, "say", told.append)
     addresses = free_addresses(4)
-    workers = [Worker(addresses, 0, seconds=1.5), Worker(addresses, 2)]
+    workers = [Worker(addresses, 0, seconds=4.0), Worker(addresses, 2)]
     join(*workers)
     missing = f"worker 1 ({addresses[1]}), worker 3 ({addresses[3]})"
     for worker in workers:
