@@ -3,12 +3,13 @@
 import os
 import sys
 
+from common.errors import EXIT_STOPPED
 from data_pipeline.dataset.manifest import Manifest
 from trainer.agreement import Agreement
 from trainer.checkpoints import model_dir as model_directory
 from trainer.distributed.cluster import Worker
 from trainer.metrics.writer import MetricsWriter
-from trainer.runtime.signals import STOPPED_ON_REQUEST, StopAskedError
+from trainer.runtime.signals import StopAskedError
 from trainer.tasks.base import Task
 from trainer.validation import show
 
@@ -43,7 +44,7 @@ def report(
                 f"{stops.reason}: the model is saved but not tested; start again to test it",
                 flush=True,
             )
-        return STOPPED_ON_REQUEST
+        return EXIT_STOPPED
     return 0
 
 

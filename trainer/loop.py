@@ -13,14 +13,14 @@ import time
 import tensorflow as tf
 
 from common.console import warn
-from common.errors import UsageError
+from common.errors import EXIT_STOPPED, UsageError
 from trainer import bad_steps
 from trainer.bad_steps import BadStepsError
 from trainer.distributed import cluster
 from trainer.input.distribution import distribute
 from trainer.metrics.reporter import Stretch
 from trainer.run import Run
-from trainer.runtime.signals import STOPPED_ON_REQUEST, StopAskedError
+from trainer.runtime.signals import StopAskedError
 from trainer.runtime.startup import PHASES
 
 
@@ -41,7 +41,7 @@ def train(run: Run) -> int:
             # Another worker was asked too, and had nothing to save yet, so it left at once.
             warn(f"another worker has left ({type(error).__name__})")
             run.say(f"{run.stops.reason}: start again to go on from the last checkpoint")
-            return STOPPED_ON_REQUEST
+            return EXIT_STOPPED
         # If damaged data is the cause, on whichever thread or replica, this names the place.
         run.data.check(run.checkpoints.step + run.data_offset, run.config.train.steps_per_loop)
         raise
@@ -85,7 +85,7 @@ class Loop:
         self._finish_saving()
         if stops:
             run.say(f"{run.stops.reason}: saved at step {self._step:,}; start again to go on")
-            return STOPPED_ON_REQUEST
+            return EXIT_STOPPED
         if self._stops_early:
             self._say_why_early()
         run.writer.flush()

@@ -13,8 +13,6 @@ from typing import Any
 from common.console import say
 from common.errors import EXIT_STOPPED
 
-STOPPED_ON_REQUEST = EXIT_STOPPED
-
 _SAME_SIGNAL_SECONDS = 0.2
 _GUARD_SECONDS = 0.1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
