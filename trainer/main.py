@@ -68,7 +68,8 @@ _GRACE = flags.DEFINE_float(
     lower_bound=1.0,
 )
 
-flags.adopt_module_key_flags(place)  # so that --help lists its flags too
+place.define_flags()
+flags.adopt_module_key_flags(place)  # so that --help lists them too
 parse_flags = functools.partial(config_flags.parse, default=config_flags.DEMO_FILE)
 
 
@@ -103,7 +104,7 @@ def _train(stop: StopRequest, watch: Watch) -> int:
     PHASES.end("TensorFlow")
     data_dir = _DATA_DIR.value or os.path.join("data", name)
     model_dir = _MODEL_DIR.value or os.path.join("models", name)
-    check_paths(place.strategy_name(), strategy, data_dir, model_dir)
+    check_paths(flags.FLAGS.strategy, strategy, data_dir, model_dir)
     if name == DEMO and _DATA_DIR.value is None:
         if worker.is_chief:
             prepare_demo_corpus(data_dir, config.data.row_length)
@@ -111,7 +112,7 @@ def _train(stop: StopRequest, watch: Watch) -> int:
     manifest = open_dataset(data_dir)
     print(
         f"tensorflow   {tf.__version__}\n"
-        f"strategy     {place.strategy_name()}: {description}\n"
+        f"strategy     {flags.FLAGS.strategy}: {description}\n"
         f"precision    {_PRECISION.value}, XLA {'on' if compiles else 'off'}",
         flush=True,
     )
@@ -123,7 +124,7 @@ def _train(stop: StopRequest, watch: Watch) -> int:
             strategy,
             _PRECISION.value,
             compiles,
-            Hardware(strategy.num_replicas_in_sync, _PRECISION.value, place.TPU_TYPE.value),
+            Hardware(strategy.num_replicas_in_sync, _PRECISION.value, flags.FLAGS.tpu_type),
             skip_corrupt_data=_SKIP_CORRUPT.value,
             init_from=_INIT_FROM.value,
             stop=stop,

@@ -15,62 +15,64 @@ from trainer.distributed.heartbeat import Watch
 from trainer.distributed.strategy import STRATEGIES, make_strategy
 from trainer.runtime.signals import StopRequest
 
-_STRATEGY = flags.DEFINE_string("strategy", "mirrored", f"Where to run: {', '.join(STRATEGIES)}.")
-_CLUSTER = flags.DEFINE_enum(
-    "cluster",
-    "auto",
-    CLUSTERS,
-    "Where --strategy=multi_worker reads who the workers are; auto: what the environment has.",
-)
-_TIMEOUT = flags.DEFINE_float(
-    "collective_timeout_seconds",
-    None,
-    "How long a worker waits for another one before it gives up; longer than the longest pause "
-    "between steps, which is an evaluation. Default: forever.",
-    lower_bound=1.0,
-)
-_START_TIMEOUT = flags.DEFINE_float(
-    "start_timeout_seconds",
-    600.0,
-    "How long the first workers wait for the last one before TensorFlow starts, and how long "
-    "TensorFlow may take to connect them.",
-    lower_bound=1.0,
-)
-_WORKER_TIMEOUT = flags.DEFINE_float(
-    "worker_timeout_seconds",
-    30.0,
-    "A worker that shows no sign of life for this long is considered dead, and all end with code "
-    "1.",
-    lower_bound=2.0,
-)
-_STALL_TIMEOUT = flags.DEFINE_float(
-    "stall_timeout_seconds",
-    1800.0,
-    "When no worker makes progress for this long, all end with code 1; longer than the longest "
-    "compilation, preparation or loading of data.",
-    lower_bound=2.0,
-)
-_TPU = flags.DEFINE_string(
-    "tpu", "local", "For --strategy=tpu: local, or a slice's name or grpc:// address."
-)
-_TPU_ZONE = flags.DEFINE_string("tpu_zone", None, "Zone of a TPU slice given by name.")
-_TPU_PROJECT = flags.DEFINE_string("tpu_project", None, "Project of a TPU slice given by name.")
-TPU_TYPE = flags.DEFINE_string(
-    "tpu_type", None, "Accelerator type of the TPU, such as v5litepod-8; MFU is counted from it."
-)
-_VIRTUAL = flags.DEFINE_integer(
-    "num_virtual_devices", 0, "Split the CPU into this many replicas, to try things out.", 0
-)
+FLAGS = flags.FLAGS
 
 
-def strategy_name() -> str:
-    """Return the value of --strategy."""
-    return _STRATEGY.value
+def define_flags() -> None:
+    """Define the flags of this file, for the command that calls this."""
+    flags.DEFINE_string("strategy", "mirrored", f"Where to run: {', '.join(STRATEGIES)}.")
+    flags.DEFINE_enum(
+        "cluster",
+        "auto",
+        CLUSTERS,
+        "Where --strategy=multi_worker reads who the workers are; auto: what the environment has.",
+    )
+    flags.DEFINE_float(
+        "collective_timeout_seconds",
+        None,
+        "How long a worker waits for another one before it gives up; longer than the longest pause "
+        "between steps, which is an evaluation. Default: forever.",
+        lower_bound=1.0,
+    )
+    flags.DEFINE_float(
+        "start_timeout_seconds",
+        600.0,
+        "How long the first workers wait for the last one before TensorFlow starts, and how long "
+        "TensorFlow may take to connect them.",
+        lower_bound=1.0,
+    )
+    flags.DEFINE_float(
+        "worker_timeout_seconds",
+        30.0,
+        "A worker that shows no sign of life for this long is considered dead, and all end with "
+        "code 1.",
+        lower_bound=2.0,
+    )
+    flags.DEFINE_float(
+        "stall_timeout_seconds",
+        1800.0,
+        "When no worker makes progress for this long, all end with code 1; longer than the longest "
+        "compilation, preparation or loading of data.",
+        lower_bound=2.0,
+    )
+    flags.DEFINE_string(
+        "tpu", "local", "For --strategy=tpu: local, or a slice's name or grpc:// address."
+    )
+    flags.DEFINE_string("tpu_zone", None, "Zone of a TPU slice given by name.")
+    flags.DEFINE_string("tpu_project", None, "Project of a TPU slice given by name.")
+    flags.DEFINE_string(
+        "tpu_type",
+        None,
+        "Accelerator type of the TPU, such as v5litepod-8; MFU is counted from it.",
+    )
+    flags.DEFINE_integer(
+        "num_virtual_devices", 0, "Split the CPU into this many replicas, to try things out.", 0
+    )
 
 
 def make_watch(stop: StopRequest) -> Watch:
     """Return the watch over the other workers, which starts when they have met."""
-    watch = Watch(_WORKER_TIMEOUT.value, _STALL_TIMEOUT.value, lambda: stop.reason)
+    watch = Watch(FLAGS.worker_timeout_seconds, FLAGS.stall_timeout_seconds, lambda: stop.reason)
     stop.leaving = watch.stop
     return watch
 
@@ -110,22 +112,22 @@ def connect(
             "the dataset": _fingerprint(data_dir),
             **{f"--config.{name}": value for name, value in schema.flat(config).items()},
         }
-        index, seconds = found.worker.index, _START_TIMEOUT.value
+        index, seconds = found.worker.index, FLAGS.start_timeout_seconds
         connections = meeting.meet(found.addresses, index, shared, seconds)
         watch.start(found.addresses, index, connections, seconds)
 
-    if _STRATEGY.value == "multi_worker":
+    if FLAGS.strategy == "multi_worker":
         print("waiting for all workers ...", flush=True)
     strategy, description = make_strategy(
-        _STRATEGY.value,
-        _VIRTUAL.value,
-        cluster=_CLUSTER.value,
-        timeout_seconds=_TIMEOUT.value,
-        heartbeat_seconds=2 * _WORKER_TIMEOUT.value,
+        FLAGS.strategy,
+        FLAGS.num_virtual_devices,
+        cluster=FLAGS.cluster,
+        timeout_seconds=FLAGS.collective_timeout_seconds,
+        heartbeat_seconds=2 * FLAGS.worker_timeout_seconds,
         meet=meet,
-        tpu=_TPU.value,
-        tpu_zone=_TPU_ZONE.value,
-        tpu_project=_TPU_PROJECT.value,
+        tpu=FLAGS.tpu,
+        tpu_zone=FLAGS.tpu_zone,
+        tpu_project=FLAGS.tpu_project,
     )
     if cluster.worker_of(strategy).count > 1:
         cluster.hear_signals(stop.request)
