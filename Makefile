@@ -8,8 +8,9 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PYTEST := $(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 INSTALLED := $(VENV)/installed-$(EXTRA)
 INSTALLED_ALL := $(VENV)/installed-$(EXTRA)-all
+INSTALLED_DOCS := $(VENV)/installed-$(EXTRA)-docs
 
-.PHONY: install demo test test-all lint format bench clean
+.PHONY: install demo test test-all lint format docs bench clean
 
 install: $(INSTALLED)
 
@@ -22,9 +23,14 @@ $(INSTALLED): pyproject.toml requirements/$(EXTRA).txt
 $(INSTALLED_ALL): $(INSTALLED) requirements/preflight.txt requirements/extras.txt
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: make test-all needs Python 3.11 or later: make PYTHON=python3.11 test-all"; exit 2; }
-	@echo "installing Dask, py3langid, JAX and libtpu, a minute or two"
+	@echo "installing Dask, MkDocs, py3langid, JAX and libtpu, a minute or two"
 	@$(PIP) --constraint requirements/$(EXTRA).txt --constraint requirements/preflight.txt \
-		--constraint requirements/extras.txt --editable '.[$(EXTRA),dev,dask,langid,preflight]'
+		--constraint requirements/extras.txt --editable '.[$(EXTRA),dev,dask,docs,langid,preflight]'
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED) requirements/extras.txt
+	@$(PIP) --constraint requirements/$(EXTRA).txt --constraint requirements/extras.txt \
+		--editable '.[$(EXTRA),dev,docs]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -33,7 +39,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTEST)
 
-# Also the tests marked distributed, faults and preflight, and more examples of each property.
+# Also the tests marked distributed, docs, faults, langid and preflight, and more examples of each property.
 test-all: $(INSTALLED_ALL)
 	TEST_EXAMPLES=2000 $(PYTEST) -m ''
 
@@ -46,6 +52,11 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# The site, in build/site; building it needs nothing from the net.
+docs: $(INSTALLED_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 # How fast training starts and runs; beside PyTorch, if that is installed.
 bench: $(INSTALLED)
