@@ -28,7 +28,7 @@ from absl import flags
 
 from benchmarks import machine
 from common.errors import UsageError, no_arguments, run_app
-from data_pipeline.pipeline import prepare
+from data_pipeline.job import prepare
 from data_pipeline.settings import Settings
 from data_pipeline.sources.spec import parse_spec
 

@@ -1,67 +1,85 @@
 """Validation and test text: kept word for word, encoded in order, never filtered."""
 
+import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from common import files
-from data_pipeline.cleaning.alignment import alignment_counts
+from common.errors import UsageError
+from data_pipeline.cleaning.alignment import alignment_counts, alignment_warning
 from data_pipeline.cleaning.folding import fold
 from data_pipeline.cleaning.normalization import unescape_entities
 from data_pipeline.dataset.examples import (
+    LABEL,
     describe_file,
     raw_text_name,
     shard_name,
-    text_keys,
     write_examples,
 )
-from data_pipeline.dataset.manifest import FileInfo, SequenceInfo, length_histogram
-from data_pipeline.dataset.normalization import normalize_text
-from data_pipeline.dataset.tokenizer import load_tokenizer
+from data_pipeline.dataset.manifest import SequenceInfo, SplitInfo, length_histogram
+from data_pipeline.dataset.normalization import normalize_document, normalize_text
+from data_pipeline.encoder import Encoder, document_text
 from data_pipeline.sources.spec import Source
+from data_pipeline.stages import check_labels
+
+
+def raw_names(split: str, languages: Sequence[str], labelled: bool) -> list[str]:
+    """Return the names of the files with the raw text of a split, one a column."""
+    return [raw_text_name(split, name) for name in (*languages, *([LABEL] if labelled else []))]
 
 
 def copy_held_out(
-    split: str, sources: Sequence[Source], languages: Mapping[str, str], work_dir: str
+    split: str,
+    sources: Sequence[Source],
+    languages: Sequence[str],
+    labelled: bool,
+    work_dir: str,
 ) -> tuple[dict[str, Any], set[str]]:
-    """Copies the text of a split, one file a language.
+    """Copy the text of a split, one file a column.
 
     Args:
         split: valid or test.
         sources: where its text is.
-        languages: sequence -> its language.
+        languages: of the texts of an example.
+        labelled: whether a column of labels follows.
         work_dir: gets the files.
 
     Returns:
-        {"pairs": how many, "align": evidence for `alignment_warning`}, and the folded source
-        sentences, which the training text must not have.
+        {"pairs": how many, "align": evidence for `alignment_warning`, "labels": their counts}, and
+        the folded first texts of all examples, which the training text must not have.
 
     Raises:
         UsageError: a source cannot be read.
     """
     from tensorflow.io import gfile
 
-    count, align = 0, Counter[str]()
+    count, align, labels = 0, Counter[str](), Counter[str]()
     forms: set[str] = set()
-    paths = [os.path.join(work_dir, raw_text_name(split, lang)) for lang in languages.values()]
-    with gfile.GFile(paths[0], "wb") as left, gfile.GFile(paths[1], "wb") as right:
-        # GFile makes the file at the first write, and there may be no line to write.
-        left.write(b"")
-        right.write(b"")
+    paths = [os.path.join(work_dir, name) for name in raw_names(split, languages, labelled)]
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(gfile.GFile(path, "wb")) for path in paths]
+        for output in outputs:
+            # GFile makes the file at the first write, and there may be no line to write.
+            output.write(b"")
         for chunk in itertools.chain.from_iterable(source.chunks() for source in sources):
-            sides = chunk.columns()
-            for file, side in zip((left, right), sides, strict=True):
-                file.write("".join(f"{text}\n" for text in side).encode())
-            count += len(sides[0])
-            align.update(alignment_counts(*sides))
-            forms |= _forms(sides[0])
-    return {"pairs": count, "align": align}, forms - {""}
+            columns = chunk.columns()
+            if labelled:
+                columns[-1] = check_labels(chunk, columns[-1])
+                labels.update(columns[-1])
+            for output, column in zip(outputs, columns, strict=True):
+                output.write("".join(f"{text}\n" for text in column).encode())
+            count += len(columns[0])
+            if len(languages) == 2:
+                align.update(alignment_counts(*columns))
+            forms |= _forms(columns[0])
+    return {"pairs": count, "align": align, "labels": labels}, forms - {""}
 
 
 def _forms(texts: list[str]) -> set[str]:
-    """Returns the folded forms of texts as they are, unescaped, and normalised.
+    """Return the folded forms of texts as they are, unescaped, and normalised.
 
     Training text is unescaped and normalised, or not, before it is compared.
     """
@@ -70,37 +88,57 @@ def _forms(texts: list[str]) -> set[str]:
     return {*fold(texts), *fold([normalize_text(text) for text in texts])}
 
 
+def check_known_labels(split: str, labels: Counter, known: Sequence[str], specs: str) -> None:
+    """Raise `UsageError` if a split has labels that the training text does not have."""
+    unknown = sorted(set(labels) - set(known))
+    if unknown:
+        more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
+        raise UsageError(
+            f"--{split}: the label {unknown[0]!r}{more} of {specs} does not occur in --train; add "
+            "examples of it there, or remove these lines"
+        )
+
+
 def encode_held_out(
-    split: str, languages: Mapping[str, str], work_dir: str, models: Mapping[str, str]
-) -> tuple[FileInfo, tuple[FileInfo, ...], dict[str, SequenceInfo]]:
-    """Writes the records of a split whose text is in the work directory.
+    split: str, encoder: Encoder, work_dir: str, found: dict[str, Any]
+) -> SplitInfo:
+    """Write the records of a split whose text is in the work directory.
 
     Args:
         split: valid or test.
-        languages: sequence -> its language.
+        encoder: of the task.
         work_dir: has the text and gets the records.
-        models: sequence -> the file of its tokenizer.
+        found: what `copy_held_out` has counted.
 
     Returns:
-        The shard, the raw text, and the token counts of each sequence.
+        The split.
     """
-    names = [raw_text_name(split, lang) for lang in languages.values()]
-    texts = [list(files.read_lines(os.path.join(work_dir, name))) for name in names]
-    ids = {
-        sequence: load_tokenizer(models[sequence]).encode(lines)
-        for sequence, lines in zip(languages, texts, strict=True)
-    }
+    names = raw_names(split, list(encoder.languages.values()), bool(encoder.labels))
+    columns = [
+        [line.encode() for line in files.read_lines(os.path.join(work_dir, name))] for name in names
+    ]
+    encoded = encoder.encode(columns, normalized=False)
     name = shard_name(split, 0, 1)
     path = os.path.join(work_dir, name)
-    encoded = [[text.encode() for text in lines] for lines in texts]
-    sizes = write_examples(
-        path, dict(zip(text_keys(languages).values(), encoded, strict=True)), ids
+    sizes = write_examples(path, encoded.texts, encoded.ids, encoded.labels)
+    pairs = found["pairs"]
+    warning = alignment_warning(found["align"], split)
+    documents = []
+    if encoder.task == "language_model":
+        documents = [normalize_document(document_text(line)) for line in columns[0]]
+    return SplitInfo(
+        files=(describe_file(path, name, len(sizes)),),
+        pairs_in=pairs,
+        kept=pairs,
+        dropped={},
+        sequences={
+            sequence: SequenceInfo.of_histogram(length_histogram(lengths))
+            for sequence, lengths in zip(encoded.ids, encoded.lengths(), strict=True)
+        },
+        raw_text=tuple(describe_file(os.path.join(work_dir, name), name, pairs) for name in names),
+        repeated=len(sizes) - pairs,
+        labels={label: found["labels"][label] for label in encoder.labels},
+        characters=sum(map(len, documents)),
+        text_bytes=sum(len(document.encode()) for document in documents),
+        warnings=(warning,) if warning else (),
     )
-    raw_text = tuple(
-        describe_file(os.path.join(work_dir, name), name, len(sizes)) for name in names
-    )
-    sequences = {
-        sequence: SequenceInfo.of_histogram(length_histogram(map(len, of_sequence)))
-        for sequence, of_sequence in ids.items()
-    }
-    return describe_file(path, name, len(sizes)), raw_text, sequences

@@ -1,10 +1,10 @@
-"""Checks a dataset directory and shows what is in it.
+"""Check a dataset directory and show what is in it.
 
     python -m data_pipeline.inspect DIR [--samples=5] [--noverify] [--pictures=DIR2]
 
-Verifies every checksum and parses every record and packed row; exit code 2 and one line if
-something is damaged. With --noverify it is quick whatever the size: it compares the sizes of the
-files, trusts the counts of dataset.json, and looks at the first records only.
+It verifies every checksum and parses every record and packed row; damage ends it with exit code 2
+and one line. With --noverify it is quick whatever the size: it compares the sizes of the files,
+trusts the counts of dataset.json, and looks at the first records only.
 """
 
 import os
@@ -35,14 +35,16 @@ from data_pipeline.dataset.verify import check_sizes, verify_split
 from data_pipeline.pictures import length_reached
 from data_pipeline.progress import (
     drop_table,
+    label_table,
     new_table,
     plain_console,
     split_table,
+    unit_of,
     vocabulary_line,
 )
 
 _SAMPLES = flags.DEFINE_integer(
-    "samples", 5, "How many pairs of each split to show.", lower_bound=0
+    "samples", 5, "How many examples of each split to show.", lower_bound=0
 )
 _VERIFY = flags.DEFINE_bool(
     "verify", True, "Check every checksum, record and packed row; off: the sizes of the files."
@@ -71,11 +73,11 @@ def inspect(
     verify: bool = True,
     picture_directory: str = "",
 ) -> None:
-    """Checks a dataset and prints its statistics.
+    """Check a dataset and print its statistics.
 
     Args:
         directory: the dataset directory.
-        samples: how many pairs of each split to show as text and pieces.
+        samples: how many examples of each split to show as text and pieces.
         console: where to print.
         verify: whether to check every checksum, record and packed row.
         picture_directory: gets pictures, if it is not empty.
@@ -104,7 +106,7 @@ def inspect(
     for name, split in manifest.splits.items():
         for warning in split.warnings:
             console.print(f"WARNING: {warning}", style="bold yellow", soft_wrap=True)
-        _print_samples(name, pairs[name], samples, tokenizers, console)
+        _print_samples(name, pairs[name], samples, manifest, tokenizers, console)
     if picture_directory:
         for path in pictures.draw(manifest, *_packing(manifest), picture_directory):
             console.print(f"drawn: {path}", soft_wrap=True)
@@ -117,23 +119,25 @@ def _tables(
     yield drop_table(manifest)
     rows = manifest.splits["train"].rows
     if rows:
-        yield rows_table(rows)
+        yield rows_table(rows, unit_of(manifest))
+    if manifest.labels:
+        yield label_table(manifest)
     yield length_table(manifest, pairs, tokenizers)
     yield bar_table(manifest)
     yield vocabulary_table(manifest, pairs["train"], tokenizers)
     yield piece_table(manifest, pairs["train"], tokenizers)
 
 
-def rows_table(info: RowsInfo) -> Table:
-    """Returns the table of the packed rows."""
+def rows_table(info: RowsInfo, unit: str) -> Table:
+    """Return the table of the packed rows."""
     table = new_table("packed rows of train")
     positions = max(1, info.rows * info.row_length)
     cells = (
         ("rows", f"{info.rows:,}"),
-        ("tokens a side", str(info.row_length)),
+        ("tokens a row", str(info.row_length)),
         *((f"{name} full", f"{count / positions:.1%}") for name, count in info.tokens.items()),
         ("together", f"{info.fill_rate:.1%}"),
-        ("pairs left out (longer than a row)", f"{info.left_out:,}"),
+        (f"{unit} left out (longer than a row)", f"{info.left_out:,}"),
     )
     for column, _ in cells:
         table.add_column(column, justify="right")
@@ -142,8 +146,8 @@ def rows_table(info: RowsInfo) -> Table:
 
 
 def length_table(manifest: Manifest, pairs: dict[str, Examples], tokenizers: Tokenizers) -> Table:
-    """Returns the table of sentence lengths and rare pieces, one row a split and side."""
-    table = new_table("tokens a sentence, share of unknown and byte pieces")
+    """Return the table of sentence lengths and rare pieces, one row a split and side."""
+    table = new_table("tokens an example, share of unknown and byte pieces")
     table.add_column("split")
     table.add_column("side")
     for column in ("mean", "p50", "p95", "max", "unknown", "bytes"):
@@ -169,12 +173,12 @@ def length_table(manifest: Manifest, pairs: dict[str, Examples], tokenizers: Tok
 
 
 def bar_table(manifest: Manifest) -> Table:
-    """Returns the histogram of the sentence lengths of train, source and target side by side."""
+    """Return the histogram of the sentence lengths of train, source and target side by side."""
     train = manifest.splits["train"]
     # The last bin is open, so that a few very long sentences do not squeeze the others.
     reach = max(length_reached(side, _SHARE_IN_CLOSED_BINS) for side in train.sequences.values())
     width = 1 + reach // (_BINS - 1)
-    table = new_table("how many sentences of train have so many tokens")
+    table = new_table("how many examples of train have so many tokens")
     table.add_column("tokens", justify="right")
     counts = np.zeros([_BINS, len(train.sequences)], np.int64)
     for column, (name, side) in enumerate(train.sequences.items()):
@@ -193,7 +197,7 @@ def bar_table(manifest: Manifest) -> Table:
 
 
 def bar(share: float, width: int) -> str:
-    """Returns a bar of block characters.
+    """Return a bar of block characters.
 
     Args:
         share: from 0 to 1.
@@ -204,7 +208,7 @@ def bar(share: float, width: int) -> str:
 
 
 def vocabulary_table(manifest: Manifest, train: Examples, tokenizers: Tokenizers) -> Table:
-    """Returns the table of how much of each vocabulary the training text uses."""
+    """Return the table of how much of each vocabulary the training text uses."""
     table = new_table(f"vocabulary in {_extent(manifest, train)}")
     table.add_column("side")
     for column in ("pieces", "used", f"used fewer than {_RARE} times"):
@@ -223,7 +227,7 @@ def vocabulary_table(manifest: Manifest, train: Examples, tokenizers: Tokenizers
 
 
 def piece_table(manifest: Manifest, train: Examples, tokenizers: Tokenizers) -> Table:
-    """Returns the table of the most and the least frequent pieces of each side, with counts."""
+    """Return the table of the most and the least frequent pieces of each side, with counts."""
     table = new_table(f"most and least frequent pieces of {_extent(manifest, train)}")
     columns = []
     for lang, counts, tokenizer in _piece_counts(manifest, train, tokenizers):
@@ -244,7 +248,7 @@ def piece_table(manifest: Manifest, train: Examples, tokenizers: Tokenizers) -> 
 def _piece_counts(
     manifest: Manifest, pairs: Examples, tokenizers: Tokenizers
 ) -> list[tuple[str, np.ndarray, Tokenizer]]:
-    """Returns (language, int64 [vocab_size] counts, tokenizer) of each side."""
+    """Return (language, int64 [vocab_size] counts, tokenizer) of each side."""
     return [
         (
             manifest.languages[name],
@@ -256,22 +260,31 @@ def _piece_counts(
 
 
 def _is_ordinary(manifest: Manifest, tokenizer: Tokenizer) -> np.ndarray:
-    """Returns bool [vocab_size]: false for bytes and specials."""
+    """Return bool [vocab_size]: false for bytes and specials."""
     mask = ~tokenizer.byte_mask()
     mask[[manifest.pad_id, manifest.unk_id, manifest.bos_id, manifest.eos_id]] = False
     return mask
 
 
 def _extent(manifest: Manifest, train: Examples) -> str:
-    """Says of how much of the training split something was counted."""
+    """Return how much of the training split something was counted in."""
     records = manifest.splits["train"].records
-    return "train" if len(train) == records else f"the first {len(train):,} pairs of train"
+    return (
+        "train"
+        if len(train) == records
+        else f"the first {len(train):,} {unit_of(manifest)} of train"
+    )
 
 
 def _print_samples(
-    split: str, pairs: Examples, samples: int, tokenizers: Tokenizers, console: Console
+    split: str,
+    pairs: Examples,
+    samples: int,
+    manifest: Manifest,
+    tokenizers: Tokenizers,
+    console: Console,
 ) -> None:
-    """Prints evenly spaced pairs as text and as pieces."""
+    """Print evenly spaced examples as text and as pieces."""
     count = min(samples, len(pairs))
     if count < 1:
         return
@@ -280,13 +293,15 @@ def _print_samples(
         for name, ids in pairs.example(index).items():
             tokenizer = tokenizers[name]
             console.print(f"  {tokenizer.decode([ids])[0]}", soft_wrap=True)
-            pieces = " ".join(tokenizer.pieces(ids))
+            pieces = " ".join(tokenizer.pieces(ids)).replace("\n", "⏎")
             console.print(f"    {pieces}", style="dim", soft_wrap=True)
+        if pairs.labels is not None:
+            console.print(f"  = {manifest.labels[pairs.labels[index]]}", soft_wrap=True)
         console.print()
 
 
 def _packing(manifest: Manifest) -> tuple[dict[str, np.ndarray] | None, str]:
-    """Returns the first packed rows, which are shuffled, and a title for their picture."""
+    """Return the first packed rows, which are shuffled, and a title for their picture."""
     info = manifest.splits["train"].rows
     if not info or not info.rows:
         return None, ""
@@ -299,7 +314,7 @@ def _packing(manifest: Manifest) -> tuple[dict[str, np.ndarray] | None, str]:
 
 
 def main(argv: list[str]) -> int:
-    """Inspects the directory named on the command line; returns the exit code."""
+    """Inspect the directory named on the command line; return the exit code."""
     if len(argv) != 2:
         raise UsageError("expected one dataset directory: python -m data_pipeline.inspect DIR")
     inspect(argv[1], _SAMPLES.value, plain_console(), _VERIFY.value, _PICTURES.value)

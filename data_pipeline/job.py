@@ -1,7 +1,14 @@
-"""The steps between parallel text and a complete work directory."""
+"""The data job: text in, dataset directory out.
+
+`prepare` is the whole job: copy what is held out, clean and shuffle the rest, train the tokenizer,
+encode and pack, assemble the shards, publish. `Job` has the stages between the input and a complete
+work directory; the workers' part of them is in `stages` and `assembly`.
+"""
 
 import itertools
+import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,10 +16,10 @@ from typing import Any
 import numpy as np
 from tensorflow.io import gfile
 
-from common import files
+from common import files, lock
 from common.errors import UsageError
-from data_pipeline import encoding
-from data_pipeline import stages as steps
+from data_pipeline import stages
+from data_pipeline.assembly import AssembleTask, spans_of
 from data_pipeline.cleaning.alignment import alignment_warning
 from data_pipeline.cleaning.cleaner import Cleaner
 from data_pipeline.dataset import packing, rows
@@ -25,56 +32,158 @@ from data_pipeline.dataset.manifest import (
     SplitInfo,
     TokenizerInfo,
 )
+from data_pipeline.dataset.normalization import LINE_BREAK
 from data_pipeline.dataset.tokenizer import (
+    EOS_ID,
     JOINT_FILE,
     SOURCE_FILE,
     TARGET_FILE,
     check_model,
     train,
 )
-from data_pipeline.held_out import copy_held_out, encode_held_out
+from data_pipeline.encoder import Encoder
+from data_pipeline.held_out import check_known_labels, copy_held_out, encode_held_out
 from data_pipeline.progress import Display, tick
 from data_pipeline.runners.local import Runner, Task
 from data_pipeline.settings import DROP_REASONS, Settings
-from data_pipeline.sources.spec import Source
+from data_pipeline.sources.spec import Source, parse_spec, split_weight
+from data_pipeline.workdir import find_finished, publish, work_directory
 
 HELD_OUT = ("valid", "test")
-# Pairs of training text that one worker encodes at a time: enough to pack tightly, and few enough
-# for its memory.
+# Training examples that one worker encodes at a time: enough to pack tightly, and few enough for
+# its memory.
 PARTITION_PAIRS = 50_000
+PARTITION_BYTES = 64 << 20
 # Rows that are read and checked together: some 100 to 300 KB.
 BLOCK_ROWS = 128
 
 Sources = Mapping[str, Sequence[tuple[Source, float]]]
 
 
+def prepare(settings: Settings, beam_args: Sequence[str] = ()) -> Manifest:
+    """Make the dataset directory, or find it made already.
+
+    Args:
+        settings: what to do.
+        beam_args: options for Beam, such as `--direct_num_workers=2`.
+
+    Returns:
+        The manifest of the finished dataset.
+
+    Raises:
+        UsageError: bad input or settings, or the directory holds another dataset or is in use by
+            another job; nothing is left behind then. Or the storage fails, perhaps a full disk:
+            then what is done stays for the next start, and is no dataset yet.
+    """
+    import tensorflow as tf
+
+    started = time.monotonic()
+    display = Display()
+    runner = _make_runner(beam_args)  # reports a misspelled option even if nothing is to do
+    sources = _parse(settings)
+    inputs = {
+        split: [_fingerprint(*source) for source in of_split] for split, of_split in sources.items()
+    }
+    if settings.tokenizer:
+        inputs["tokenizer"] = [check_model(path).sha256 for path in settings.tokenizer]
+    finished = find_finished(settings, inputs)
+    if finished:
+        display.say(f"{settings.output_dir}: already finished with these settings, nothing to do")
+        return finished
+
+    try:
+        with lock.held(settings.output_dir):
+            with work_directory(settings, inputs, display) as work_dir:
+                manifest = Job(settings, runner, work_dir, display).run(sources, inputs)
+            publish(manifest, work_dir, settings.keep_rejected)
+    except (tf.errors.OpError, OSError) as error:
+        raise UsageError(
+            f"--output_dir={settings.output_dir}: {getattr(error, 'message', error)}; mend that "
+            "and start the same command again, which continues from what is done"
+        ) from error
+    for split in manifest.splits.values():
+        for warning in split.warnings:
+            display.warn(warning)
+    display.summary(manifest, time.monotonic() - started)
+    return manifest
+
+
+def _parse(settings: Settings) -> dict[str, list[tuple[Source, float]]]:
+    """Return split -> (source, weight)."""
+    parsed: dict[str, list[tuple[Source, float]]] = {}
+    for split, specs in settings.specs().items():
+        parsed[split] = []
+        for text in specs:
+            weight, spec = split_weight(text)
+            if weight != 1 and split != "train":
+                raise UsageError(f"--{split}={text}: only --train takes a weight")
+            sources = parse_spec(
+                spec,
+                *settings.languages.values(),
+                task=settings.task,
+                documents=settings.documents,
+            )
+            parsed[split] += [(source, weight) for source in sources]
+    return parsed
+
+
+def _fingerprint(source: Source, weight: float) -> str:
+    return source.fingerprint() + (f" weight={weight}" if weight != 1 else "")
+
+
+def _make_runner(beam_args: Sequence[str]) -> Runner:
+    """Return a loop in this process, or Beam if there are options for it."""
+    if not beam_args:
+        return Runner()
+    # Importing Beam takes seconds, and warns of optional parts that are not installed.
+    logging.disable(logging.WARNING)
+    try:
+        from data_pipeline.runners.beam import BeamRunner
+    finally:
+        logging.disable(logging.NOTSET)
+    return BeamRunner(beam_args)
+
+
 class Job:
-    """The steps between the input and a complete work directory."""
+    """The stages between the input and a complete work directory."""
 
     def __init__(self, settings: Settings, runner: Runner, work_dir: str, display: Display):
-        """Sets what to do, who does the work, where, and who shows it."""
+        """Set what to do, who does the work, where, and who shows it."""
         self._settings = settings
         self._runner = runner
         self._work_dir = work_dir
         self._results = os.path.join(work_dir, "results")
         self._display = display
-        Cleaner(settings.rules())  # tells here what a filter lacks
-        self._tokenizers: dict[str, TokenizerInfo]
+        Cleaner(settings.rules())  # reports here what a filter lacks
 
     def run(self, sources: Sources, inputs: Mapping[str, Sequence[str]]) -> Manifest:
-        """Does all steps and returns what `dataset.json` will say."""
+        """Do all stages and return what `dataset.json` will say."""
+        settings = self._settings
         held_out = self._copy_held_out(sources)
         cleaned = self._clean(sources["train"])
+        labels = self._find_labels(cleaned["labels"], held_out)
         partitions = self._merge(cleaned)
-        self._make_tokenizers(partitions)
-        train_split = self._encode(cleaned, partitions)
-        settings = self._settings
+        tokenizers = self._make_tokenizers(partitions)
+        encoder = Encoder(
+            settings.task,
+            settings.languages,
+            {name: self._path(info.file) for name, info in tokenizers.items()},
+            labels,
+            settings.row_length,
+        )
+        train_split = self._encode(cleaned, partitions, encoder, tokenizers)
+        encoder.load()
+        splits = {
+            split: encode_held_out(split, encoder, self._work_dir, found)
+            for split, found in held_out.items()
+        }
         return Manifest(
             directory=settings.output_dir,
-            task="translation",
+            task=settings.task,
             languages=settings.languages,
-            tokenizers=self._tokenizers,
-            splits={"train": train_split, **self._encode_held_out(held_out)},
+            tokenizers=tokenizers,
+            splits={"train": train_split, **splits},
+            labels=labels,
             settings=settings.recorded(),
             inputs=inputs,
         )
@@ -84,41 +193,46 @@ class Job:
         return do(label, task, items, self._results)
 
     def _remove(self, name: str) -> None:
-        """Removes what the next step has used up; an interrupted job may have done it before."""
+        """Remove what the next stage has used up; an interrupted job may have done so before."""
         files.remove_tree(self._path(name))
 
     def _path(self, *names: str) -> str:
         return os.path.join(self._work_dir, *names)
 
     def _copy_held_out(self, sources: Sources) -> dict[str, dict[str, Any]]:
-        """Copies the text of valid and test; returns split -> counts."""
+        """Copy the text of valid and test; return split -> counts."""
         found, forms = {}, set()
         for split in HELD_OUT:
             if split in sources:
                 found[split], of_split = copy_held_out(
                     split,
                     [source for source, _ in sources[split]],
-                    self._settings.languages,
+                    tuple(self._settings.languages.values()),
+                    self._settings.labelled,
                     self._work_dir,
                 )
                 forms |= of_split
                 if not found[split]["pairs"]:
                     specs = ", ".join(self._settings.specs()[split])
                     raise UsageError(f"--{split}: no lines in {specs}")
-        files.write_bytes(self._path(steps.HELD_OUT_FILE), "\n".join(sorted(forms)).encode())
+        files.write_bytes(self._path(stages.HELD_OUT_FILE), "\n".join(sorted(forms)).encode())
         return found
 
     def _clean(self, sources: Sequence[tuple[Source, float]]) -> dict[str, Any]:
-        """Cleans the training text; returns counts and the names of the blocks."""
+        """Clean the training text; return counts and the names of the blocks."""
         settings = self._settings
         items: list[Any] = [(n, *source) for n, source in enumerate(sources)]
-        task = steps.CleanTask(
-            self._work_dir, settings.rules(), settings.seed, settings.keep_rejected
+        task = stages.CleanTask(
+            self._work_dir,
+            settings.rules(),
+            settings.labelled,
+            settings.seed,
+            settings.keep_rejected,
         )
-        with self._display.phase("read and clean", "pairs"):
+        with self._display.phase("read and clean", settings.unit):
             label = "clean"
             if self._runner.shares_work:
-                names = self._map("read", steps.ReadTask(self._work_dir), items, small=True)
+                names = self._map("read", stages.ReadTask(self._work_dir), items, small=True)
                 label = "clean-chunk"
                 items = [
                     (n, name, weight)
@@ -129,31 +243,48 @@ class Job:
         self._remove("raw")
         total: dict[str, Any] = {
             part: sum((Counter(result[part]) for result in results), Counter())
-            for part in ("counts", "changed", "align")
+            for part in ("counts", "changed", "align", "labels")
         }
-        if not total["counts"][steps.PAIRS_IN]:
+        if not total["counts"][stages.PAIRS_IN]:
             raise UsageError(f"--train: no lines in {', '.join(settings.train)}")
         self._check_left(total["counts"])
         blocks = itertools.chain.from_iterable(result["blocks"] for result in results)
         return {**total, "blocks": tuple(blocks)}
 
+    def _find_labels(
+        self, counts: Counter, held_out: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[str, ...]:
+        """Return the classes of the training text; `UsageError` if nothing can be learned."""
+        labels = tuple(sorted(counts))
+        if self._settings.labelled and len(labels) < 2:
+            raise UsageError(
+                f"--train: every example has the label {labels[0]!r}; a classifier needs two "
+                "labels or more"
+            )
+        for split, found in held_out.items():
+            specs = ", ".join(self._settings.specs()[split])
+            check_known_labels(split, found["labels"], labels, specs)
+        return labels
+
     def _check_left(self, counts: Counter) -> None:
-        """Raises `UsageError` if every training pair was dropped."""
+        """Raise `UsageError` if every training example was dropped."""
         dropped = {reason: counts[reason] for reason in DROP_REASONS if counts[reason]}
         if sum(dropped.values()) == counts["pairs_in"]:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
             raise UsageError(
-                f"--train: none of the {counts['pairs_in']} pairs is left after cleaning "
-                f"({reasons}); look at the input with --keep_rejected, raise --max_tokens or "
-                "--max_length_ratio, or switch a filter off with --disable_filters"
+                f"--train: none of the {counts['pairs_in']} {self._settings.unit} is left after "
+                f"cleaning ({reasons}); look at the input with --keep_rejected, raise "
+                "--max_tokens or --max_length_ratio, or switch a filter off with --disable_filters"
             )
 
     def _merge(self, cleaned: Mapping[str, Any]) -> int:
-        """Merges the blocks into partitions, adds to the counts; returns how many there are."""
+        """Merge the blocks into partitions, add to the counts; return how many there are."""
         counts = cleaned["counts"]
-        lines = counts[steps.PAIRS_IN] - sum(counts[reason] for reason in DROP_REASONS)
-        partitions = -(-lines // PARTITION_PAIRS)
-        task = steps.MergeTask(
+        lines = counts[stages.PAIRS_IN] - sum(counts[reason] for reason in DROP_REASONS)
+        partitions = max(
+            -(-lines // PARTITION_PAIRS), -(-counts.pop(stages.BYTES) // PARTITION_BYTES)
+        )
+        task = stages.MergeTask(
             self._work_dir,
             cleaned["blocks"],
             partitions,
@@ -166,78 +297,91 @@ class Job:
         self._remove("blocks")
         return partitions
 
-    def _make_tokenizers(self, partitions: int) -> None:
-        """Trains the vocabulary on a sample of the clean text, or takes the given one."""
+    def _make_tokenizers(self, partitions: int) -> dict[str, TokenizerInfo]:
+        """Train the vocabulary on a sample of the clean text, or take the given one."""
         settings = self._settings
-        names = (JOINT_FILE,) if settings.joint_vocabulary else (SOURCE_FILE, TARGET_FILE)
+        sequences = tuple(settings.languages)
+        separate = len(sequences) > 1 and not settings.joint_vocabulary
+        names = (SOURCE_FILE, TARGET_FILE) if separate else (JOINT_FILE,)
         with self._display.phase("tokenizer", "sentences"):
             for number, name in enumerate(names):
                 if not gfile.exists(self._path(name)):
-                    sides = (0, 1) if settings.joint_vocabulary else (number,)
-                    files.write_bytes(self._path(name), self._model(number, partitions, sides))
-        infos = []
-        for name in (names[0], names[-1]):
-            tokenizer = check_model(self._path(name))
-            infos.append(
-                TokenizerInfo(name, tokenizer.sha256, tokenizer.vocab_size, tokenizer.model_type)
-            )
-        self._tokenizers = dict(zip(settings.languages, infos, strict=True))
+                    columns = (number,) if separate else tuple(range(len(sequences)))
+                    files.write_bytes(self._path(name), self._model(number, partitions, columns))
+        infos = {}
+        for name in names:
+            model = check_model(self._path(name))
+            infos[name] = TokenizerInfo(name, model.sha256, model.vocab_size, model.model_type)
+        return {
+            sequence: infos[names[number if separate else 0]]
+            for number, sequence in enumerate(sequences)
+        }
 
-    def _model(self, number: int, partitions: int, sides: Sequence[int]) -> bytes:
+    def _model(self, number: int, partitions: int, columns: Sequence[int]) -> bytes:
         settings = self._settings
         if settings.tokenizer:
             check_model(settings.tokenizer[number])
             return files.read_bytes(settings.tokenizer[number])
         return train(
-            self._sample(partitions, sides),
+            self._sample(partitions, columns),
             settings.vocab_size,
             settings.model_type,
             settings.character_coverage,
             byte_fallback=settings.byte_fallback,
             user_symbols=settings.user_symbols,
+            keep_lines=settings.task == "language_model",
         )
 
-    def _sample(self, partitions: int, sides: Sequence[int]) -> Iterator[str]:
-        """Yields the sides of the first pairs in the shuffled order, which is a uniform sample."""
-        paths = (self._path("text", f"{number:06d}") for number in range(partitions))
+    def _sample(self, partitions: int, columns: Sequence[int]) -> Iterator[str]:
+        """Yield texts of the first lines in the shuffled order, which is a uniform sample."""
+        paths = (self._path(stages.TEXT, f"{number:06d}") for number in range(partitions))
         lines = itertools.chain.from_iterable(map(files.read_lines, paths))
         for line in itertools.islice(lines, self._settings.tokenizer_sample):
-            pair = line.split("\t")[1:]
-            for side in sides:
-                yield pair[side]
+            fields = line.split("\t")[1:]
+            for column in columns:
+                yield from fields[column].split(LINE_BREAK)
                 tick(1)
 
-    def _encode(self, cleaned: Mapping[str, Any], partitions: int) -> SplitInfo:
-        """Encodes, packs and assembles the training split."""
+    def _encode(
+        self,
+        cleaned: Mapping[str, Any],
+        partitions: int,
+        encoder: Encoder,
+        tokenizers: Mapping[str, TokenizerInfo],
+    ) -> SplitInfo:
+        """Encode, pack and assemble the training split."""
         settings = self._settings
         counts = cleaned["counts"]
-        largest = max(info.vocab_size for info in self._tokenizers.values())
-        task = encoding.EncodeTask(
+        largest = max(info.vocab_size for info in tokenizers.values())
+        task = stages.EncodeTask(
             self._work_dir,
-            {name: self._path(info.file) for name, info in self._tokenizers.items()},
-            settings.languages,
+            encoder,
             settings.max_tokens,
             settings.row_length,
             "uint16" if largest <= 1 << 16 else "int32",
+            None if settings.task == "language_model" else EOS_ID,
             settings.segmentations,
             settings.sampling_alpha,
             settings.seed,
             settings.keep_rejected,
         )
-        left = counts["pairs_in"] - sum(counts[reason] for reason in DROP_REASONS)
-        with self._display.phase("encode and pack", "pairs", total=left):
+        left = counts[stages.PAIRS_IN] - sum(counts[reason] for reason in DROP_REASONS)
+        with self._display.phase("encode and pack", settings.unit, total=left):
             results = self._map("encode", task, range(partitions))
         for result in results:
-            counts[encoding.TOO_MANY_TOKENS] += result[encoding.TOO_MANY_TOKENS]
+            counts[stages.TOO_MANY_TOKENS] += result[stages.TOO_MANY_TOKENS]
         self._check_left(counts)
         with self._display.phase("assemble shards", "records"):
             pair_files = self._assemble_pairs(results)
             row_info = self._assemble_rows(results, task.token_dtype)
         kept = sum(result["kept"] for result in results)
-        warning = alignment_warning(cleaned["align"], "train")
+        labels = {
+            label: sum(result["labels"][number] for result in results)
+            for number, label in enumerate(encoder.labels)
+        }
         return SplitInfo(
             files=pair_files,
-            pairs_in=counts["pairs_in"],
+            pairs_in=counts[stages.PAIRS_IN],
             kept=kept,
             dropped={reason: counts[reason] for reason in DROP_REASONS if counts[reason]},
             sequences={
@@ -249,12 +393,35 @@ class Job:
             changed={name: count for name, count in cleaned["changed"].items() if count},
             repeated=sum(result["records"] for result in results) - kept,
             rows=row_info,
-            warnings=(warning,) if warning else (),
+            labels=labels,
+            characters=sum(result["text"][0] for result in results),
+            text_bytes=sum(result["text"][1] for result in results),
+            warnings=tuple(self._warnings(cleaned, row_info, labels)),
         )
 
+    def _warnings(
+        self, cleaned: Mapping[str, Any], info: RowsInfo | None, labels: Mapping[str, int]
+    ) -> Iterator[str]:
+        """Yield what looks wrong with the training split."""
+        misaligned = alignment_warning(cleaned["align"], "train")
+        if misaligned:
+            yield misaligned
+        tokens = sum(info.tokens.values()) if info else 0
+        if info and self._settings.task == "language_model" and tokens < info.row_length:
+            yield (
+                f"train: has {tokens:,} tokens, fewer than a row of {info.row_length}; add text, "
+                "or lower --row_length"
+            )
+        rare = [label for label, count in labels.items() if count < 2]
+        if rare:
+            yield (
+                f"train: the label {rare[0]!r} has {labels[rare[0]]} example; "
+                f"{len(rare)} of {len(labels)} labels are as rare; add examples, or merge labels"
+            )
+
     def _assemble_pairs(self, results: Sequence[Mapping[str, Any]]) -> tuple[FileInfo, ...]:
-        """Deals the records out in equal numbers, in their order."""
-        paths = [self._path("records", f"{number:06d}") for number in range(len(results))]
+        """Deal the records out in equal numbers, in their order."""
+        paths = [self._path(stages.PAIR_RECORDS, f"{number:06d}") for number in range(len(results))]
         ends = [
             np.cumsum(np.frombuffer(files.read_bytes(f"{path}.sizes"), np.int64)) for path in paths
         ]
@@ -262,21 +429,21 @@ class Job:
         items = []
         for shard in range(shards):
             first, last = shard * total // shards, (shard + 1) * total // shards
-            spans = encoding.spans_of(paths, ends, first, last)
+            spans = spans_of(paths, ends, first, last)
             items.append((shard_name("train", shard, shards), last - first, spans))
-        found = self._map("shard", encoding.AssembleTask(self._work_dir), items, small=True)
+        found = self._map("shard", AssembleTask(self._work_dir), items, small=True)
         return tuple(FileInfo(**result["file"]) for result in found)
 
     def _assemble_rows(
         self, results: Sequence[Mapping[str, Any]], token_dtype: str
     ) -> RowsInfo | None:
-        """Deals the packed rows out, in whole blocks."""
+        """Deal the packed rows out, in whole blocks."""
         settings = self._settings
         if not settings.row_length:
             return None
-        features = packing.features(tuple(settings.languages))
+        features = packing.features(tuple(settings.languages), settings.labelled)
         size = rows.record_bytes(features, settings.row_length, token_dtype)
-        paths = [self._path("rows", f"{number:06d}") for number in range(len(results))]
+        paths = [self._path(stages.ROW_RECORDS, f"{number:06d}") for number in range(len(results))]
         ends = [np.arange(1, result["rows"] + 1) * size for result in results]
         total, shards = sum(map(len, ends)), settings.num_shards
         blocks = -(-total // BLOCK_ROWS)
@@ -285,9 +452,9 @@ class Job:
             first, last = (
                 min(total, i * blocks // shards * BLOCK_ROWS) for i in (shard, shard + 1)
             )
-            spans = encoding.spans_of(paths, ends, first, last)
+            spans = spans_of(paths, ends, first, last)
             items.append((shard_name("train-rows", shard, shards), last - first, spans))
-        task = encoding.AssembleTask(self._work_dir, size, BLOCK_ROWS)
+        task = AssembleTask(self._work_dir, size, BLOCK_ROWS)
         found = self._map("rows", task, items, small=True)
         return RowsInfo(
             features=features,
@@ -304,23 +471,3 @@ class Job:
             files=tuple(FileInfo(**result["file"]) for result in found),
             blocks=tuple(result["blocks"] for result in found),
         )
-
-    def _encode_held_out(self, held_out: Mapping[str, Mapping[str, Any]]) -> dict[str, SplitInfo]:
-        """Encodes valid and test."""
-        models = {name: self._path(info.file) for name, info in self._tokenizers.items()}
-        splits = {}
-        for split, found in held_out.items():
-            info, raw_text, sequences = encode_held_out(
-                split, self._settings.languages, self._work_dir, models
-            )
-            warning = alignment_warning(found["align"], split)
-            splits[split] = SplitInfo(
-                files=(info,),
-                pairs_in=found["pairs"],
-                kept=info.records,
-                dropped={},
-                sequences=sequences,
-                raw_text=raw_text,
-                warnings=(warning,) if warning else (),
-            )
-        return splits

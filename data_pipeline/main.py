@@ -1,18 +1,28 @@
-"""Makes a dataset directory of parallel text: cleaned, deduplicated, tokenised, sharded.
+"""Make a dataset directory of text: cleaned, deduplicated, tokenised, packed, sharded.
+
+Pairs for a translator:
 
     python -m data_pipeline.main --train=text:train.en.gz,train.de.gz \\
         --valid=text:valid.en.gz,valid.de.gz --test=tsv:test.tsv.gz \\
         --source_lang=en --target_lang=de --vocab_size=8000 --output_dir=DIR
 
+Running text for a language model, and labelled text for a classifier:
+
+    python -m data_pipeline.main --task=language_model --model_type=char \\
+        --train=text:book.txt --valid=text:other.txt --output_dir=DIR
+    python -m data_pipeline.main --task=classification \\
+        --train=tsv:train.tsv --valid=tsv:valid.tsv --output_dir=DIR
+
 A SPEC is one of
     text:SOURCE_FILE,TARGET_FILE        one file a side, line n translates line n
-    tsv:FILE                            source, tab, target (further columns are ignored)
+    text:FILE                           running text (language_model)
+    tsv:FILE                            source, tab, target, or text, tab, label
     tmx:FILE                            translation memory
     gettext:FILE                        catalogue of a program's messages, .po or .mo
-    tfds:NAME/CONFIG:SPLIT              a translation dataset of TensorFlow Datasets
+    tfds:NAME/CONFIG:SPLIT              a dataset of TensorFlow Datasets
     builtin:train?size=50000&seed=1     the generated corpus: train, valid or test
 Files are plain, .gz or .zst, local or gs://, and may be globs; the flags may be repeated. A weight
-before a SPEC of --train, as in 2*tsv:FILE or 0.5*tsv:FILE, repeats or thins out its pairs. Flags
+before a SPEC of --train, as in 2*tsv:FILE or 0.5*tsv:FILE, repeats or thins out its examples. Flags
 that this program does not know go to Beam: --runner=..., --direct_num_workers=2 and so on.
 
 Cleaning steps, for --enable_filters and --disable_filters:
@@ -29,25 +39,32 @@ from absl import flags
 
 from common.errors import UsageError, run_app
 from data_pipeline.cleaning.cleaner import FILTERS
+from data_pipeline.dataset.manifest import SEQUENCES
 from data_pipeline.dataset.tokenizer import MODEL_TYPES
-from data_pipeline.pipeline import prepare
+from data_pipeline.job import prepare
 from data_pipeline.settings import CORPUS_FILTERS, Settings
+from data_pipeline.sources.documents import BOUNDARIES
 
 __doc__ += "".join(
     f"    {name:<24}{what}\n" for name, what in {**FILTERS, **CORPUS_FILTERS}.items()
 )
 
+_TASK = flags.DEFINE_enum("task", "translation", list(SEQUENCES), "What the dataset is for.")
 _TRAIN = flags.DEFINE_multi_string("train", [], "SPEC of training text (repeatable).")
 _VALID = flags.DEFINE_multi_string("valid", [], "SPEC of validation text (repeatable).")
 _TEST = flags.DEFINE_multi_string("test", [], "SPEC of test text (repeatable).")
-_SOURCE_LANG = flags.DEFINE_string("source_lang", "en", "Source language.")
-_TARGET_LANG = flags.DEFINE_string("target_lang", "de", "Target language.")
+_SOURCE_LANG = flags.DEFINE_string(
+    "source_lang", "en", "Source language; the language of the text for the other tasks."
+)
+_TARGET_LANG = flags.DEFINE_string("target_lang", "de", "Target language (translation).")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "", "The dataset directory to make.")
 _VOCAB_SIZE = flags.DEFINE_integer(
-    "vocab_size", 8000, "Pieces of the joint vocabulary, specials and bytes included."
+    "vocab_size",
+    8000,
+    "Pieces of the joint vocabulary, specials and bytes included; not for char and byte.",
 )
 _MODEL_TYPE = flags.DEFINE_enum(
-    "model_type", "unigram", MODEL_TYPES, "Kind of SentencePiece model."
+    "model_type", "unigram", MODEL_TYPES, "Kind of SentencePiece model; char and byte: one each."
 )
 _CHARACTER_COVERAGE = flags.DEFINE_float(
     "character_coverage",
@@ -57,10 +74,13 @@ _CHARACTER_COVERAGE = flags.DEFINE_float(
 _TOKENIZER_SAMPLE = flags.DEFINE_integer(
     "tokenizer_sample", 200_000, "The tokenizer is trained on at most this many training pairs."
 )
+_DOCUMENTS = flags.DEFINE_enum(
+    "documents", "blank_lines", list(BOUNDARIES), "Where documents begin (language_model)."
+)
 _NUM_SHARDS = flags.DEFINE_integer("num_shards", 8, "Files of the training split.")
 _SEED = flags.DEFINE_integer("seed", 1, "Seed of the shuffle and of the tokenizer's sample.")
 _MAX_TOKENS = flags.DEFINE_integer(
-    "max_tokens", 250, "Training pairs with more tokens on a side are dropped."
+    "max_tokens", 250, "Training pairs and texts with more tokens are dropped; documents are cut."
 )
 _MAX_LENGTH_RATIO = flags.DEFINE_float(
     "max_length_ratio",
@@ -68,7 +88,7 @@ _MAX_LENGTH_RATIO = flags.DEFINE_float(
     "Training pairs with more characters on one side per character of the other are dropped.",
 )
 _JOINT_VOCABULARY = flags.DEFINE_bool(
-    "joint_vocabulary", True, "One vocabulary for both languages, or one for each."
+    "joint_vocabulary", True, "One vocabulary for both languages, or one for each (translation)."
 )
 _TOKENIZER = flags.DEFINE_list(
     "tokenizer", [], "Given SentencePiece model(s) instead of training: FILE, or SOURCE,TARGET."
@@ -84,7 +104,7 @@ _DISABLE_FILTERS = flags.DEFINE_list("disable_filters", [], "Cleaning steps to s
 _KEEP_REJECTED = flags.DEFINE_bool(
     "keep_rejected",
     False,
-    "Write train.rejected.tsv: reason, source and target of what is dropped.",
+    "Write train.rejected.tsv: reason and text of what is dropped.",
 )
 _ROW_LENGTH = flags.DEFINE_integer(
     "row_length", 256, "Tokens a side of the packed training rows; 0 for none."
@@ -92,7 +112,7 @@ _ROW_LENGTH = flags.DEFINE_integer(
 _SEGMENTATIONS = flags.DEFINE_integer(
     "segmentations",
     1,
-    "Packed rows hold each pair so many times, in sampled segmentations (subword regularisation).",
+    "Packed rows hold each example so often, in sampled segmentations (subword regularisation).",
 )
 _SAMPLING_ALPHA = flags.DEFINE_float(
     "sampling_alpha",
@@ -108,7 +128,7 @@ _beam_args: list[str] = []
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses our flags and keeps the rest for Beam."""
+    """Parse our flags and keep the rest for Beam."""
     try:
         program, *rest = flags.FLAGS(argv, known_only=True)
     except flags.Error as error:
@@ -118,7 +138,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the job; returns the exit code."""
+    """Run the job; return the exit code."""
     settings = Settings(
         train=tuple(_TRAIN.value),
         valid=tuple(_VALID.value),
@@ -126,6 +146,8 @@ def main(argv: list[str]) -> int:
         source_lang=_SOURCE_LANG.value,
         target_lang=_TARGET_LANG.value,
         output_dir=_OUTPUT_DIR.value,
+        task=_TASK.value,
+        documents=_DOCUMENTS.value,
         vocab_size=_VOCAB_SIZE.value,
         model_type=_MODEL_TYPE.value,
         character_coverage=_CHARACTER_COVERAGE.value,

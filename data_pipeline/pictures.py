@@ -39,7 +39,7 @@ _ROOM_FOR_NUMBER = 0.05
 
 
 def check_matplotlib() -> None:
-    """Raises `UsageError` if Matplotlib is not installed."""
+    """Raise `UsageError` if Matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -50,7 +50,7 @@ def check_matplotlib() -> None:
 
 
 def draw_lengths(manifest: Manifest, directory: str) -> str:
-    """Draws the histogram of sentence lengths of each split.
+    """Draw the histogram of sentence lengths of each split.
 
     Args:
         manifest: of the dataset.
@@ -70,7 +70,7 @@ def draw_lengths(manifest: Manifest, directory: str) -> str:
                 axis.stairs(heights, edges, color=colour, alpha=0.25, fill=True)
                 axis.stairs(heights, edges, color=colour, linewidth=1.5, label=label)
                 limit = max(limit, length_reached(side, _LARGEST_SHARE_SHOWN))
-            axis.set_title(f"{split}: {info.records:,} pairs", loc="left", fontsize=11)
+            axis.set_title(f"{split}: {info.records:,} records", loc="left", fontsize=11)
             axis.set_ylabel("% of sentences")
             axis.spines[["top", "right"]].set_visible(False)
             axis.legend(frameon=False)
@@ -107,7 +107,7 @@ def draw_packing(
 
 
 def _draw_side(axis: "Axes", segments: np.ndarray) -> None:
-    """Draws int32 [rows, row_length] segment ids."""
+    """Draw int32 [rows, row_length] segment ids."""
     from matplotlib.colors import to_rgb
 
     palette = np.array([to_rgb(colour) for colour in (_PADDING, *_COLOURS)])
@@ -130,7 +130,7 @@ def _draw_side(axis: "Axes", segments: np.ndarray) -> None:
 
 
 def _histogram(side: SequenceInfo, records: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the edges of the bins, one a length, and the share of each in percent."""
+    """Return the edges of the bins, one a length, and the share of each in percent."""
     heights = np.zeros(side.max_length + 1)
     for length, count in side.lengths:
         heights[length] = 100 * count / max(1, records)
@@ -138,7 +138,7 @@ def _histogram(side: SequenceInfo, records: int) -> tuple[np.ndarray, np.ndarray
 
 
 def length_reached(side: SequenceInfo, share: float) -> int:
-    """Returns the smallest length that at least `share` of the sentences do not exceed."""
+    """Return the smallest length that at least `share` of the sentences do not exceed."""
     total = sum(count for _, count in side.lengths)
     seen = 0
     for length, count in side.lengths:
@@ -150,7 +150,7 @@ def length_reached(side: SequenceInfo, share: float) -> int:
 
 @contextlib.contextmanager
 def _figure(width: float, height: float) -> Iterator["Figure"]:
-    """Gives a figure of some inches, in the same style whatever the user's own settings are."""
+    """Yield a figure of some inches, in the same style whatever the user's own settings are."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -175,7 +175,7 @@ def _save(figure: "Figure", path: str) -> str:
 def draw(
     manifest: Manifest, block: dict[str, np.ndarray] | None, title: str, directory: str
 ) -> Sequence[str]:
-    """Draws all pictures of a dataset; returns their paths.
+    """Draw all pictures of a dataset; returns their paths.
 
     Args:
         manifest: of the dataset.

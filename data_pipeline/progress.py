@@ -1,4 +1,4 @@
-"""What the job shows while it works, and the table at its end."""
+"""What the job shows while it works, and the tables at its end."""
 
 import contextlib
 import time
@@ -8,14 +8,16 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from data_pipeline.dataset.manifest import Manifest, SplitInfo
+from data_pipeline.settings import UNITS
 
 _listener: Callable[[int], None] | None = None
 
 
 def tick(count: int) -> None:
-    """Reports that `count` more items of the running phase are done.
+    """Report that `count` more items of the running phase are done.
 
     Beam steps call this. It reaches the display when the step runs in the display's process (the
     local runner's default) and does nothing elsewhere.
@@ -33,12 +35,12 @@ class Display:
     """Shows phases one after the other: live on a terminal, one line each elsewhere."""
 
     def __init__(self, console: Console | None = None):
-        """Writes to `console`, or to standard output."""
+        """Write to `console`, or to standard output."""
         self.console = console or plain_console()
 
     @contextlib.contextmanager
     def phase(self, title: str, unit: str, total: int | None = None) -> Iterator[None]:
-        """Shows a phase while the `with` block runs, and a line with its time after it.
+        """Show a phase while the `with` block runs, and a line with its time after it.
 
         Args:
             title: what is done.
@@ -78,17 +80,19 @@ class Display:
         self.console.print(f"{title:<20}{what:<22}{time.monotonic() - started:6.1f} s")
 
     def say(self, line: str) -> None:
-        """Prints a line."""
+        """Print a line."""
         self.console.print(line, soft_wrap=True)
 
     def warn(self, line: str) -> None:
-        """Prints a line that nobody should overlook."""
+        """Print a line that nobody should overlook."""
         self.console.print(f"WARNING: {line}", style="bold yellow", soft_wrap=True)
 
     def summary(self, manifest: Manifest, seconds: float) -> None:
-        """Prints what the finished dataset holds."""
+        """Print what the finished dataset holds."""
         self.console.print(split_table(manifest))
         self.console.print(drop_table(manifest))
+        if manifest.labels:
+            self.console.print(label_table(manifest))
         self.say(
             f"{manifest.directory}: {vocabulary_line(manifest)}, "
             f"{len(manifest.splits['train'].files)} training shards, "
@@ -98,7 +102,10 @@ class Display:
 
 
 def vocabulary_line(manifest: Manifest) -> str:
-    """Returns the size and the kind of the vocabulary, or of both."""
+    """Return the size and the kind of the vocabulary, or of both."""
+    if len(manifest.sequences) == 1:
+        (info,) = manifest.tokenizers.values()
+        return f"vocabulary {info.vocab_size:,} ({info.model_type})"
     sizes = [f"{info.vocab_size:,} ({info.model_type})" for info in manifest.tokenizers.values()]
     if manifest.joint_vocabulary:
         return f"joint vocabulary {sizes[0]}"
@@ -115,16 +122,17 @@ def _describe_rows(train: SplitInfo) -> str:
 
 
 def new_table(title: str) -> Table:
-    """Returns an empty table in the style of the job."""
+    """Return an empty table in the style of the job."""
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def split_table(manifest: Manifest) -> Table:
-    """Returns the table of pairs, tokens and lengths of each split."""
-    table = new_table(" → ".join(manifest.languages.values()))
+    """Return the table of examples, tokens and lengths of each split."""
+    title = " → ".join(manifest.languages.values())
+    table = new_table(title if manifest.task == "translation" else f"{manifest.task}: {title}")
     table.add_column("split")
     tokens = [f"{name} tokens" for name in manifest.sequences]
-    for column in ("pairs in", "kept", "dropped", *tokens, "mean length"):
+    for column in (f"{unit_of(manifest)} in", "kept", "dropped", *tokens, "mean length"):
         table.add_column(column, justify="right")
     for name, split in manifest.splits.items():
         table.add_row(
@@ -138,16 +146,33 @@ def split_table(manifest: Manifest) -> Table:
     return table
 
 
+def unit_of(manifest: Manifest) -> str:
+    """Return what the dataset counts as read, kept and dropped."""
+    return UNITS[manifest.task]
+
+
+def label_table(manifest: Manifest) -> Table:
+    """Return the table of the examples of each label in each split."""
+    table = new_table("labels")
+    table.add_column("label")
+    for split in manifest.splits:
+        table.add_column(split, justify="right")
+    for label in manifest.labels:
+        counts = [f"{split.labels[label]:,}" for split in manifest.splits.values()]
+        table.add_row(Text(label), *counts)
+    return table
+
+
 def _mean(tokens: int, split: SplitInfo) -> str:
-    return f"{tokens / split.kept:.1f}" if split.kept else "-"
+    return f"{tokens / split.records:.1f}" if split.records else "-"
 
 
 def drop_table(manifest: Manifest) -> Table:
-    """Returns the table of training pairs dropped or changed, by cleaning step."""
+    """Return the table of training examples dropped or changed, by cleaning step."""
     train = manifest.splits["train"]
     table = new_table("cleaning of train")
     table.add_column("step")
-    for column in ("pairs", "share"):
+    for column in (unit_of(manifest), "share"):
         table.add_column(column, justify="right")
     rows = [(f"dropped: {name}", count) for name, count in train.dropped.items()]
     rows += [(f"changed: {name}", count) for name, count in train.changed.items()]

@@ -1,13 +1,15 @@
-"""What the preprocessing job shall do, checked."""
+"""What the data job is to do, checked."""
 
 import re
 from dataclasses import dataclass, fields
 from typing import Any
 
 from common.errors import UsageError
-from data_pipeline.cleaning.cleaner import DEFAULT_FILTERS, FILTERS
+from data_pipeline.cleaning.cleaner import DEFAULT_FILTERS, FILTERS, PAIR_ONLY
 from data_pipeline.cleaning.filters import CleaningRules
+from data_pipeline.dataset.manifest import SEQUENCES
 from data_pipeline.dataset.tokenizer import MODEL_TYPES
+from data_pipeline.sources.documents import BOUNDARIES
 
 _LANG = re.compile(r"[A-Za-z0-9_-]+")
 # Filters that need the whole corpus, beside those of `cleaning`, which look at one pair.
@@ -15,8 +17,12 @@ CORPUS_FILTERS = {
     "duplicate": "the pair occurred before, letter for letter",
     "near_duplicate": "it occurred before but for case, punctuation and white space",
 }
-# Every reason for which a training pair may be dropped. The last two follow from other settings.
+# Every reason for which a training example may be dropped. The last two follow from other settings.
 DROP_REASONS = (*FILTERS, *CORPUS_FILTERS, "weight", "too_many_tokens")
+# What is counted as read, kept and dropped.
+UNITS = {"translation": "pairs", "language_model": "documents", "classification": "texts"}
+# A document may be as long as it likes, since it is cut into pieces.
+_NOT_OF_DOCUMENTS = ("too_many_characters",)
 
 # Four specials and 256 bytes; characters come on top.
 _SMALLEST_VOCAB = 261
@@ -24,17 +30,21 @@ _SMALLEST_VOCAB = 261
 
 @dataclass(frozen=True)
 class Settings:
-    """What the job shall do.
+    """What the job is to do.
 
     Attributes:
         train: specs of the training text (see `sources`).
         valid: specs of the validation text; may be empty.
         test: specs of the test text; may be empty.
-        source_lang: name of the source language, such as "en".
+        source_lang: name of the source language, such as "en"; the language of the text for the
+            tasks that have one.
         target_lang: name of the target language.
         output_dir: the dataset directory, local or remote.
-        vocab_size: pieces of the joint vocabulary, specials and bytes included.
-        model_type: "unigram" or "bpe".
+        task: "translation", "language_model" or "classification".
+        documents: where a language model's documents begin (`documents.BOUNDARIES`).
+        vocab_size: pieces of the joint vocabulary, specials and bytes included; unused for the
+            model types "char" and "byte".
+        model_type: "unigram", "bpe", "char" or "byte".
         character_coverage: share of the characters that get a piece; others are spelled in bytes.
         tokenizer_sample: the tokenizer is trained on at most this many training pairs.
         num_shards: files of the training split.
@@ -63,6 +73,8 @@ class Settings:
     source_lang: str
     target_lang: str
     output_dir: str
+    task: str = "translation"
+    documents: str = "blank_lines"
     vocab_size: int = 8000
     model_type: str = "unigram"
     character_coverage: float = 1.0
@@ -84,21 +96,35 @@ class Settings:
     sampling_alpha: float = 0.2
 
     def __post_init__(self) -> None:
-        """Raises `UsageError` for a value that makes no sense."""
+        """Raise `UsageError` for a value that makes no sense."""
+        if self.task not in SEQUENCES:
+            raise UsageError(f"--task={self.task}: expected one of {', '.join(SEQUENCES)}")
         if not self.train:
-            raise UsageError("--train is missing; for example --train=text:a.en.gz,a.de.gz")
+            example = {
+                "translation": "text:a.en.gz,a.de.gz",
+                "language_model": "text:a.txt",
+                "classification": "tsv:a.tsv",
+            }[self.task]
+            raise UsageError(f"--train is missing; for example --train={example}")
         if not self.output_dir:
             raise UsageError("--output_dir is missing; name the dataset directory to make")
-        for lang in (self.source_lang, self.target_lang):
+        for lang in self.languages.values():
             if not _LANG.fullmatch(lang):
                 raise UsageError(f"{lang!r} is not a language name such as en or pt_BR")
-        if self.source_lang == self.target_lang:
+        if self.task == "translation" and self.source_lang == self.target_lang:
             raise UsageError(
                 f"--source_lang and --target_lang are both {self.source_lang!r}; files are named "
                 "after them, so give them different names"
             )
         if self.model_type not in MODEL_TYPES:
             raise UsageError(f"--model_type={self.model_type}: expected {' or '.join(MODEL_TYPES)}")
+        if self.documents not in BOUNDARIES:
+            raise UsageError(f"--documents={self.documents}: expected {' or '.join(BOUNDARIES)}")
+        if self.task == "language_model":
+            if not self.row_length:
+                raise UsageError("--row_length=0: documents are cut into rows; set it to 1 or more")
+            if self.segmentations > 1:
+                raise UsageError("--segmentations is for pairs and labelled texts, not documents")
         if not 0 < self.character_coverage <= 1:
             raise UsageError(f"--character_coverage={self.character_coverage}: expected 0 < x <= 1")
         if not self.max_length_ratio >= 1:
@@ -124,7 +150,8 @@ class Settings:
                 raise UsageError(f"{name!r}: no such filter; there are {known}")
 
     def _check_tokenizer(self) -> None:
-        if self.tokenizer and len(self.tokenizer) != 2 - self.joint_vocabulary:
+        joint = self.joint_vocabulary or self.task != "translation"
+        if self.tokenizer and len(self.tokenizer) != 2 - joint:
             raise UsageError(
                 f"--tokenizer={','.join(self.tokenizer)}: expected "
                 + (
@@ -144,36 +171,47 @@ class Settings:
 
     @property
     def filters(self) -> tuple[str, ...]:
-        """The names of the cleaning steps that are on."""
-        usual = (*DEFAULT_FILTERS, *CORPUS_FILTERS)
-        return tuple(
-            name
-            for name in (*FILTERS, *CORPUS_FILTERS)
-            if (name in usual or name in self.enable_filters) and name not in self.disable_filters
-        )
+        """Names of the cleaning steps that are on."""
+        usual = {*DEFAULT_FILTERS, *CORPUS_FILTERS, *self.enable_filters}
+        unfit = set() if self.task == "translation" else set(PAIR_ONLY)
+        if self.task == "language_model":
+            unfit |= set(_NOT_OF_DOCUMENTS)
+        on = usual - unfit - set(self.disable_filters)
+        return tuple(name for name in (*FILTERS, *CORPUS_FILTERS) if name in on)
 
     def rules(self) -> CleaningRules:
-        """Returns what `cleaning` has to know."""
+        """Return what `cleaning` has to know."""
         return CleaningRules(
-            source_lang=self.source_lang,
-            target_lang=self.target_lang,
+            languages=tuple(self.languages.values()),
             max_tokens=self.max_tokens,
             max_length_ratio=self.max_length_ratio,
             filters=self.filters,
+            keep_lines=self.task == "language_model",
         )
 
     @property
     def languages(self) -> dict[str, str]:
         """Sequence -> its language."""
-        return {"source": self.source_lang, "target": self.target_lang}
+        langs = (self.source_lang, self.target_lang)
+        return dict(zip(SEQUENCES[self.task], langs, strict=False))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether an example has a label."""
+        return self.task == "classification"
+
+    @property
+    def unit(self) -> str:
+        """What is counted as read, kept and dropped."""
+        return UNITS[self.task]
 
     def specs(self) -> dict[str, tuple[str, ...]]:
-        """Returns split -> specs for the splits that were asked for."""
+        """Return split -> specs for the splits that were asked for."""
         specs = {"train": self.train, "valid": self.valid, "test": self.test}
         return {split: given for split, given in specs.items() if given}
 
     def recorded(self) -> dict[str, Any]:
-        """Returns the settings that `dataset.json` keeps: all that shape the result."""
+        """Return the settings that `dataset.json` keeps: all that shape the result."""
         # What the tokenizer was counts, not where it lay: its checksum is among the inputs.
         left_out = ("output_dir", "overwrite", "tokenizer")
         values = {

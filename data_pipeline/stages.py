@@ -1,13 +1,16 @@
-"""What the workers do: read, clean, merge, encode, assemble.
+"""What the workers do: read, clean, merge, encode.
 
-Every step is a task of `runner.Runner.map`. Text and records travel from step to step as files in
-the work directory; a step's result is a small value for the driver: counts and file names.
+Every stage is a task of `runners.local.Runner.map`. Text and records travel from stage to stage as
+files in the work directory; a stage's result is a small value for the driver: counts and file
+names.
 
     read       a source            -> raw chunks (only where several workers share the cleaning)
     clean      a chunk             -> a block of clean lines, sorted by shuffle key
     merge      a range of keys     -> a partition: its lines from all blocks, without duplicates
     encode     a partition         -> its records and packed rows
-    assemble   a number of a shard -> the shard, with equal shares of all records and rows
+
+`assembly` makes the shards of that. A line is a pair of texts, a text and its label, or a document,
+its fields separated by tabs.
 """
 
 import os
@@ -21,40 +24,61 @@ import numpy as np
 from tensorflow.io import gfile
 
 from common import files
+from common.errors import UsageError
 from data_pipeline import progress, shuffle
+from data_pipeline.assembly import write_records
 from data_pipeline.cleaning.alignment import alignment_counts
 from data_pipeline.cleaning.cleaner import FILTERS, Cleaned, Cleaner
 from data_pipeline.cleaning.filters import CleaningRules
 from data_pipeline.cleaning.folding import fold
+from data_pipeline.dataset import packing, rows
+from data_pipeline.dataset.examples import Examples, write_examples
+from data_pipeline.dataset.manifest import length_histogram
+from data_pipeline.encoder import Encoded, Encoder, document_text
 from data_pipeline.sources.chunk import Chunk
 from data_pipeline.sources.spec import Source
 
 PAIRS_IN = "pairs_in"
-# Dropping reasons of their own: what a source with a weight below 1 leaves out, and what is found
-# where the whole corpus is known, and after tokenising.
+# Bytes of clean text, which decide on the number of partitions.
+BYTES = "bytes"
+# Dropping reasons of their own: what a source with a weight below 1 leaves out, what is found where
+# the whole corpus is known, and what is found after tokenising.
 WEIGHT = "weight"
 DUPLICATE = "duplicate"
 NEAR_DUPLICATE = "near_duplicate"
 TOO_MANY_TOKENS = "too_many_tokens"
 
 RAW, BLOCKS, TEXT, REJECTED = "raw", "blocks", "text", "rejected"
+PAIR_RECORDS, ROW_RECORDS = "records", "rows"
 HELD_OUT_FILE = "held_out.txt"
 
 _FILTER_NAMES = tuple(FILTERS)
-# A line of a block is: number of the source, copy, tab, source text, tab, target text.
+# A line of a block is: number of the source, copy, tab, the fields.
 _POSITION_DIGITS = 5
 
 
-def rejected_lines(reasons: Sequence[str], pairs: Sequence[Sequence[str]]) -> bytes:
-    """Returns lines of `--keep_rejected`: reason, source, target, with tabs as spaces."""
+def rejected_lines(reasons: Sequence[str], examples: Sequence[Sequence[str]]) -> bytes:
+    """Return lines of `--keep_rejected`: the reason and the fields, with tabs as spaces."""
     return "".join(
-        f"{reason}\t" + "\t".join(side.replace("\t", " ") for side in pair) + "\n"
-        for reason, pair in zip(reasons, pairs, strict=True)
+        f"{reason}\t" + "\t".join(field.replace("\t", " ") for field in fields) + "\n"
+        for reason, fields in zip(reasons, examples, strict=True)
     ).encode()
 
 
+def check_labels(chunk: Chunk, labels: list[str]) -> list[str]:
+    """Return the labels of a chunk without surrounding space; `UsageError` if one is empty."""
+    labels = [" ".join(label.split()) for label in labels]
+    if "" in labels:
+        line = chunk.first_line + labels.index("")
+        raise UsageError(
+            f"{chunk.paths[-1]}, line {line}: has no label behind the tab; add it, or delete the "
+            "line"
+        )
+    return labels
+
+
 def _fields(line: bytes) -> list[str]:
-    """Returns copy, source and target of a line of a block."""
+    """Return the copy and the fields of a line of a block."""
     return line[_POSITION_DIGITS:].decode().rstrip("\n").split("\t")
 
 
@@ -69,10 +93,10 @@ class ReadTask:
     work_dir: str
 
     def setup(self) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
     def run(self, item: tuple[int, Source, float]) -> list[str]:
-        """Reads (position, source, weight); returns the names of the files."""
+        """Read (position, source, weight); return the names of the files."""
         position, source, _ = item
         names = []
         for number, chunk in enumerate(source.chunks()):
@@ -89,24 +113,28 @@ class CleanTask:
     Attributes:
         work_dir: has `HELD_OUT_FILE` and raw chunks, and gets the blocks.
         rules: the filters.
+        labelled: whether the last column holds labels.
         seed: of the shuffle.
         keep_rejected: whether to write what is dropped.
     """
 
     work_dir: str
     rules: CleaningRules
+    labelled: bool
     seed: int
     keep_rejected: bool
 
     def setup(self) -> None:
-        """Builds the cleaner."""
+        """Build the cleaner."""
         held_out = files.read_bytes(os.path.join(self.work_dir, HELD_OUT_FILE)).decode()
         self._cleaner = Cleaner(self.rules, frozenset(held_out.split("\n")) - {""})
 
     def run(self, item: tuple[int, Source | str, float]) -> dict[str, Any]:
-        """Cleans (position, source or name of a raw chunk, weight)."""
+        """Clean (position, source or name of a raw chunk, weight)."""
         position, source, weight = item
-        total: dict[str, Counter] = {"counts": Counter(), "changed": Counter(), "align": Counter()}
+        total: dict[str, Counter] = {
+            part: Counter() for part in ("counts", "changed", "align", "labels")
+        }
         blocks = []
         for name, chunk in self._chunks(position, source):
             for part, counts in self._clean(position, weight, name, chunk).items():
@@ -127,47 +155,65 @@ class CleanTask:
         self, position: int, weight: float, name: str, chunk: Chunk
     ) -> dict[str, dict[str, int]]:
         raw = chunk.columns()
+        labels = check_labels(chunk, raw.pop()) if self.labelled else None
         cleaned = self._cleaner.clean(*raw)
         reasons = Counter(cleaned.reason[cleaned.reason >= 0].tolist())
         counts = Counter({_FILTER_NAMES[reason]: count for reason, count in reasons.items()})
         counts[PAIRS_IN] = len(raw[0])
-        counts[WEIGHT] = self._write_block(position, weight, name, cleaned)
+        counts[WEIGHT], counts[BYTES] = self._write_block(position, weight, name, cleaned, labels)
         if self.keep_rejected:
             dropped = np.flatnonzero(cleaned.reason >= 0)
+            columns = [*raw, labels] if labels else raw
             lines = rejected_lines(
                 [_FILTER_NAMES[cleaned.reason[i]] for i in dropped],
-                [(raw[0][i], raw[1][i]) for i in dropped],
+                [[column[i] for column in columns] for i in dropped],
             )
             files.write_bytes(os.path.join(self.work_dir, REJECTED, f"clean-{name}"), lines)
         progress.tick(len(raw[0]))
-        return {"counts": counts, "changed": cleaned.changed, "align": alignment_counts(*raw)}
-
-    def _write_block(self, position: int, weight: float, name: str, cleaned: Cleaned) -> int:
-        """Writes the kept pairs, `weight` times; returns how many were left out for a low one."""
         kept = np.flatnonzero(cleaned.reason < 0).tolist()
-        forms = [f"{cleaned.source_forms[i]}\t{cleaned.target_forms[i]}" for i in kept]
-        pairs = [f"{cleaned.source[i]}\t{cleaned.target[i]}\n" for i in kept]
+        return {
+            "counts": counts,
+            "changed": cleaned.changed,
+            "align": alignment_counts(*raw) if len(raw) == 2 else {},
+            "labels": Counter(labels[i] for i in kept) if labels else {},
+        }
+
+    def _write_block(
+        self, position: int, weight: float, name: str, cleaned: Cleaned, labels: list[str] | None
+    ) -> tuple[int, int]:
+        """Write what is kept, `weight` times.
+
+        Returns:
+            How many examples were left out for a low weight, and the bytes written.
+        """
+        kept = np.flatnonzero(cleaned.reason < 0).tolist()
+        columns = [*cleaned.texts, labels] if labels else cleaned.texts
+        of_forms = [*cleaned.forms, labels] if labels else cleaned.forms
+        forms = ["\t".join([column[i] for column in of_forms]) for i in kept]
+        texts = ["\t".join([column[i] for column in columns]) for i in kept]
         keys, lines, left_out = [], [], 0
         for copy in range(int(np.ceil(weight))):
             of_copy = shuffle.make_keys(self.seed, copy, forms)
-            here = [f"{position:0{_POSITION_DIGITS}d}{copy}\t{pair}".encode() for pair in pairs]
+            start = f"{position:0{_POSITION_DIGITS}d}{copy}\t"
+            here = [f"{start}{text}\n".encode() for text in texts]
             if copy + 1 > weight:
                 # The last digits of a key are as random as the first, which make the order.
                 share = (of_copy & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2.0**32
                 chosen = share < weight - copy
                 of_copy, here = of_copy[chosen], [here[i] for i in np.flatnonzero(chosen)]
-                left_out += (copy == 0) * (len(kept) - len(here))
+                if copy == 0:
+                    left_out = len(kept) - len(here)
             keys.append(of_copy)
             lines += here
         shuffle.write_block(os.path.join(self.work_dir, BLOCKS, name), np.concatenate(keys), lines)
-        return left_out
+        return left_out, sum(map(len, lines))
 
 
 @dataclass(frozen=True)
 class MergeTask:
     """A range of keys -> the lines of a partition, in their final order, and counts.
 
-    A line of a partition is: copy, source, target.
+    A line of a partition is: copy, tab, the fields.
 
     Attributes:
         work_dir: has the blocks and gets the partitions.
@@ -184,10 +230,10 @@ class MergeTask:
     keep_rejected: bool
 
     def setup(self) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
     def run(self, partition: int) -> dict[str, Any]:
-        """Merges one range."""
+        """Merge one range."""
         keys, lines = self._read(partition)
         drop = self._duplicates(keys, lines)
         kept = np.flatnonzero([reason is None for reason in drop])
@@ -199,10 +245,12 @@ class MergeTask:
         text = b"".join([lines[i][_POSITION_DIGITS:] for i in kept[order]])
         files.write_bytes(os.path.join(self.work_dir, TEXT, f"{partition:06d}"), text)
         dropped = [(reason, _fields(lines[i])) for i, reason in enumerate(drop) if reason]
-        # A second copy of a pair is no input pair: it is not counted.
+        # A second copy was not in the input, so it is not counted.
         originals = [(reason, fields[1:]) for reason, fields in dropped if fields[0] == "0"]
         if self.keep_rejected:
-            lines_out = rejected_lines([r for r, _ in originals], [pair for _, pair in originals])
+            lines_out = rejected_lines(
+                [reason for reason, _ in originals], [fields for _, fields in originals]
+            )
             path = os.path.join(self.work_dir, REJECTED, f"merge-{partition:06d}")
             files.write_bytes(path, lines_out)
         progress.tick(len(lines))
@@ -221,11 +269,11 @@ class MergeTask:
         return keys[order], [lines[i] for i in order]
 
     def _duplicates(self, keys: np.ndarray, lines: list[bytes]) -> list[str | None]:
-        """Returns the reason for which each line is dropped; sorts lines with equal keys."""
+        """Return the reason for which each line is dropped; sort lines with equal keys."""
         drop: list[str | None] = [None] * len(lines)
         equal = keys[1:] == keys[:-1]
         tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal)).tolist()
-        # By the number of the source: what was named first stays.
+        # By the number of the source: what was named first is kept.
         in_order = sorted((int(keys[i]), lines[i]) for i in tied)
         lines_of = [line for _, line in in_order]
         texts = [tuple(_fields(line)[1:]) for line in lines_of]
@@ -245,3 +293,120 @@ class MergeTask:
                 drop[i] = NEAR_DUPLICATE
             seen_texts.add(texts[n])
         return drop
+
+
+@dataclass
+class EncodeTask:
+    """A partition of clean text -> its records, its packed rows, and counts.
+
+    Attributes:
+        work_dir: has the text and gets the records.
+        encoder: of the task.
+        max_tokens: pairs or texts with more tokens are dropped; documents are cut in any case.
+        row_length: of the packed rows; 0 for none.
+        token_dtype: of the packed rows.
+        closing_id: as in `packing.pack`.
+        segmentations: the rows hold each example so many times, in sampled segmentations; 1 for
+            once, in the best one.
+        sampling_alpha: how even the sampling is.
+        seed: of the order of the rows and the sampling.
+        keep_rejected: whether to write what is dropped.
+    """
+
+    work_dir: str
+    encoder: Encoder
+    max_tokens: int
+    row_length: int
+    token_dtype: str
+    closing_id: int | None
+    segmentations: int
+    sampling_alpha: float
+    seed: int
+    keep_rejected: bool
+
+    def setup(self) -> None:
+        """Load the tokenizers."""
+        self.encoder.load()
+
+    def run(self, partition: int) -> dict[str, Any]:
+        """Encode a partition."""
+        text = files.read_bytes(os.path.join(self.work_dir, TEXT, f"{partition:06d}"))
+        lines = text.split(b"\n")[:-1]
+        width = lines[0].count(b"\t") + 1 if lines else 1
+        fields = text.replace(b"\n", b"\t").split(b"\t")[:-1]
+        copies, columns = fields[::width], [fields[i::width] for i in range(1, width)]
+        if not lines:
+            copies, columns = [], [[]] * (len(self.encoder.languages) + bool(self.encoder.labels))
+        encoded = self.encoder.encode(columns, normalized=True)
+        fits = np.ones(len(encoded), bool)
+        if self.encoder.task != "language_model":
+            fits = encoded.lengths().max(axis=0) <= self.max_tokens
+        # A second copy was not in the input, so it is not counted.
+        is_input = np.array([copy == b"0" for copy in copies], bool)
+        fitting_lines = np.zeros(len(lines), bool)
+        fitting_lines[encoded.line[fits]] = True
+        dropped = np.flatnonzero(is_input & ~fitting_lines)
+        if self.keep_rejected:
+            rejected = [[column[i].decode() for column in columns] for i in dropped]
+            path = os.path.join(self.work_dir, REJECTED, f"tokens-{partition:06d}")
+            files.write_bytes(path, rejected_lines([TOO_MANY_TOKENS] * len(rejected), rejected))
+        encoded = encoded.take(fits)
+        path = os.path.join(self.work_dir, PAIR_RECORDS, f"{partition:06d}")
+        sizes = write_examples(path, encoded.texts, encoded.ids, encoded.labels)
+        files.write_bytes(f"{path}.sizes", sizes.tobytes())
+        progress.tick(len(lines))
+        return {
+            "records": len(sizes),
+            "kept": int((is_input & fitting_lines).sum()),
+            TOO_MANY_TOKENS: len(dropped),
+            "lengths": {
+                name: length_histogram(of_name)
+                for name, of_name in zip(encoded.ids, encoded.lengths(), strict=True)
+            },
+            "labels": np.bincount(
+                np.array(encoded.labels or [], np.int64), minlength=len(self.encoder.labels)
+            ).tolist(),
+            "text": self._measure(columns[0]),
+            **(self._write_rows(partition, encoded) if self.row_length else {}),
+        }
+
+    def _measure(self, lines: list[bytes]) -> tuple[int, int]:
+        """Return characters and bytes of a language model's documents."""
+        if self.encoder.task != "language_model":
+            return 0, 0
+        texts = list(map(document_text, lines))
+        return sum(map(len, texts)), sum(map(len, lines))
+
+    def _write_rows(self, partition: int, encoded: Encoded) -> dict[str, Any]:
+        """Pack the examples and write the rows, shuffled: packing has sorted them by length."""
+        examples = encoded.examples()
+        if self.segmentations > 1:
+            examples = self._sampled(encoded)
+        packed = packing.pack(examples, self.row_length, self.closing_id)
+        order = np.random.Generator(np.random.PCG64([self.seed, partition])).permutation(
+            len(packed)
+        )
+        packed = packed.take(order)
+        path = os.path.join(self.work_dir, ROW_RECORDS, f"{partition:06d}")
+        write_records(path, rows.serialize_rows(packed, self.token_dtype))
+        return {
+            "rows": len(packed),
+            "left_out": packed.left_out,
+            "row_tokens": packed.tokens(),
+        }
+
+    def _sampled(self, encoded: Encoded) -> Examples:
+        """Return the examples in sampled segmentations; sample n of the sides go together."""
+        ids = {}
+        for (name, model), texts in zip(
+            self.encoder.models.items(), encoded.texts.values(), strict=True
+        ):
+            samples = model.sample(
+                [text.decode() for text in texts],
+                self.segmentations,
+                self.sampling_alpha,
+                self.seed,
+            )
+            ids[name] = [sample[n] for n in range(self.segmentations) for sample in samples]
+        labels = encoded.labels and encoded.labels * self.segmentations
+        return Examples.of_lists(ids, labels)

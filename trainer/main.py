@@ -147,10 +147,10 @@ def _train(stop: StopRequest, watch: Watch) -> int:
 def prepare_demo_corpus(directory: str, row_length: int) -> None:
     """Prepare the built-in corpus, unless it is there."""
     if not tf.io.gfile.exists(os.path.join(directory, MANIFEST_FILE)):
-        from data_pipeline import pipeline
+        from data_pipeline import job
 
         print(f"preparing the built-in corpus in {directory}", flush=True)
-        settings = pipeline.Settings(
+        settings = job.Settings(
             train=("builtin:train",),
             valid=("builtin:valid",),
             test=("builtin:test",),
@@ -160,7 +160,7 @@ def prepare_demo_corpus(directory: str, row_length: int) -> None:
             vocab_size=4000,
             row_length=row_length,
         )
-        pipeline.prepare(settings)
+        job.prepare(settings)
 
 
 def open_dataset(directory: str) -> Manifest:

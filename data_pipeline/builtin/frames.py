@@ -289,7 +289,7 @@ Please call me back on {weekday} at {time}.
 
 
 def _verb_phrase_parts(line: str) -> dict[str, str]:
-    """Reads a line of VERB_PHRASES into what stands for [base], [past], [obj] ..."""
+    """Read a line of VERB_PHRASES into what stands for [base], [past], [obj] ..."""
     english, objects, infinitive, perfect = line.split(" | ")
     verbs, _, rest = english.partition(" ")
     base, past = verbs.split("/")
@@ -310,13 +310,29 @@ def _verb_phrase_parts(line: str) -> dict[str, str]:
 
 
 def _frames(text: str) -> list[tuple[str, str]]:
-    """Reads CONSTRUCTIONS or SENTENCES into pairs of lines."""
+    """Read CONSTRUCTIONS or SENTENCES into pairs of lines."""
     lines = [line.strip() for line in text.strip().split("\n")]
     return list(zip(lines[::2], lines[1::2], strict=True))
 
 
-def sentence_frames() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Returns the frames of whole sentences, as (English, German) with `{slots}`.
+def _kind_of(english: str) -> str:
+    """Return which kind of statement a construction or a sentence makes.
+
+    These are the classes of the built-in labelled corpus: "request", "question", "report" (what
+    somebody did), "plan" (what somebody will, can, wants or has to do), and "fact".
+    """
+    if english.startswith(("Please ", "Could you ", "Let's ")):
+        return "request"
+    if english.endswith("?"):
+        return "question"
+    done = ("{who} forgot", "{who} decided", "{who} got up", "{who} had", "Last week")
+    if "[past]" in english or "{past}" in english or english.startswith(done):
+        return "report"
+    return "plan" if "[base]" in english else "fact"
+
+
+def sentence_frames() -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """Return the frames of whole sentences, as (English, German, kind) with `{slots}`.
 
     Returns:
         The constructions with every verb phrase put in, and the sentences that stand alone.
@@ -327,5 +343,6 @@ def sentence_frames() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
             english, german = construction
             for gap, part in _verb_phrase_parts(line).items():
                 english, german = english.replace(gap, part), german.replace(gap, part)
-            combined.append((english, german))
-    return combined, _frames(SENTENCES)
+            combined.append((english, german, _kind_of(construction[0])))
+    alone = [(english, german, _kind_of(english)) for english, german in _frames(SENTENCES)]
+    return combined, alone

@@ -1,6 +1,6 @@
-"""What happens to training pairs before they are tokenised: normalisation and named filters.
+"""What happens to training text before it is tokenised: normalisation and named filters.
 
-Everything is computed for a chunk of some 10,000 pairs at once (`code_points`); only lines with
+Everything is computed for a chunk of some 10,000 examples at once (`code_points`); only lines with
 something unusual in them are looked at one by one.
 """
 
@@ -33,44 +33,44 @@ FILTERS: dict[str, str] = {
     "html_entities": "Replaces HTML entities such as &amp; and &#39;, also when escaped twice.",
     "control_characters": "Removes controls, zero-width spaces, soft hyphens and bidi marks.",
     **{name: (test.__doc__ or "").strip() for name, test in PAIR_FILTERS.items()},
-    "contaminated": "The source side, but for case and punctuation, is in valid or test.",
+    "contaminated": "The source or text, but for case and punctuation, is in valid or test.",
     "language": "A side is surely in another language (needs the extra langid; slow).",
 }
 DEFAULT_FILTERS = tuple(name for name in FILTERS if name != "language")
 
 KEPT = -1
 
+# Those that compare the two sides of a pair.
+PAIR_ONLY = ("length_ratio", "identical")
+
 # Composition and white space belong to the text's form, so they cannot be switched off.
 _ALWAYS = ("nfc", "white_space")
+_ALWAYS_OF_DOCUMENTS = ("nfc", "line_breaks")
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A chunk of n pairs after cleaning.
+    """A chunk of n examples after cleaning.
 
     Attributes:
-        source: normalised source texts, n, those of dropped pairs included.
-        target: normalised target texts, n.
-        reason: int8 [n], the index in `tuple(FILTERS)` of the first filter that drops the pair,
-            -1 for a pair that is kept.
-        source_forms: `fold(source)`.
-        target_forms: `fold(target)`.
-        changed: step of `text_normalization.STEPS` -> pairs that it changed.
+        texts: for each column the n normalised texts, those of dropped examples included.
+        reason: int8 [n], the index in `tuple(FILTERS)` of the first filter that drops the
+            example, -1 for one that is kept.
+        forms: `fold` of each column.
+        changed: step of `normalization.STEPS` -> examples that it changed.
     """
 
-    source: list[str]
-    target: list[str]
+    texts: list[list[str]]
     reason: np.ndarray
-    source_forms: list[str]
-    target_forms: list[str]
+    forms: list[list[str]]
     changed: dict[str, int]
 
 
 class Cleaner:
-    """Normalises and filters chunks of pairs."""
+    """Normalises and filters chunks of examples: pairs of texts, or texts."""
 
     def __init__(self, rules: CleaningRules, held_out: Set[str] = frozenset()):
-        """Sets the rules.
+        """Set the rules.
 
         Args:
             rules: filters and limits.
@@ -81,31 +81,33 @@ class Cleaner:
         """
         self._rules = rules
         self._held_out = held_out
-        self._steps = [name for name in STEPS if name in (*rules.filters, *_ALWAYS)]
-        self._languages = (rules.source_lang, rules.target_lang)
-        self._scripts = [language.script_table(code) for code in self._languages]
+        always = _ALWAYS_OF_DOCUMENTS if rules.keep_lines else _ALWAYS
+        self._steps = [name for name in STEPS if name in (*rules.filters, *always)]
+        self._scripts = [language.script_table(code) for code in rules.languages]
         self._identifier = language.Identifier() if "language" in rules.filters else None
 
-    def clean(self, source: list[str], target: list[str]) -> Cleaned:
-        """Cleans a chunk.
+    def clean(self, *columns: list[str]) -> Cleaned:
+        """Clean a chunk.
 
         Args:
-            source: source sides as read, without newlines; some 10,000 make it fast.
-            target: the target sides, as many.
+            columns: for each language the texts as read, without newlines; some 10,000 make it
+                fast.
 
         Returns:
-            All pairs with what became of them.
+            All examples, with what became of them.
         """
-        left, left_changed = self._side(source, self._scripts[0])
-        right, right_changed = self._side(target, self._scripts[1])
-        forms = fold_lines(left.lines), fold_lines(right.lines)
-        reason = np.full(len(source), KEPT, np.int8)
+        found = [self._side(*column) for column in zip(columns, self._scripts, strict=True)]
+        sides = [side for side, _ in found]
+        forms = [fold_lines(side.lines) for side in sides]
+        reason = np.full(len(columns[0]), KEPT, np.int8)
         for index, name in enumerate(FILTERS):
             if name in self._rules.filters:
-                drops = self._test(name, left, right, forms[0], reason)
+                drops = self._test(name, sides, forms[0], reason)
                 reason[drops & (reason == KEPT)] = index
-        changed = {name: len(left_changed[name] | right_changed[name]) for name in left_changed}
-        return Cleaned(left.texts, right.texts, reason, *forms, changed)
+        changed = {
+            name: len(set.union(*(of_side[name] for _, of_side in found))) for name in found[0][1]
+        }
+        return Cleaned([side.texts for side in sides], reason, forms, changed)
 
     def _side(
         self, texts: list[str], scripts: CodePointTable | None
@@ -118,24 +120,25 @@ class Cleaner:
         return Side(clean, lines, scripts, mojibake), changed
 
     def _test(
-        self, name: str, left: Side, right: Side, forms: list[str], reason: np.ndarray
+        self, name: str, sides: list[Side], forms: list[str], reason: np.ndarray
     ) -> np.ndarray:
-        """Says which pairs a filter drops: bool [n]."""
+        """Return which examples a filter drops: bool [n]."""
         if name in PAIR_FILTERS:
-            return PAIR_FILTERS[name](left, right, self._rules)
+            # A text without a partner is tested as both sides.
+            return PAIR_FILTERS[name](sides[0], sides[-1], self._rules)
         drops = np.zeros(len(reason), bool)
         if name == "contaminated" and self._held_out:
             drops[:] = [form in self._held_out for form in forms]
         if name == "language":
-            # So slow that it looks at those pairs only that have come through.
+            # So slow that it sees only what has passed so far.
             for i in np.flatnonzero(reason == KEPT).tolist():
-                drops[i] = self._is_foreign((left.texts[i], right.texts[i]))
+                drops[i] = self._is_foreign([side.texts[i] for side in sides])
         return drops
 
-    def _is_foreign(self, pair: tuple[str, str]) -> bool:
+    def _is_foreign(self, texts: list[str]) -> bool:
         assert self._identifier is not None
         return any(
             len(text) >= self._rules.min_language_characters
             and not self._identifier.accepts(text, code, self._rules.min_language_confidence)
-            for text, code in zip(pair, self._languages, strict=True)
+            for text, code in zip(texts, self._rules.languages, strict=True)
         )

@@ -24,12 +24,12 @@ class CleaningRules:
     """The filters and their limits.
 
     Attributes:
-        source_lang: source language, such as "en" or "pt_BR" (`language.scripts_of`).
-        target_lang: target language.
-        max_tokens: most tokens on a side, without specials.
+        languages: of each text, such as "en" or "pt_BR" (`language.scripts_of`).
+        max_tokens: most tokens of a text, without specials.
         max_length_ratio: most characters of the longer side per character of the shorter one
             (after `RATIO_ALLOWANCE` characters).
         filters: names of the filters that are switched on.
+        keep_lines: the texts are documents; their line breaks and spaces stay.
         min_identical_characters: pairs of equal sides are kept if shorter than this: names,
             numbers and short loans translate to themselves.
         min_identical_words: and also if they have fewer words.
@@ -43,11 +43,11 @@ class CleaningRules:
         min_language_characters: shorter texts are not shown to the identifier.
     """
 
-    source_lang: str
-    target_lang: str
+    languages: tuple[str, ...]
     max_tokens: int
     max_length_ratio: float
     filters: tuple[str, ...]
+    keep_lines: bool = False
     min_identical_characters: int = 20
     min_identical_words: int = 4
     min_letter_share: float = 0.3

@@ -11,9 +11,11 @@ import numpy as np
 from data_pipeline.cleaning.code_points import CodePointTable, Lines
 from data_pipeline.dataset.normalization import (
     INVISIBLE_CHARACTER,
+    LINE_BREAK,
     SPACE_MARK,
     collapse_spaces,
     compose,
+    keep_lines,
     remove_invisible,
 )
 
@@ -34,12 +36,18 @@ def _unescape(entity: re.Match[str]) -> str:
     return html.unescape(entity[0]) if name[0] == "#" or name in html5 else entity[0]
 
 
-# Steps by name, in order. The first two can be switched off for training text.
+def _keep_line_breaks(text: str) -> str:
+    return keep_lines(text).replace("\n", LINE_BREAK)
+
+
+# Steps by name, in order. The first two can be switched off for training text. The last is for
+# documents, in place of the one before it.
 STEPS: dict[str, Callable[[str], str]] = {
     "html_entities": unescape_entities,
     "control_characters": remove_invisible,
     "nfc": compose,
     "white_space": collapse_spaces,
+    "line_breaks": _keep_line_breaks,
 }
 
 _SPACE, _ODD, _AMPERSAND = 1, 2, 4

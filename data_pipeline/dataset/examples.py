@@ -16,6 +16,7 @@ import numpy as np
 from common import files
 from common.errors import UsageError
 from data_pipeline.dataset.manifest import REMAKE, FileInfo, Manifest
+from data_pipeline.dataset.normalization import LINE_BREAK
 from data_pipeline.dataset.tokenizer import Tokenizer, load_tokenizer
 
 # A TFRecord frame: length (8 bytes) and its checksum (4), the record, the record's checksum (4).
@@ -258,8 +259,9 @@ def read_raw_text(manifest: Manifest, split: str) -> dict[str, list[str]]:
         split: "valid" or "test".
 
     Returns:
-        Sequence -> lines, in the order of the split's records; and "label" -> the name of each
-        line's class, if there are labels.
+        Sequence -> lines, in the order of the split's records; for a language model the documents,
+        of which each may be in several records; and "label" -> the name of each line's class, if
+        there are labels.
 
     Raises:
         UsageError: the dataset has no such text, or a file is missing or damaged.
@@ -268,12 +270,11 @@ def read_raw_text(manifest: Manifest, split: str) -> dict[str, list[str]]:
     if not info.raw_text:
         raise UsageError(f"{manifest.directory}: raw text is kept for valid and test, not {split}")
     names = (*manifest.sequences, *([LABEL] if manifest.labels else []))
-    return {
-        name: _read_lines(manifest.checked_path(file))
-        for name, file in zip(names, info.raw_text, strict=True)
-    }
-
-
-def _read_lines(path: str) -> list[str]:
-    # Every line ends with a newline, so the last piece is empty.
-    return files.read_bytes(path).decode("utf-8").split("\n")[:-1]
+    found = {}
+    for name, file in zip(names, info.raw_text, strict=True):
+        # Every line ends with a newline, so the last piece is empty.
+        lines = files.read_bytes(manifest.checked_path(file)).decode("utf-8").split("\n")[:-1]
+        if manifest.task == "language_model":
+            lines = [line.replace(LINE_BREAK, "\n") for line in lines]
+        found[name] = lines
+    return found

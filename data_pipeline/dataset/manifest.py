@@ -166,6 +166,9 @@ class SplitInfo:
             and the further pieces of a document.
         rows: the split in packed rows (train only, and only if asked for).
         labels: label -> number of records; empty unless the task is classification.
+        characters: of a language model's text in the form that is tokenised, else 0; for bits per
+            character.
+        text_bytes: the same in bytes of UTF-8.
         warnings: what looks wrong with the text, for people.
     """
 
@@ -179,6 +182,8 @@ class SplitInfo:
     repeated: int = 0
     rows: RowsInfo | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
+    characters: int = 0
+    text_bytes: int = 0
     warnings: tuple[str, ...] = ()
 
     @property
@@ -200,6 +205,8 @@ class SplitInfo:
             "repeated": self.repeated,
             "warnings": list(self.warnings),
             "labels": dict(self.labels),
+            "characters": self.characters,
+            "text_bytes": self.text_bytes,
             "files": [vars(file) for file in self.files],
             "raw_text": [vars(file) for file in self.raw_text],
             "rows": self.rows.to_json() if self.rows else None,
@@ -231,6 +238,8 @@ class SplitInfo:
             repeated=value["repeated"],
             rows=RowsInfo.from_json(value["rows"], sequences) if value["rows"] else None,
             labels=dict(value["labels"]),
+            characters=value["characters"],
+            text_bytes=value["text_bytes"],
             warnings=tuple(value["warnings"]),
         )
 

@@ -42,3 +42,25 @@ def compose(text: str) -> str:
 def collapse_spaces(text: str) -> str:
     """Turn every run of white space into one space, none at the ends, and U+2581 into "_"."""
     return " ".join(text.replace(SPACE_MARK, "_").split())
+
+
+# A document of several lines is one line of the files of the data job: this stands for its line
+# breaks there. In the form that is tokenised no text has this character.
+LINE_BREAK = "\x0b"
+_LINE_ENDS = re.compile("\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+
+
+def normalize_document(text: str) -> str:
+    """Return a text in the form that a language model's tokenizer keeps, lines included.
+
+    Remove invisible characters and compose as `normalize_text` does; write every line end as
+    "\\n", a tab as a space and U+2581 as "_". Other spaces stay, at the start of a line too.
+    """
+    if not (text.isascii() and text.isprintable()):
+        text = keep_lines(compose(remove_invisible(text)))
+    return text
+
+
+def keep_lines(text: str) -> str:
+    """Write every line end as "\\n", a tab as a space and U+2581 as "_"."""
+    return _LINE_ENDS.sub("\n", text).replace("\t", " ").replace(SPACE_MARK, "_")

@@ -13,10 +13,10 @@ import sentencepiece
 
 from common import files
 from common.errors import UsageError
-from data_pipeline.dataset.normalization import normalize_text
+from data_pipeline.dataset.normalization import normalize_document, normalize_text
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
-MODEL_TYPES = ("unigram", "bpe")
+MODEL_TYPES = ("unigram", "bpe", "char", "byte")
 
 # Names in a dataset directory and in a model directory.
 JOINT_FILE = "tokenizer.model"
@@ -33,6 +33,10 @@ _ERRORS_ONLY = 2
 # What SentencePiece's own model file calls them (sentencepiece_model.proto).
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _NORMAL, _UNKNOWN, _USER_DEFINED, _BYTE = 1, 2, 4, 6
+
+# SentencePiece needs one character; a byte model has this one, which Unicode gives no meaning.
+_UNUSED_CHARACTER = "\ue000"
+_BYTE_VOCAB = 4 + 256 + 1
 
 _RESERVED = re.compile(r"<(pad|unk|s|/s|0x[0-9A-Fa-f]{2})>")
 
@@ -51,8 +55,10 @@ def train(
     character_coverage: float = 1.0,
     byte_fallback: bool = True,
     user_symbols: Sequence[str] = (),
+    *,
+    keep_lines: bool = False,
 ) -> bytes:
-    """Trains a SentencePiece model.
+    """Train a SentencePiece model.
 
     The same sentences in the same order give the same model, byte for byte.
 
@@ -60,11 +66,15 @@ def train(
         sentences: normalised sentences, of both languages for a joint vocabulary.
         vocab_size: exact number of pieces, the four specials, the user's symbols and 256 byte
             pieces included.
-        model_type: "unigram" (Kudo 2018) or "bpe" (Sennrich et al. 2016).
+            Not used by "char", which has all characters that occur, and "byte".
+        model_type: "unigram" (Kudo 2018), "bpe" (Sennrich et al. 2016), "char" (one piece a
+            character) or "byte" (one piece a byte of UTF-8).
         character_coverage: the share of all characters that get a piece of their own.
         byte_fallback: the other characters are spelled in bytes; if not, they become the unknown
             token, which decodes to " \u2047 ": the text is lost.
         user_symbols: pieces that are never split, with ids from 4 on in this order.
+        keep_lines: for documents: a newline is a piece (or a byte), and spaces stay as they are,
+            see `normalize_document`.
 
     Returns:
         The serialised model.
@@ -75,15 +85,29 @@ def train(
     """
     _check_symbols(user_symbols)
     model = io.BytesIO()
+    options: dict[str, Any] = {"vocab_size": vocab_size, "model_type": model_type}
+    if model_type == "char":
+        options |= {"vocab_size": 1 << 20, "use_all_vocab": True}
+    symbols = list(user_symbols)
+    if model_type == "byte":
+        options |= {
+            "vocab_size": _BYTE_VOCAB + len(symbols),
+            "model_type": "char",
+            "add_dummy_prefix": False,
+        }
+        sentences, character_coverage, byte_fallback = [_UNUSED_CHARACTER], 1.0, True
+    elif keep_lines:
+        symbols.append("\n")
+    if keep_lines:
+        options |= {"add_dummy_prefix": False, "remove_extra_whitespaces": False}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
+            **options,
             character_coverage=character_coverage,
             byte_fallback=byte_fallback,
-            user_defined_symbols=list(user_symbols),
+            user_defined_symbols=symbols,
             hard_vocab_limit=True,
             # The text is normalised already, and what is decoded must be what was encoded.
             normalization_rule_name="identity",
@@ -97,6 +121,12 @@ def train(
         )
     except (RuntimeError, OSError) as error:
         raise _explain(str(error), vocab_size) from error
+    if model_type == "byte":
+        # Spaces as they are, not as the three bytes of SentencePiece's mark for them. Its trainer
+        # refuses that, its encoder does not.
+        parsed = _model_class().FromString(model.getvalue())
+        parsed.normalizer_spec.escape_whitespaces = False
+        return parsed.SerializeToString(deterministic=True)
     return model.getvalue()
 
 
@@ -157,8 +187,16 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(model).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the token ids of each text; an empty text has none."""
-        return self.encode_normalized([normalize_text(text) for text in texts])
+        """Return the token ids of each text; an empty text has none."""
+        normalize = normalize_document if self.keeps_lines else normalize_text
+        return self.encode_normalized([normalize(text) for text in texts])
+
+    @functools.cached_property
+    def keeps_lines(self) -> bool:
+        """Whether it was trained with `keep_lines`."""
+        if self.model_type == "byte":
+            return not self._parsed.normalizer_spec.remove_extra_whitespaces
+        return self._processor.piece_to_id("\n") != self._processor.unk_id()
 
     def encode_normalized(self, texts: list[str] | list[bytes]) -> list[list[int]]:
         """As `encode`, for text (or its UTF-8) that `normalize_text` would not change."""
@@ -213,8 +251,10 @@ class Tokenizer:
 
     @functools.cached_property
     def model_type(self) -> str:
-        """The kind of model: "unigram", "bpe", "word" or "char"."""
-        return _KINDS[self._parsed.trainer_spec.model_type]
+        """The kind of model: "unigram", "bpe", "word", "char" or "byte"."""
+        kind = _KINDS[self._parsed.trainer_spec.model_type]
+        is_byte = self._processor.piece_to_id(_UNUSED_CHARACTER) != self._processor.unk_id()
+        return "byte" if kind == "char" and is_byte else kind
 
     @functools.cached_property
     def _parsed(self) -> Any:
@@ -273,7 +313,18 @@ def _model_class() -> Any:
 
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="sentencepiece_fields.proto")
-    piece, spec, model = (file.message_type.add(name=n) for n in ("Piece", "TrainerSpec", "Model"))
+    piece, spec, normalizer, model = (
+        file.message_type.add(name=name)
+        for name in ("Piece", "TrainerSpec", "NormalizerSpec", "Model")
+    )
+    for number, name in ((4, "remove_extra_whitespaces"), (5, "escape_whitespaces")):
+        normalizer.field.add(
+            name=name,
+            number=number,
+            type=field.TYPE_BOOL,
+            label=field.LABEL_OPTIONAL,
+            default_value="true",
+        )
     piece.field.add(name="score", number=2, type=field.TYPE_FLOAT, label=field.LABEL_OPTIONAL)
     for message, name in ((piece, "type"), (spec, "model_type")):
         # Enumerations, whose first value, 1, is the default.
@@ -287,6 +338,7 @@ def _model_class() -> Any:
     for name, number, kind, label in (
         ("pieces", 1, ".Piece", field.LABEL_REPEATED),
         ("trainer_spec", 2, ".TrainerSpec", field.LABEL_OPTIONAL),
+        ("normalizer_spec", 3, ".NormalizerSpec", field.LABEL_OPTIONAL),
     ):
         model.field.add(
             name=name, number=number, type=field.TYPE_MESSAGE, type_name=kind, label=label

@@ -1,14 +1,16 @@
 """Text in the catalogues that translators keep: `tmx:` and `gettext:`."""
 
+import codecs
 import io
+import itertools
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from xml.parsers import expat
 
 from common.errors import UsageError
-from data_pipeline.sources.chunk import Chunk, chunk_pairs
+from data_pipeline.sources.chunk import Chunk, Wanted, chunk_rows
 from data_pipeline.sources.text_files import expand_list, file_fingerprint, read_blocks
 
 # TMX 1.4b, section "Content markup": elements whose content is code of the document's format.
@@ -17,10 +19,16 @@ _MARKUP = frozenset({"bpt", "ept", "ph", "it", "ut"})
 _NOT_YET, _PREFIX, _EXACT = 0, 1, 2
 _MAX_LANGS_SHOWN = 8
 
+# Long enough for any XML declaration.
+_XML_HEAD = 1024
+_XML_DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
+_EXPATS_OWN = {"utf-8", "utf-16", "iso-8859-1", "us-ascii"}
+
 # A line of a .po file that is neither empty nor a comment.
 _PO_LINE = re.compile(
     rb'(msgctxt |msgid |msgid_plural |msgstr |msgstr\[\d+\] )?\s*"([^"\\]|\\.)*"\s*'
 )
+_CHARSET = re.compile(rb"Content-Type:[^\n]*?charset=([A-Za-z0-9._-]+)")
 # Babel raises at a malformed date, which many catalogues have and nobody needs here. Another name
 # of the same length (a .mo file has offsets) hides the header.
 _HIDDEN_HEADERS = {
@@ -47,33 +55,43 @@ class TmxSource:
     target_lang: str
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yields the units in order, in bounded memory.
+        """Yield the units in order, in bounded memory.
 
         Raises:
             UsageError: the file cannot be read, is not TMX, or no unit has both languages.
         """
-        return chunk_pairs(self.path, self._pairs())
+        return chunk_rows(self.path, self._pairs())
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
-        reader = _TmxReader(self.path, (self.source_lang, self.target_lang))
-        for block in read_blocks(self.path):
+        blocks = read_blocks(self.path)
+        head = b""
+        while len(head) < _XML_HEAD and (block := next(blocks, b"")):
+            head += block
+        blocks = itertools.chain([head], blocks)
+        encoding = _foreign_encoding(head)
+        if encoding:
+            blocks = _as_utf8(self.path, blocks, encoding)
+        langs = (self.source_lang, self.target_lang)
+        reader = _TmxReader(self.path, langs, "UTF-8" if encoding else None)
+        for block in blocks:
             yield from reader.feed(block)
         yield from reader.feed(b"", is_last=True)
 
     def fingerprint(self) -> str:
-        """Returns a string that changes when the text does."""
+        """Return a string that changes when the text does."""
         return f"tmx {file_fingerprint(self.path)} {self.source_lang}-{self.target_lang}"
 
 
 class _TmxReader:
-    """Turns the blocks of a TMX file into pairs; keeps one unit at a time."""
+    """Turn the blocks of a TMX file into pairs; keeps one unit at a time."""
 
-    def __init__(self, path: str, langs: tuple[str, str]):
+    def __init__(self, path: str, langs: tuple[str, str], encoding: str | None):
+        """Set what to read; `encoding` overrides what the file declares."""
         self._path = path
         self._langs = langs
         self._is_tmx = False
         self._pairs: list[tuple[str, str]] = []
-        self._units = self._complete_units = 0
+        self._units = self._complete_units = self._segments = 0
         # Language as the file writes it -> (side, how well it fits).
         self._fits: dict[str, list[tuple[int, int]]] = {}
         self._lang = ""
@@ -81,7 +99,7 @@ class _TmxReader:
         # Inside a segment: whether text is kept, for every open element.
         self._keep: list[bool] = []
         self._text: list[str] = []
-        self._parser = parser = expat.ParserCreate()
+        self._parser = parser = expat.ParserCreate(encoding)
         parser.buffer_text = True
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
@@ -91,7 +109,7 @@ class _TmxReader:
         parser.SkippedEntityHandler = self._refuse_entity
 
     def feed(self, block: bytes, is_last: bool = False) -> list[tuple[str, str]]:
-        """Returns the pairs of the units that end in `block`, the next one of the file."""
+        """Return the pairs of the units that end in `block`, the next one of the file."""
         try:
             self._parser.Parse(block, is_last)
         except expat.ExpatError as error:
@@ -120,6 +138,7 @@ class _TmxReader:
             self._lang = attributes.get("xml:lang") or attributes.get("lang", "")
         elif name == "tu":
             self._texts, self._ranks = ["", ""], [_NOT_YET, _NOT_YET]
+            self._segments = 0
         elif not self._is_tmx:
             if name != "tmx":
                 raise UsageError(f"{self._path}: not a TMX file; its first element is <{name}>")
@@ -137,9 +156,15 @@ class _TmxReader:
         elif name == "tu":
             self._units += 1
             self._complete_units += all(self._ranks)
+            if not self._segments:
+                raise UsageError(
+                    f"{self._path}, line {self._parser.CurrentLineNumber}: a unit ends here that "
+                    "has no <seg>; mend or export the file again"
+                )
             self._pairs.append((self._texts[0], self._texts[1]))
 
     def _end_segment(self) -> None:
+        self._segments += 1
         if self._lang not in self._fits:
             self._fits[self._lang] = _fitting_sides(self._lang, self._langs)
         for side, rank in self._fits[self._lang]:
@@ -154,8 +179,40 @@ class _TmxReader:
         )
 
 
+def _foreign_encoding(head: bytes) -> str | None:
+    """Return the encoding that an XML file declares, if expat does not know it."""
+    declared = _XML_DECLARATION.match(head)
+    if not declared or declared[1].lower().decode("ascii") in _EXPATS_OWN:
+        return None
+    return declared[1].decode("ascii")
+
+
+def _as_utf8(path: str, blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    """Yield the blocks of a file in UTF-8.
+
+    Raises:
+        UsageError: Python does not know the encoding, or a byte is not of that encoding.
+    """
+    try:
+        "".encode(encoding)  # fails for codecs that are no encodings of text
+        decoder = codecs.getincrementaldecoder(encoding)()
+        for block in blocks:
+            yield decoder.decode(block).encode()
+        yield decoder.decode(b"", final=True).encode()
+    except LookupError as error:
+        raise UsageError(
+            f"{path}: its encoding {encoding!r} is not known here; convert the file to UTF-8, its "
+            "XML declaration included"
+        ) from error
+    except UnicodeError as error:
+        raise UsageError(
+            f"{path}: is not text in {encoding} ({getattr(error, 'reason', error)}); mend the "
+            "encoding in its XML declaration, or convert the file with iconv -t UTF-8"
+        ) from error
+
+
 def _fitting_sides(lang: str, wanted: tuple[str, str]) -> list[tuple[int, int]]:
-    """Returns (side, how well `lang` fits it) for no, one or both sides."""
+    """Return (side, how well `lang` fits it) for no, one or both sides."""
     lang, *sides = (code.lower().replace("_", "-") for code in (lang, *wanted))
     # So en-GB, if it is one of the two, is not taken for plain en, the other.
     exact = [(side, _EXACT) for side, code in enumerate(sides) if lang == code]
@@ -178,8 +235,8 @@ class GettextSource:
     path: str
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yields the entries in the order of the file; `UsageError` if it cannot be read."""
-        return chunk_pairs(self.path, self._pairs())
+        """Yield the entries in the order of the file; `UsageError` if it cannot be read."""
+        return chunk_rows(self.path, self._pairs())
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
         # Babel takes a moment to import and few runs need it.
@@ -187,6 +244,7 @@ class GettextSource:
         from babel.messages.pofile import PoFileError, read_po
 
         content = b"".join(read_blocks(self.path))
+        _check_charset(self.path, content)
         for header, hidden in _HIDDEN_HEADERS.items():
             content = content.replace(header, hidden, 1)
         try:
@@ -208,8 +266,28 @@ class GettextSource:
                     yield source.strip(), target.strip()
 
     def fingerprint(self) -> str:
-        """Returns a string that changes when the text does."""
+        """Return a string that changes when the text does."""
         return f"gettext {file_fingerprint(self.path)}"
+
+
+def _check_charset(path: str, content: bytes) -> None:
+    """Raise `UsageError` if a catalogue names an encoding that Python does not know."""
+    found = _CHARSET.search(content)
+    if not found:
+        return
+    charset = found[1].decode("ascii")
+    try:
+        "".encode(charset)
+    except LookupError as error:
+        problem = (
+            "the placeholder CHARSET of its template"
+            if charset == "CHARSET"
+            else f"{charset!r}, which is not known here"
+        )
+        raise UsageError(
+            f"{path}: its header names as encoding {problem}; write the real one, such as "
+            "charset=UTF-8"
+        ) from error
 
 
 def _forms(text: str | Sequence[str] | None) -> Sequence[str]:
@@ -219,7 +297,7 @@ def _forms(text: str | Sequence[str] | None) -> Sequence[str]:
 
 
 def _po_lines(path: str, content: bytes) -> Iterator[bytes]:
-    """Yields the lines of a .po file as Babel can read them.
+    """Yield the lines of a .po file as Babel can read them.
 
     Babel does not look whether a string is closed and knows no `#~|` (the old text of an obsolete
     entry).
@@ -235,18 +313,19 @@ def _po_lines(path: str, content: bytes) -> Iterator[bytes]:
 
 
 def _kind(path: str) -> str:
-    """Returns the ending of a name without that of the packing, such as `.po`."""
+    """Return the ending of a name without that of the packing, such as `.po`."""
     name = path.removesuffix(".gz").removesuffix(".zst")
     return name[-3:]
 
 
-def parse_tmx(rest: str, source_lang: str, target_lang: str) -> list[TmxSource]:
-    """Returns the sources of `tmx:FILE,...`."""
+def parse_tmx(rest: str, wanted: Wanted) -> list[TmxSource]:
+    """Return the sources of `tmx:FILE,...`."""
+    source_lang, target_lang = wanted.languages
     return [TmxSource(path, source_lang, target_lang) for path in expand_list("tmx", rest)]
 
 
-def parse_gettext(rest: str, source_lang: str, target_lang: str) -> list[GettextSource]:
-    """Returns the sources of `gettext:FILE,...`."""
+def parse_gettext(rest: str, wanted: Wanted) -> list[GettextSource]:
+    """Return the sources of `gettext:FILE,...`."""
     paths = expand_list("gettext", rest)
     for path in paths:
         if _kind(path) not in (".po", ".mo"):

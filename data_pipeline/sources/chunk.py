@@ -1,9 +1,10 @@
-"""A chunk of parallel text: what the sources yield and the Beam workers share."""
+"""A chunk of text: what the sources yield and the workers share."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from common.errors import UsageError
+from data_pipeline.dataset.normalization import LINE_BREAK
 
 # Beam's cost is per element, so an element is a chunk of lines; the limit in bytes keeps a chunk
 # of very long lines small.
@@ -14,25 +15,46 @@ _ALL_BUT_SEPARATORS = bytes(set(range(256)) - set(b"\t\n"))
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a task wants from its sources.
+
+    Attributes:
+        task: "translation", "language_model" or "classification".
+        languages: of the source and the target, or of the text.
+        documents: where the documents of a language model begin, a key of
+            `documents.BOUNDARIES`.
+    """
+
+    task: str
+    languages: tuple[str, ...]
+    documents: str = "blank_lines"
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Consecutive lines of one source, undecoded.
 
     Attributes:
-        paths: where each side comes from, or the one file that holds both (`tsv:`).
-        first_line: number of the first line in those files, from 1; in a file that does not have
-            a pair a line (`tmx:`, `gettext:`, `tfds:`), the number of the first pair.
-        blocks: the lines of each path as one UTF-8 string, separated by newlines.
+        paths: where each column comes from, or the one file that holds all (`tsv:`).
+        first_line: number of the first line in those files, from 1; for a file whose examples are
+            not lines (`tmx:`, `gettext:`, `tfds:`), the number of the first example.
+        blocks: the lines of each path as one UTF-8 string, separated by newlines. A line of a
+            language model is a document, with `LINE_BREAK` between its lines.
+        fields: columns of a `tsv:` file that are used; 0 if every path is one column.
+        meaning: what these columns are, for messages.
     """
 
     paths: tuple[str, ...]
     first_line: int
     blocks: tuple[bytes, ...]
+    fields: int = 0
+    meaning: str = "source, tab, target"
 
-    def columns(self) -> tuple[list[str], list[str]]:
-        """Decodes the chunk.
+    def columns(self) -> list[list[str]]:
+        """Decode the chunk.
 
         Returns:
-            The source and the target of every line, without line ends but otherwise as read.
+            Each column's text of every line, without line ends but otherwise as read.
 
         Raises:
             UsageError: a line is not UTF-8, or a TSV line has no tab; names file and line.
@@ -40,14 +62,13 @@ class Chunk:
         texts = [
             self._decode(path, block) for path, block in zip(self.paths, self.blocks, strict=True)
         ]
-        if len(texts) == 1:
+        if self.fields:
             return self._split_tabs(texts[0])
         # Only \n ends a line: str.splitlines would also cut at U+2028, \x0b, \x0c, \x85.
-        source, target = (text.split("\n") for text in texts)
-        return source, target
+        return [text.split("\n") for text in texts]
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """Returns the columns as (source, target) of every line."""
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the columns as the texts of every line."""
         return list(zip(*self.columns(), strict=True))
 
     def _decode(self, path: str, block: bytes) -> str:
@@ -55,62 +76,77 @@ class Chunk:
             text = block.decode("utf-8")
         except UnicodeDecodeError as error:
             number = self.first_line + block.count(b"\n", 0, error.start)
-            raise UsageError(
-                f"{path}, line {number}: not valid UTF-8 (byte 0x{block[error.start]:02x}); "
-                "convert the file, for example with iconv -t UTF-8"
-            ) from error
+            raise not_utf8(path, number, block[error.start]) from error
         if "\r" in text:
             text = text.replace("\r\n", "\n").removesuffix("\r")
         return text
 
-    def _split_tabs(self, text: str) -> tuple[list[str], list[str]]:
+    def _split_tabs(self, text: str) -> list[list[str]]:
         block = self.blocks[0]
         tabs = block.partition(b"\n")[0].count(b"\t")
         ends = b"\t" * tabs
-        if tabs and block.translate(None, _ALL_BUT_SEPARATORS) == (
+        if tabs >= self.fields - 1 and block.translate(None, _ALL_BUT_SEPARATORS) == (
             (ends + b"\n") * block.count(b"\n") + ends
         ):
-            # Every line has as many tabs: one split for all, half the time of one for each.
+            # Every line has as many tabs: one split for all takes half the time of one for each.
             fields = text.replace("\n", "\t").split("\t")
-            return fields[:: tabs + 1], fields[1 :: tabs + 1]
+            return [fields[column :: tabs + 1] for column in range(self.fields)]
         return self._split_uneven_tabs(text)
 
-    def _split_uneven_tabs(self, text: str) -> tuple[list[str], list[str]]:
-        source, target = [], []
+    def _split_uneven_tabs(self, text: str) -> list[list[str]]:
+        columns: list[list[str]] = [[] for _ in range(self.fields)]
         for number, line in enumerate(text.split("\n"), self.first_line):
-            fields = line.split("\t", 2)
-            if len(fields) < 2:
+            fields = line.split("\t", self.fields)
+            if len(fields) < self.fields:
                 raise UsageError(
-                    f"{self.paths[0]}, line {number}: no tab; a tsv: line is source, tab, target"
+                    f"{self.paths[0]}, line {number}: no tab; a tsv: line is {self.meaning}"
                 )
-            source.append(fields[0])
-            target.append(fields[1])
-        return source, target
+            for column, field in zip(columns, fields, strict=False):
+                column.append(field)
+        return columns
 
 
-def chunk_pairs(path: str, pairs: Iterable[tuple[str, str]]) -> Iterator[Chunk]:
-    """Yields pairs that are decoded already as chunks.
+def not_utf8(path: str, line: int, byte: int) -> UsageError:
+    """Return the error for a line that is not UTF-8."""
+    return UsageError(
+        f"{path}, line {line}: not valid UTF-8 (byte 0x{byte:02x}); "
+        "convert the file, for example with iconv -t UTF-8"
+    )
+
+
+def chunk_rows(path: str, rows: Iterable[Sequence[str]], columns: int = 2) -> Iterator[Chunk]:
+    """Yield text that is decoded already as chunks.
 
     Args:
-        path: where they come from.
-        pairs: (source, target); a line end inside a text becomes a space.
+        path: where it comes from.
+        rows: the texts of an example; a line end inside a text becomes a space.
+        columns: texts of an example.
     """
     number, size = 1, 0
-    sides: tuple[list[bytes], list[bytes]] = ([], [])
-    for pair in pairs:
-        for side, text in zip(sides, pair, strict=True):
+    blocks: list[list[bytes]] = [[] for _ in range(columns)]
+
+    def chunk() -> Chunk:
+        return Chunk((path,) * columns, number, tuple(map(b"\n".join, blocks)))
+
+    for row in rows:
+        for block, text in zip(blocks, row, strict=True):
             line = one_line(text).encode("utf-8")
-            side.append(line)
+            block.append(line)
             size += len(line)
-        if len(sides[0]) == CHUNK_LINES or size >= CHUNK_BYTES:
-            yield Chunk((path, path), number, (b"\n".join(sides[0]), b"\n".join(sides[1])))
-            number, size, sides = number + len(sides[0]), 0, ([], [])
-    if sides[0]:
-        yield Chunk((path, path), number, (b"\n".join(sides[0]), b"\n".join(sides[1])))
+        if len(blocks[0]) == CHUNK_LINES or size >= CHUNK_BYTES:
+            yield chunk()
+            number, size, blocks = number + len(blocks[0]), 0, [[] for _ in range(columns)]
+    if blocks[0]:
+        yield chunk()
 
 
-def one_line(text: str) -> str:
-    r"""Returns the text with a space for every \n, \r and \r\n."""
+def one_line(text: str, line_break: str = " ") -> str:
+    r"""Return the text with `line_break` for every \n, \r and \r\n."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text.replace("\n", " ")
+    return text.replace("\n", line_break)
+
+
+def document_line(text: str) -> str:
+    """Return a document as one line, without empty lines at its ends."""
+    return one_line(text, LINE_BREAK).strip(LINE_BREAK)

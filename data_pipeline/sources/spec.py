@@ -1,8 +1,8 @@
-"""Parallel text as it comes: the `--train`, `--valid` and `--test` specs.
+"""Text as it comes: the `--train`, `--valid` and `--test` specs.
 
 A spec is `scheme:rest`, perhaps after a weight, `2*scheme:rest`. `SCHEMES` maps each scheme to the
 function that turns the rest into sources; a source yields chunks of undecoded lines, so that
-reading is cheap and the work on the text can be shared among Beam workers.
+reading is cheap and workers can share the work on the text.
 """
 
 import math
@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl
 
 from common.errors import UsageError
 from data_pipeline.sources.catalogs import parse_gettext, parse_tmx
-from data_pipeline.sources.chunk import Chunk, chunk_pairs
+from data_pipeline.sources.chunk import Chunk, Wanted, chunk_rows
+from data_pipeline.sources.documents import parse_documents
 from data_pipeline.sources.text_files import parse_text, parse_tsv
 from data_pipeline.sources.tfds import parse_tfds
 
@@ -22,13 +23,13 @@ _BUILTIN_SEED = 1
 
 
 class Source(Protocol):
-    """Where parallel text comes from; can be pickled, for it travels to the Beam workers."""
+    """Where text comes from. It can be pickled, because it travels to the workers."""
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yields the text in a fixed order; `UsageError` if it cannot be read."""
+        """Yield the text in a fixed order; `UsageError` if it cannot be read."""
 
     def fingerprint(self) -> str:
-        """Returns a string that changes when the text does; `UsageError` as above."""
+        """Return a string that changes when the text does; `UsageError` as above."""
 
 
 @dataclass(frozen=True)
@@ -36,38 +37,39 @@ class BuiltinSource:
     """The generated corpus of `data_pipeline.builtin.corpus`.
 
     Attributes:
-        split: train, valid or test; they share no source sentence.
-        size: number of pairs.
-        seed: seed of the generator.
-        source_lang: locale of the source side.
-        target_lang: locale of the target side.
+        split: train, valid or test; they share no sentence.
+        size: number of sentences.
+        seed: of the generator.
+        languages: locales of the source and the target side, or of the text.
+        task: translation yields pairs, language_model paragraphs, and classification sentences
+            with the kind of statement that they are.
     """
 
     split: str
     size: int
     seed: int
-    source_lang: str
-    target_lang: str
+    languages: tuple[str, ...]
+    task: str = "translation"
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yields the pairs in the generator's order; `UsageError` for an unknown locale."""
-        # Babel and num2words take a moment to import and only this source needs them.
-        from data_pipeline.builtin.corpus import generate
+        """Yield the text in the generator's order; `UsageError` for an unknown locale."""
+        # Babel and num2words take a moment to import, and only this source needs them.
+        from data_pipeline.builtin import corpus
 
-        pairs = generate(
-            self.split,
-            self.size,
-            seed=self.seed,
-            source_locale=self.source_lang,
-            target_locale=self.target_lang,
-        )
-        return chunk_pairs(f"builtin:{self.split}", pairs)
+        generators: dict[str, Callable[..., Iterator[tuple[str, ...]]]] = {
+            "translation": corpus.generate,
+            "language_model": corpus.generate_paragraphs,
+            "classification": corpus.generate_labelled,
+        }
+        rows = generators[self.task](self.split, self.size, self.seed, *self.languages)
+        return chunk_rows(f"builtin:{self.split}", rows, COLUMNS[self.task])
 
     def fingerprint(self) -> str:
-        """Returns a string that changes when the text does."""
+        """Return a string that changes when the text does."""
+        kind = "" if self.task == "translation" else f" {self.task}"
         return (
             f"builtin {self.split} size={self.size} seed={self.seed} "
-            f"{self.source_lang}-{self.target_lang}"
+            f"{'-'.join(self.languages)}{kind}"
         )
 
 
@@ -97,13 +99,17 @@ def split_weight(spec: str) -> tuple[float, str]:
     return weight, rest
 
 
-def parse_spec(spec: str, source_lang: str, target_lang: str) -> list[Source]:
-    """Turns a spec of the command line, without its weight, into sources.
+def parse_spec(
+    spec: str, *languages: str, task: str = "translation", documents: str = "blank_lines"
+) -> list[Source]:
+    """Turn a spec of the command line, without its weight, into sources.
 
     Args:
         spec: such as `text:a.en.gz,a.de.gz`; file names may be globs.
-        source_lang: the source language, for sources that hold several or generate.
-        target_lang: the target language.
+        languages: of the source and the target, or of the text; for sources that hold several
+            languages or generate.
+        task: whose examples are wanted.
+        documents: where the documents of a language model begin.
 
     Returns:
         The sources, at least one, in a fixed order.
@@ -112,13 +118,16 @@ def parse_spec(spec: str, source_lang: str, target_lang: str) -> list[Source]:
         UsageError: unknown scheme, malformed spec, or a file that does not exist.
     """
     scheme, colon, rest = spec.partition(":")
-    if not colon or scheme not in SCHEMES:
-        known = ", ".join(f"{name}:" for name in SCHEMES)
-        raise UsageError(f"{spec!r}: unknown kind of source; known ones start with {known}")
-    return list(SCHEMES[scheme](rest, source_lang, target_lang))
+    schemes = SCHEMES[task]
+    if not colon or scheme not in schemes:
+        known = ", ".join(f"{name}:" for name in schemes)
+        raise UsageError(
+            f"{spec!r}: unknown kind of source for --task={task}; known ones start with {known}"
+        )
+    return list(schemes[scheme](rest, Wanted(task, languages, documents)))
 
 
-def _parse_builtin(rest: str, source_lang: str, target_lang: str) -> list[BuiltinSource]:
+def _parse_builtin(rest: str, wanted: Wanted) -> list[BuiltinSource]:
     spec = f"'builtin:{rest}'"
     split, _, query = rest.partition("?")
     if split not in _BUILTIN_SIZES:
@@ -132,15 +141,30 @@ def _parse_builtin(rest: str, source_lang: str, target_lang: str) -> list[Builti
         options[name] = int(value)
     if options["size"] < 1:
         raise UsageError(f"{spec}: size must be at least 1")
-    return [BuiltinSource(split, options["size"], options["seed"], source_lang, target_lang)]
+    return [BuiltinSource(split, options["size"], options["seed"], wanted.languages, wanted.task)]
 
 
-# What each scheme means: the rest of the spec, source and target language -> sources.
-SCHEMES: dict[str, Callable[[str, str, str], Sequence[Source]]] = {
-    "text": parse_text,
-    "tsv": parse_tsv,
-    "tmx": parse_tmx,
-    "gettext": parse_gettext,
-    "tfds": parse_tfds,
-    "builtin": _parse_builtin,
+# Task -> columns of text in an example.
+COLUMNS = {"translation": 2, "language_model": 1, "classification": 2}
+
+# Task -> scheme -> what turns the rest of a spec into sources.
+SCHEMES: dict[str, dict[str, Callable[[str, Wanted], Sequence[Source]]]] = {
+    "translation": {
+        "text": parse_text,
+        "tsv": parse_tsv,
+        "tmx": parse_tmx,
+        "gettext": parse_gettext,
+        "tfds": parse_tfds,
+        "builtin": _parse_builtin,
+    },
+    "language_model": {
+        "text": parse_documents,
+        "tfds": parse_tfds,
+        "builtin": _parse_builtin,
+    },
+    "classification": {
+        "tsv": parse_tsv,
+        "tfds": parse_tfds,
+        "builtin": _parse_builtin,
+    },
 }

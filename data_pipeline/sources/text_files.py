@@ -10,7 +10,7 @@ from typing import Any
 from common import files
 from common.errors import UsageError
 from data_pipeline.sources import chunk as chunks
-from data_pipeline.sources.chunk import Chunk
+from data_pipeline.sources.chunk import Chunk, Wanted
 
 # Small enough that what comes out of the unpacker is too: often four times as much, but gzip may
 # pack a thousand bytes in one.
@@ -51,25 +51,29 @@ class TextSource:
 
 @dataclass(frozen=True)
 class TsvSource:
-    """One file, a pair a line: source, tab, target (further columns are ignored).
+    """One file with an example a line: source, tab, target, or text, tab, label.
+
+    Further columns are ignored.
 
     Attributes:
         path: the file; plain, `.gz` or `.zst`.
+        meaning: what the columns are, for messages.
     """
 
     path: str
+    meaning: str = "source, tab, target"
 
     def chunks(self) -> Iterator[Chunk]:
         """Yields the lines in order; `UsageError` if the file cannot be read."""
-        return _chunk_lines((self.path,))
+        return _chunk_lines((self.path,), fields=2, meaning=self.meaning)
 
     def fingerprint(self) -> str:
         """Returns a string that changes when the text does."""
         return f"tsv {file_fingerprint(self.path)}"
 
 
-def parse_text(rest: str, source_lang: str, target_lang: str) -> list[TextSource]:
-    """Returns the sources of `text:SOURCE_FILE,TARGET_FILE`."""
+def parse_text(rest: str, wanted: Wanted) -> list[TextSource]:
+    """Return the sources of `text:SOURCE_FILE,TARGET_FILE`."""
     patterns = rest.split(",")
     if len(patterns) != 2 or not all(patterns):
         raise UsageError(f"'text:{rest}': expected two files, text:SOURCE_FILE,TARGET_FILE")
@@ -82,9 +86,11 @@ def parse_text(rest: str, source_lang: str, target_lang: str) -> list[TextSource
     return [TextSource(*paths) for paths in zip(sources, targets, strict=True)]
 
 
-def parse_tsv(rest: str, source_lang: str, target_lang: str) -> list[TsvSource]:
-    """Returns the sources of `tsv:FILE,...`."""
-    return [TsvSource(path) for path in expand_list("tsv", rest)]
+def parse_tsv(rest: str, wanted: Wanted) -> list[TsvSource]:
+    """Return the sources of `tsv:FILE,...`."""
+    labelled = wanted.task == "classification"
+    meaning = "text, tab, label" if labelled else "source, tab, target"
+    return [TsvSource(path, meaning) for path in expand_list("tsv", rest)]
 
 
 def expand_list(scheme: str, rest: str) -> list[str]:
@@ -205,27 +211,45 @@ def _unpack(packed: Iterator[bytes], new_unpacker: Callable[[], Any]) -> Iterato
         raise EOFError("it ends too early")
 
 
-def _read_lines(path: str) -> Iterator[tuple[bytes, int]]:
-    """Yields (whole lines, each with its newline; their number), many lines at a time."""
-    # A line that goes on: joined once, for a time linear in its length.
+def read_lines(path: str) -> Iterator[tuple[bytes, int]]:
+    """Yield (whole lines, each with its newline; their number), many lines at a time.
+
+    Raises:
+        UsageError: the file cannot be read, or its lines end with carriage returns alone.
+    """
+    # Parts of a line that goes on, joined once: the time is linear in its length.
     unfinished: list[bytes] = []
     mark = _BYTE_ORDER_MARK
+    feeds = returns = 0
     for block in read_blocks(path):
         end = block.rfind(b"\n") + 1
         if end:
             lines = b"".join((*unfinished, block[:end])).removeprefix(mark)
             unfinished, mark = [], b""
-            yield lines, lines.count(b"\n")
+            count = lines.count(b"\n")
+            feeds += count
+            returns += _lone_returns(lines)
+            yield lines, count
         unfinished.append(block[end:])
     if last := b"".join(unfinished).removeprefix(mark):
         yield last + b"\n", 1
+        returns += _lone_returns(last.removesuffix(b"\r"))
+    if returns > feeds:
+        raise UsageError(
+            f"{path}: its lines end with carriage returns ({returns:,}, but {feeds:,} line feeds), "
+            "as on old Macintosh computers; convert it, for example with tr '\\r' '\\n'"
+        )
+
+
+def _lone_returns(lines: bytes) -> int:
+    return lines.count(b"\r") - lines.count(b"\r\n") if b"\r" in lines else 0
 
 
 class _LineBuffer:
     """The next lines of a file."""
 
     def __init__(self, path: str):
-        self._unread = _read_lines(path)
+        self._unread = read_lines(path)
         self._blocks: deque[tuple[bytes, int]] = deque()
         self._lines = self._bytes = 0
 
@@ -256,8 +280,8 @@ class _LineBuffer:
         return b"".join(taken)[:-1]
 
 
-def _chunk_lines(paths: tuple[str, ...]) -> Iterator[Chunk]:
-    """Yields the lines of files that have equally many."""
+def _chunk_lines(paths: tuple[str, ...], fields: int = 0, meaning: str = "") -> Iterator[Chunk]:
+    """Yield the lines of files that have equally many; `fields` and `meaning` as in `Chunk`."""
     buffers = [_LineBuffer(path) for path in paths]
     first_line = 1
     while True:
@@ -265,14 +289,15 @@ def _chunk_lines(paths: tuple[str, ...]) -> Iterator[Chunk]:
         count = min(counts)
         if not count:
             break
-        yield Chunk(paths, first_line, tuple(buffer.take(count) for buffer in buffers))
+        blocks = tuple(buffer.take(count) for buffer in buffers)
+        yield Chunk(paths, first_line, blocks, fields, meaning)
         first_line += count
     if any(counts):
         _raise_unequal(paths)
 
 
 def _raise_unequal(paths: tuple[str, ...]) -> None:
-    counts = [sum(lines for _, lines in _read_lines(path)) for path in paths]
+    counts = [sum(lines for _, lines in read_lines(path)) for path in paths]
     raise UsageError(
         f"{paths[0]} has {counts[0]} lines but {paths[1]} has {counts[1]}; "
         "line n of one must be the translation of line n of the other"

@@ -8,12 +8,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from common.errors import UsageError
-from data_pipeline.sources.chunk import Chunk, chunk_pairs
+from data_pipeline.sources.chunk import Chunk, Wanted, chunk_rows, document_line
 from data_pipeline.sources.text_files import TextSource
 
 _BATCH = 1000
 _DEFAULT_SPLIT = "train"
 _FOLDER = "folder/"
+# Names of the features that are the columns of a task; those of pairs are the languages.
+_FEATURES = {"translation": (), "language_model": ("text",), "classification": ("text", "label")}
 _SPLIT = r"[\w-]+(?:\[[^\]]*\])?"
 # A name or directory, perhaps :SPLIT with slices such as train[:10%]+test, perhaps ?OPTIONS.
 _SPEC = re.compile(
@@ -28,25 +30,25 @@ class TfdsSource:
     Attributes:
         directory: of the dataset's version, where `features.json` is.
         split: as TFDS writes it, such as `train` or `train[:10%]`.
-        source_lang: name of the feature with the source text.
-        target_lang: name of the feature with the target text.
+        features: names of the features that are the columns of an example.
+        task: whose examples these are.
     """
 
     directory: str
     split: str
-    source_lang: str
-    target_lang: str
+    features: tuple[str, ...]
+    task: str = "translation"
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yields the examples in order.
+        """Yield the examples in order.
 
         Raises:
             UsageError: no such split or features, text that is not UTF-8, or damaged files.
         """
-        return chunk_pairs(self._name(), self._pairs())
+        return chunk_rows(self._name(), self._rows(), len(self.features))
 
     def fingerprint(self) -> str:
-        """Returns a string that changes when the text does, from what TFDS has recorded of it."""
+        """Return a string that changes when the text does, from what TFDS has recorded of it."""
         builder = self._builder()
         splits = builder.info.splits
         sizes = ",".join(
@@ -56,43 +58,59 @@ class TfdsSource:
         examples = splits[self.split].num_examples
         return (
             f"tfds {builder.info.full_name} {self.split} examples={examples} {sizes} "
-            f"{self.source_lang}-{self.target_lang}"
+            f"{'-'.join(self.features)}"
         )
 
     def check(self) -> None:
-        """Raises `UsageError` if the split or the features do not exist."""
-        _find_texts(self._builder().info.features, self._langs(), self._name())
+        """Raise `UsageError` if the split or the features do not exist."""
+        self._find_features(self._builder())
 
-    def _pairs(self) -> Iterator[tuple[str, str]]:
+    def _find_features(self, builder: Any) -> tuple[str, ...]:
+        labels = self.features[1:] if self.task == "classification" else ()
+        return _find_features(builder.info.features, self.features, labels, self._name())
+
+    def _rows(self) -> Iterator[list[str]]:
         import tensorflow as tf
         import tensorflow_datasets as tfds
 
         builder = self._builder()
-        place = _find_texts(builder.info.features, self._langs(), self._name())
+        place = self._find_features(builder)
+        kinds = [_at(builder.info.features, (*place, name)) for name in self.features]
         # Shards one after the other, not in turns, and no copy of the dataset in memory.
         config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
         examples = builder.as_dataset(split=self.split, shuffle_files=False, read_config=config)
-        texts = examples.map(lambda example: [_at(example, (*place, x)) for x in self._langs()])
+        columns = examples.map(
+            lambda example: tuple(_at(example, (*place, name)) for name in self.features)
+        )
         number = 1
         try:
-            for batch in texts.batch(_BATCH).prefetch(2).as_numpy_iterator():
-                for pair in zip(*batch, strict=True):
-                    source, target = (self._decode(number, text) for text in pair)
-                    yield source, target
+            for batch in columns.batch(_BATCH).prefetch(2).as_numpy_iterator():
+                for values in zip(*batch, strict=True):
+                    yield [
+                        self._text(number, kind, value)
+                        for kind, value in zip(kinds, values, strict=True)
+                    ]
                     number += 1
         except tf.errors.OpError as error:
             raise UsageError(
                 f"{self._name()}: cannot be read ({error.message}); prepare it again"
             ) from error
 
-    def _decode(self, number: int, text: bytes) -> str:
+    def _text(self, number: int, kind: Any, value: Any) -> str:
+        """Return the text of a feature, or the name of a class."""
+        if not isinstance(value, bytes):
+            # TFDS marks an example without a label, as in an unlabelled split, with -1.
+            if value < 0:
+                raise UsageError(f"{self._name()}, example {number}: has no label; choose a split")
+            return kind.int2str(int(value)) if hasattr(kind, "int2str") else str(value)
         try:
-            return text.decode("utf-8")
+            text = value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(
                 f"{self._name()}, example {number}: not valid UTF-8; mend the text and prepare the "
                 "dataset again"
             ) from error
+        return document_line(text) if self.task == "language_model" else text
 
     def _builder(self) -> Any:
         import tensorflow_datasets as tfds
@@ -107,22 +125,19 @@ class TfdsSource:
             ) from error
         return builder
 
-    def _langs(self) -> tuple[str, str]:
-        return self.source_lang, self.target_lang
-
     def _name(self) -> str:
         return f"tfds:{self.directory}:{self.split}"
 
 
-def parse_tfds(rest: str, source_lang: str, target_lang: str) -> list[TfdsSource | TextSource]:
-    """Returns the source of a `tfds:` spec.
+def parse_tfds(rest: str, wanted: Wanted) -> list[TfdsSource | TextSource]:
+    """Return the source of a `tfds:` spec.
 
     Args:
-        rest: one of `NAME[/CONFIG][:SPLIT][?data_dir=DIR]` (a dataset that TFDS has prepared),
-            `DIR[:SPLIT]` (the directory of one of its versions) and `folder/DIR[:SPLIT]` (the
-            layout of `tfds.TranslateFolder`: DIR/LANG.SPLIT.txt).
-        source_lang: feature or file name of the source side.
-        target_lang: likewise.
+        rest: one of `NAME[/CONFIG][:SPLIT][?OPTIONS]` (a dataset that TFDS has prepared),
+            `DIR[:SPLIT]` (the directory of one of its versions) and, for translation,
+            `folder/DIR[:SPLIT]` (the layout of `tfds.TranslateFolder`: DIR/LANG.SPLIT.txt). The
+            options are data_dir=DIR and, except for translation, text=FEATURE and label=FEATURE.
+        wanted: for translation the features have the names of the languages.
     """
     spec = f"'tfds:{rest}'"
     match = _SPEC.fullmatch(rest)
@@ -133,12 +148,16 @@ def parse_tfds(rest: str, source_lang: str, target_lang: str) -> list[TfdsSource
     name, split = match["name"], match["split"] or _DEFAULT_SPLIT
     options = dict(parse_qsl(match["options"] or "", keep_blank_values=True))
     data_dir = options.pop("data_dir", None)
+    names = _FEATURES[wanted.task]
+    features = tuple(options.pop(feature, feature) for feature in names) or wanted.languages
     for option in options:
-        raise UsageError(f"{spec}: unknown option {option!r}; known is data_dir")
-    if name.startswith(_FOLDER):
-        return [_folder_source(name.removeprefix(_FOLDER), split, source_lang, target_lang)]
+        known = " and ".join(("data_dir", *names))
+        verb = "are" if names else "is"
+        raise UsageError(f"{spec}: unknown option {option!r}; known {verb} {known}")
+    if name.startswith(_FOLDER) and wanted.task == "translation":
+        return [_folder_source(name.removeprefix(_FOLDER), split, *wanted.languages)]
     directory = _prepared_directory(spec, name, data_dir)
-    source = TfdsSource(directory, split, source_lang, target_lang)
+    source = TfdsSource(directory, split, features, wanted.task)
     source.check()
     return [source]
 
@@ -195,30 +214,39 @@ def _prepared_directory(spec: str, name: str, data_dir: str | None) -> str:
     return os.fspath(builder.data_dir)
 
 
-def _find_texts(features: Any, langs: tuple[str, str], name: str) -> tuple[str, ...]:
-    """Returns the keys that lead to the features named after both languages.
+def _find_features(
+    features: Any, names: tuple[str, ...], labels: tuple[str, ...], dataset: str
+) -> tuple[str, ...]:
+    """Return the keys that lead to the dictionary with all these features.
 
     Args:
         features: of the dataset, a `tfds.features.FeaturesDict` (`Translation` is one).
-        langs: names of two text features.
-        name: of the dataset, for messages.
+        names: of the wanted features.
+        labels: those of them that may be classes or integers, too, and not only text.
+        dataset: its name, for messages.
 
     Raises:
         UsageError: there are no such features.
     """
     import tensorflow_datasets as tfds
 
+    def fits(name: str, feature: Any) -> bool:
+        if name in labels and isinstance(feature, tfds.features.Tensor | tfds.features.Scalar):
+            return feature.shape == () and feature.np_dtype.kind in "iu"
+        return isinstance(feature, tfds.features.Text)
+
     waiting: list[tuple[tuple[str, ...], Any]] = [((), features)]
     for keys, feature in waiting:
         if not isinstance(feature, tfds.features.FeaturesDict):
             continue
         fields = dict(sorted(feature.items()))  # TFDS loads them in any order
-        if all(isinstance(fields.get(lang), tfds.features.Text) for lang in langs):
+        if all(fits(name, fields.get(name)) for name in names):
             return keys
         waiting += [((*keys, key), field) for key, field in fields.items()]
     found = ", ".join("/".join(keys) for keys, _ in waiting[1:])
     raise UsageError(
-        f"{name}: no text features named {langs[0]!r} and {langs[1]!r}; it has {found or 'none'}"
+        f"{dataset}: no text features named {' and '.join(map(repr, names))}; it has "
+        f"{found or 'none'}"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.dataset.manifest import Manifest
-from data_pipeline.pipeline import prepare
+from data_pipeline.job import prepare
 from data_pipeline.settings import Settings
 
 SOURCE_TEXT = "the a red old dog cat man house runs sees buys likes today slowly in on"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from data_pipeline.pipeline import prepare
+from data_pipeline.job import prepare
 
 
 def bad_inputs(directory: Path, write_text: Callable[..., str]) -> dict[str, tuple[dict, str]]:

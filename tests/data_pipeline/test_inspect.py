@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from common.errors import UsageError
-from data_pipeline import encoding, inspect, pictures
+from data_pipeline import inspect, pictures
+from data_pipeline.assembly import write_records
 from data_pipeline.dataset import rows
 from data_pipeline.dataset.examples import (
     describe_file,
@@ -23,7 +24,7 @@ from data_pipeline.dataset.examples import (
 from data_pipeline.dataset.manifest import SequenceInfo
 from data_pipeline.dataset.packing import Rows
 from data_pipeline.dataset.verify import verify_rows
-from data_pipeline.pipeline import prepare
+from data_pipeline.job import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,7 +139,7 @@ def write_rows(manifest, packed: Rows, directory: Path, **fields):
     """Writes rows with right checksums; returns a manifest that has them."""
     train = manifest.splits["train"]
     path = directory / "train-rows-00000-of-00001.tfrecord"
-    encoding.write_records(str(path), rows.serialize_rows(packed, "uint16"))
+    write_records(str(path), rows.serialize_rows(packed, "uint16"))
     info = dataclasses.replace(
         train.rows,
         files=(describe_file(str(path), path.name, len(packed)),),

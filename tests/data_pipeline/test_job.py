@@ -1,4 +1,4 @@
-"""The steps of the job: what is kept, where it goes, and going on after a kill."""
+"""The stages of the job: what is kept, where it goes, and going on after a kill."""
 
 import collections
 import itertools
@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from common.errors import UsageError
-from data_pipeline import job
-from data_pipeline import stages as steps
+from data_pipeline import job, stages
 from data_pipeline.dataset.examples import load_tokenizers, read_examples
 from data_pipeline.dataset.verify import verify
-from data_pipeline.pipeline import WORK_DIR, prepare
+from data_pipeline.job import prepare
+from data_pipeline.workdir import WORK_DIR
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -233,9 +233,9 @@ def test_goes_on_where_it_was_killed(make_settings, dataset, tmp_path, monkeypat
         prepare(make_settings(tmp_path / "out"))
     assert (tmp_path / "out" / WORK_DIR / "plan.json").exists()
     cleaned = []
-    monkeypatch.setattr(steps.CleanTask, "run", lambda *_: cleaned.append(1))
+    monkeypatch.setattr(stages.CleanTask, "run", lambda *_: cleaned.append(1))
     prepare(make_settings(tmp_path / "out"))
-    assert "goes on with what an interrupted job has left" in capsys.readouterr().out
+    assert "continues from what an interrupted job has left" in capsys.readouterr().out
     assert not cleaned
     assert contents(tmp_path / "out") == contents(dataset.directory)
     assert not (tmp_path / "out" / WORK_DIR).exists()

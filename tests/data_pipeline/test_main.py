@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from data_pipeline import job, pipeline
+from data_pipeline import job
 from data_pipeline.dataset.examples import load_tokenizers, read_examples, read_raw_text
 from data_pipeline.dataset.manifest import Manifest, load_manifest
 from data_pipeline.dataset.normalization import normalize_text
 from data_pipeline.dataset.verify import verify
-from data_pipeline.pipeline import prepare
+from data_pipeline.job import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -213,7 +213,7 @@ def test_tokenizer_sample_is_bounded(make_settings, tmp_path, monkeypatch, sente
 
 def test_running_again_does_nothing(dataset, make_settings, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in sorted(Path(dataset.directory).iterdir())}
-    monkeypatch.setattr(pipeline, "Job", None)
+    monkeypatch.setattr(job, "Job", None)
     assert prepare(make_settings(dataset.directory)) == dataset
     assert "already finished" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in sorted(before)}
@@ -265,7 +265,7 @@ class Killed(BaseException):
         (job.Job, "_clean"),
         (job.Job, "_make_tokenizers"),
         (job.Job, "_encode"),
-        (pipeline, "_publish"),
+        (job, "publish"),
     ],
     ids=lambda place: place[1],
 )

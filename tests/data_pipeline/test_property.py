@@ -17,13 +17,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 
 from common.errors import UsageError
-from data_pipeline import job, pipeline
+from data_pipeline import job
 from data_pipeline.dataset.verify import verify
-from data_pipeline.pipeline import WORK_DIR, prepare
+from data_pipeline.job import prepare
 from data_pipeline.progress import Display
 from data_pipeline.runners.local import Runner
 from data_pipeline.settings import Settings
 from data_pipeline.sources import chunk as chunks
+from data_pipeline.workdir import WORK_DIR
 from tests.data_pipeline.dirty_corpora import Pair, held_out_inputs, options, sizes, train_inputs
 from tests.data_pipeline.plain_model import (
     CHANGES,
@@ -195,6 +196,6 @@ def _check_second_run(manifest, out: Path, set_up: Settings) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
     assert WORK_DIR not in before
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "Job", None)
+        patch.setattr(job, "Job", None)
         assert prepare(set_up).fingerprint == manifest.fingerprint
     assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before

@@ -17,7 +17,7 @@ from configs.schema import (
     TrainConfig,
 )
 from data_pipeline.dataset.manifest import Manifest
-from data_pipeline.pipeline import prepare
+from data_pipeline.job import prepare
 from data_pipeline.settings import Settings
 from trainer import loop
 from trainer.checkpoints import model_dir

@@ -19,7 +19,7 @@ NAMES = tuple(FILTERS)
 
 def rules(source_lang="en", target_lang="de", filters=DEFAULT_FILTERS, **limits):
     limits = {"max_tokens": 250, "max_length_ratio": 9.0, **limits}
-    return CleaningRules(source_lang, target_lang, filters=filters, **limits)
+    return CleaningRules((source_lang, target_lang), filters=filters, **limits)
 
 
 def reasons(source, target, held_out=frozenset(), **settings):
@@ -74,8 +74,8 @@ def test_changed_pairs_are_counted_once_and_steps_can_be_switched_off():
     source = ["a &amp; b", "\u200bclean", "e\u0301 x", "two  spaces", "plain"]
     target = ["a &amp; b", "text", "e\u0301 x", "one space", "plain"]
     cleaned = Cleaner(rules()).clean(source, target)
-    assert cleaned.source == ["a & b", "clean", "é x", "two spaces", "plain"]
-    assert cleaned.target == ["a & b", "text", "é x", "one space", "plain"]
+    assert cleaned.texts[0] == ["a & b", "clean", "é x", "two spaces", "plain"]
+    assert cleaned.texts[1] == ["a & b", "text", "é x", "one space", "plain"]
     assert cleaned.changed == {
         "html_entities": 1,
         "control_characters": 1,
@@ -83,7 +83,7 @@ def test_changed_pairs_are_counted_once_and_steps_can_be_switched_off():
         "white_space": 1,
     }
     cleaned = Cleaner(rules(filters=())).clean(source, target)
-    assert cleaned.source == ["a &amp; b", "\u200bclean", "é x", "two spaces", "plain"]
+    assert cleaned.texts[0] == ["a &amp; b", "\u200bclean", "é x", "two spaces", "plain"]
     assert cleaned.changed == {"nfc": 1, "white_space": 1}
 
 
@@ -157,7 +157,7 @@ def test_contaminated():
 
 def test_chunks_of_no_and_one_pair():
     cleaned = Cleaner(rules()).clean([], [])
-    assert (cleaned.source, cleaned.target, cleaned.source_forms) == ([], [], [])
+    assert (cleaned.texts, cleaned.forms) == ([[], []], [[], []])
     assert len(cleaned.reason) == 0
     assert reasons(["a"], ["b"]) == [None]
     assert reasons([""], [""]) == ["empty"]
@@ -185,7 +185,7 @@ def test_the_built_in_corpus_loses_nothing():
         "nfc": 0,
         "white_space": 0,
     }
-    assert cleaned.source == source
+    assert cleaned.texts[0] == source
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])

@@ -119,7 +119,7 @@ def has_few_letters(text):
 
 def reason_reference(raw, texts, rules, held_out):
     lengths = [len(text) for text in texts]
-    languages = rules.source_lang, rules.target_lang
+    languages = rules.languages
     drops = {
         "empty": not all(texts),
         "too_many_characters": max(lengths) > 16 * rules.max_tokens,
@@ -141,10 +141,10 @@ def check(source, target, rules, held_out):
     cleaned = Cleaner(rules, held_out).clean(source, target)
     names = tuple(FILTERS)
     expected = [[normalize(text, entities=True) for text in side] for side in (source, target)]
-    assert cleaned.source == expected[0]
-    assert cleaned.target == expected[1]
-    assert cleaned.source_forms == [fold_reference(text) for text in expected[0]]
-    assert cleaned.target_forms == [fold_reference(text) for text in expected[1]]
+    assert cleaned.texts[0] == expected[0]
+    assert cleaned.texts[1] == expected[1]
+    assert cleaned.forms[0] == [fold_reference(text) for text in expected[0]]
+    assert cleaned.forms[1] == [fold_reference(text) for text in expected[1]]
     reasons = [
         reason_reference(raw, texts, rules, held_out)
         for raw, texts in zip(
@@ -160,7 +160,7 @@ def check(source, target, rules, held_out):
 @pytest.mark.parametrize(("source_lang", "target_lang"), [("en", "en"), ("en", "ru"), ("ja", "hi")])
 def test_random_dirty_text(source_lang, target_lang):
     found = set()
-    rules = CleaningRules(source_lang, target_lang, 12, 3.0, DEFAULT_FILTERS)
+    rules = CleaningRules((source_lang, target_lang), 12, 3.0, DEFAULT_FILTERS)
     for seed in range(25):
         dice = random.Random(f"{seed} {source_lang} {target_lang}")
         size = dice.choice([1, 2, 50, 120])
@@ -182,7 +182,7 @@ def test_good_text_with_a_few_dirty_lines():
         pair[1] = pair[0]
     source, target = map(list, zip(*pairs, strict=True))
     held_out = frozenset(map(fold_reference, source[:10]))
-    check(source, target, CleaningRules("en", "en", 250, 9.0, DEFAULT_FILTERS), held_out)
+    check(source, target, CleaningRules(("en", "en"), 250, 9.0, DEFAULT_FILTERS), held_out)
 
 
 def test_texts_one_by_one():

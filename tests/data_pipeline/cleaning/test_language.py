@@ -46,7 +46,7 @@ def test_script_table(code, text, expected):
 
 def test_unknown_language_has_no_scripts_and_loses_nothing():
     assert language.script_table("tlh") is None
-    rules = CleaningRules("tlh", "en", 250, 9.0, DEFAULT_FILTERS)
+    rules = CleaningRules(("tlh", "en"), 250, 9.0, DEFAULT_FILTERS)
     cleaned = Cleaner(rules).clean(["Это тест", "这是一个测试"], ["This is a test", "Это тест"])
     assert cleaned.reason.tolist() == [-1, tuple(FILTERS).index("wrong_script")]
 
@@ -68,7 +68,7 @@ def test_names_in_their_own_language_are_of_its_scripts(code):
 
 def test_the_package_is_named_if_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
-    rules = CleaningRules("en", "de", 250, 9.0, ("language",))
+    rules = CleaningRules(("en", "de"), 250, 9.0, ("language",))
     with pytest.raises(UsageError, match=r"pip install -e '\.\[langid\]'") as error:
         Cleaner(rules)
     assert "\n" not in str(error.value)
@@ -120,7 +120,7 @@ def test_identifier(model, text, code, accepted):
 
 
 def test_language_filter_looks_at_what_is_left(model):
-    rules = CleaningRules("en", "de", 250, 9.0, (*DEFAULT_FILTERS, "language"))
+    rules = CleaningRules(("en", "de"), 250, 9.0, (*DEFAULT_FILTERS, "language"))
     source = ["en 0.9 this is long enough", "de 0.9 this is long enough", "de 0.9 short", ""]
     target = ["de 0.9 this is long too", "de 0.9 this is long too", "en 0.9 x", "de 0.9 is empty"]
     cleaned = Cleaner(rules).clean(source, target)
@@ -133,7 +133,7 @@ def test_language_filter_looks_at_what_is_left(model):
 
 @pytest.mark.langid
 def test_real_identifier():
-    rules = CleaningRules("en", "de", 250, 9.0, (*DEFAULT_FILTERS, "language"))
+    rules = CleaningRules(("en", "de"), 250, 9.0, (*DEFAULT_FILTERS, "language"))
     source = [
         "A man in an orange hat is starring at something.",
         "Zwei junge Männer stehen im Freien neben vielen Büschen.",

@@ -24,7 +24,7 @@ from data_pipeline import job
 from data_pipeline.dataset.examples import load_tokenizers, read_examples, read_raw_text
 from data_pipeline.dataset.manifest import Manifest, load_manifest
 from data_pipeline.dataset.verify import verify
-from data_pipeline.pipeline import prepare
+from data_pipeline.job import prepare
 from trainer.input.load import load_training_data
 from trainer.input.rows import StreamedData
 

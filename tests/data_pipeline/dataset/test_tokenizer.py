@@ -296,6 +296,6 @@ def test_check_model_says_how_to_train_one(texts, tmp_path):
     path.write_bytes(foreign_model(texts))
     with pytest.raises(UsageError, match=rf"unk, bos and eos are -1, 0, 1, 2; .*{options}"):
         check_model(str(path))
-    path.write_bytes(foreign_model(texts, model_type="char", **OUR_IDS))
-    with pytest.raises(UsageError, match=rf"it is a char model; .*{options}"):
+    path.write_bytes(foreign_model(texts, model_type="word", **OUR_IDS))
+    with pytest.raises(UsageError, match=rf"it is a word model; .*{options}"):
         check_model(str(path))

@@ -32,7 +32,7 @@ def test_bad_weights(weight):
     [
         (
             "parquet:x",
-            "unknown kind of source; known ones start with "
+            "unknown kind of source for --task=translation; known ones start with "
             "text:, tsv:, tmx:, gettext:, tfds:, builtin:",
         ),
         ("train.en", "unknown kind of source"),
@@ -64,10 +64,10 @@ def test_bad_specs(spec, message):
 
 def test_builtin_options():
     assert parse_spec("builtin:train", "en", "fr") == [
-        BuiltinSource("train", 50_000, 1, "en", "fr")
+        BuiltinSource("train", 50_000, 1, ("en", "fr"))
     ]
     assert parse_spec("builtin:test?size=7&seed=3", "en", "de") == [
-        BuiltinSource("test", 7, 3, "en", "de")
+        BuiltinSource("test", 7, 3, ("en", "de"))
     ]
 
 
@@ -81,5 +81,5 @@ def test_builtin_chunks(monkeypatch):
     monkeypatch.setattr(builtin_corpus, "generate", generate)
     (source,) = parse_spec("builtin:valid?size=3&seed=5", "en", "de")
     (chunk,) = pickle.loads(pickle.dumps(source)).chunks()
-    assert chunk.pairs() == [(f"valid 5 en {i}", f"ü de {i}") for i in range(3)]
+    assert chunk.rows() == [(f"valid 5 en {i}", f"ü de {i}") for i in range(3)]
     assert chunk.paths == ("builtin:valid", "builtin:valid")

@@ -20,7 +20,7 @@ PACKERS = {".gz": gzip.compress, ".zst": zstandard.compress}
 def read(spec: str, source_lang: str = "en", target_lang: str = "de") -> list[tuple[str, str]]:
     """Returns all pairs of a spec."""
     found = pickle.loads(pickle.dumps(parse_spec(spec, source_lang, target_lang)))
-    return [pair for source in found for chunk in source.chunks() for pair in chunk.pairs()]
+    return [pair for source in found for chunk in source.chunks() for pair in chunk.rows()]
 
 
 def write(path: Path, content: bytes) -> str:
@@ -164,7 +164,7 @@ def test_tmx_is_read_in_parts(tmp_path, monkeypatch):
     count = 0
     for chunk in source.chunks():
         assert chunk.first_line == count + 1
-        count += len(chunk.pairs())
+        count += len(chunk.rows())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000
@@ -293,7 +293,8 @@ def test_several_catalogues(tmp_path):
         (b"\x89PNG\r\n", "line 1: not a line of a .po file"),
         (b'msgid "a"\nmsgstr "b"\n\nmsgid "c"\n', "line 4: missing msgstr for msgid 'c'"),
         (b'msgid ""\nmsgstr "x: y; charset=x\\n"\n"Content-Type: a; charset=CHARSET\\n"\n'
-         b'msgid "\xc3\xa4"\nmsgstr "b"\n', "damaged catalogue (unknown encoding: charset)"),
+         b'msgid "\xc3\xa4"\nmsgstr "b"\n',
+         "its header names as encoding the placeholder CHARSET of its template; write"),
         (b'msgid "a"\nmsgstr "\xff"\n', "damaged catalogue ('utf-8' codec can't decode"),
         (b'msgid "a"\nmsgid_plural "b"\nmsgstr[0] "c"\nmsgstr[1] "d"\nmsgstr[2] "e"\n',
          "line 1: msg has more translations than num_plurals"),

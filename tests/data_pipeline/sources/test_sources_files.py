@@ -19,7 +19,7 @@ SUFFIXES = ["", ".gz", ".zst"]
 def read(spec: str) -> list[tuple[str, str]]:
     """Returns all pairs of a spec."""
     found = pickle.loads(pickle.dumps(parse_spec(spec, "en", "de")))
-    return [pair for source in found for chunk in source.chunks() for pair in chunk.pairs()]
+    return [pair for source in found for chunk in source.chunks() for pair in chunk.rows()]
 
 
 def write(path: Path, content: bytes) -> str:
@@ -67,9 +67,9 @@ def test_lines_are_those_of_the_definition(tmp_path, text):
 def test_tsv_columns_however_many_tabs(text):
     lines = text.replace("\r\n", "\n").removesuffix("\r").split("\n")
     expected = [tuple(line.split("\t")[:2]) for line in lines]
-    chunk = Chunk(("a.tsv",), 1, (text.encode(),))
-    assert chunk.pairs() == expected
-    assert chunk.columns() == ([pair[0] for pair in expected], [pair[1] for pair in expected])
+    chunk = Chunk(("a.tsv",), 1, (text.encode(),), fields=2)
+    assert chunk.rows() == expected
+    assert chunk.columns() == [[pair[0] for pair in expected], [pair[1] for pair in expected]]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_tsv_columns_however_many_tabs(text):
 )
 def test_tsv_line_without_tab(text, line):
     with pytest.raises(UsageError, match=rf"^a\.tsv, line {line + 70}: no tab"):
-        Chunk(("a.tsv",), 71, (text.encode(),)).columns()
+        Chunk(("a.tsv",), 71, (text.encode(),), fields=2).columns()
 
 
 def test_only_newline_ends_a_line(tmp_path):
@@ -119,8 +119,8 @@ def test_chunks_know_their_lines(tmp_path, monkeypatch, suffix):
     path = write(tmp_path / f"a.tsv{suffix}", b"".join(b"%d\tx\n" % i for i in range(10)))
     monkeypatch.setattr(chunks, "CHUNK_LINES", 4)
     found = list(TsvSource(path).chunks())
-    assert [(chunk.first_line, len(chunk.pairs())) for chunk in found] == [(1, 4), (5, 4), (9, 2)]
-    assert found[1].pairs() == [(str(i), "x") for i in range(4, 8)]
+    assert [(chunk.first_line, len(chunk.rows())) for chunk in found] == [(1, 4), (5, 4), (9, 2)]
+    assert found[1].rows() == [(str(i), "x") for i in range(4, 8)]
 
 
 def test_chunks_of_long_lines_are_small(tmp_path, monkeypatch):
@@ -132,9 +132,9 @@ def test_chunks_of_long_lines_are_small(tmp_path, monkeypatch):
     assert max(len(block) for chunk in found for block in chunk.blocks) < 2 * 100_000
     assert len(found) > 5
     assert [chunk.first_line for chunk in found][1:] == [
-        chunk.first_line + len(chunk.pairs()) for chunk in found[:-1]
+        chunk.first_line + len(chunk.rows()) for chunk in found[:-1]
     ]
-    assert [pair for chunk in found for pair in chunk.pairs()] == [(f"{line}0", f"{line}1")] * 100
+    assert [pair for chunk in found for pair in chunk.rows()] == [(f"{line}0", f"{line}1")] * 100
 
 
 def test_lines_longer_than_blocks_and_sides_of_very_different_length(tmp_path):

@@ -76,7 +76,7 @@ def data_dir(tmp_path_factory):
 def read(spec: str, source_lang: str = "en", target_lang: str = "de") -> list[tuple[str, str]]:
     """Returns all pairs of a spec."""
     found = pickle.loads(pickle.dumps(parse_spec(spec, source_lang, target_lang)))
-    return [pair for source in found for chunk in source.chunks() for pair in chunk.pairs()]
+    return [pair for source in found for chunk in source.chunks() for pair in chunk.rows()]
 
 
 @pytest.mark.parametrize("config", ["translation", "nested", "text"])
@@ -113,7 +113,7 @@ def test_it_needs_no_code_of_the_dataset(data_dir):
         "from data_pipeline.sources.spec import parse_spec\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
         f"source, = parse_spec('tfds:tiny_pairs/nested:test?data_dir={data_dir}', 'en', 'de')\n"
-        "print(sum(len(chunk.pairs()) for chunk in source.chunks()))"
+        "print(sum(len(chunk.rows()) for chunk in source.chunks()))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "10\n", done.stderr
