@@ -20,19 +20,52 @@ class ModelConfig:
     """Inner size of the feed-forward layers (d_ff)."""
     heads: int = 8
     """Attention heads; a divisor of `width`."""
+    kv_heads: int = 0
+    """Heads of keys and values; a divisor of `heads`. 0: as many as `heads`. Fewer: grouped-query
+    attention (Ainslie et al. 2023, section 2.2); 1: multi-query attention (Shazeer 2019, Fast
+    Transformer Decoding, section 3). The cache of decoding shrinks with them."""
+    qk_norm: bool = False
+    """Normalise queries and keys, each head by itself (Henry et al. 2020, Query-Key Normalization;
+    with weights as in Dehghani et al. 2023, Scaling Vision Transformers, section 2)."""
+    attention_window: int = 0
+    """Places before a token, and in an encoder after it, that self-attention sees (Beltagy et al.
+    2020, Longformer, section 3.1); 0 for all. It saves no time: the others are masked."""
     encoder_layers: int = 6
+    """Of translation and classification."""
     decoder_layers: int = 6
+    """Of translation and language models."""
+    share_layers: bool = False
+    """Run one layer `encoder_layers` or `decoder_layers` times (Dehghani et al. 2019, Universal
+    Transformers, section 2.1, without halting)."""
     dropout: float = 0.1
     """Rate on embeddings and on each sub-layer's output (P_drop)."""
     attention_dropout: float = 0.0
     """Rate on the attention weights."""
     activation_dropout: float = 0.0
     """Rate inside the feed-forward layers."""
+    activation: str = "relu"
+    """Of the feed-forward layers: "relu", as in the paper; "gelu" (Hendrycks and Gimpel 2016,
+    section 2); "swiglu" (Shazeer 2020, GLU Variants, section 2), which has three matrices in place
+    of two and no biases: two thirds of `feed_forward` keep the size."""
     norm: str = "post"
-    """"post": normalise after the residual sum, as in the paper; "pre": before the sub-layer."""
+    """"post": normalise after the residual sum, as in the paper; "pre": before the sub-layer (Xiong
+    et al. 2020, section 3); "deepnorm": after the sum, with a larger shortcut and smaller initial
+    weights (Wang et al. 2022, DeepNet, section 3), for very deep stacks."""
+    norm_kind: str = "layer"
+    """"layer" (Ba et al. 2016, section 3) or "rms" (Zhang and Sennrich 2019, section 4)."""
+    positions: str = "sinusoidal"
+    """"sinusoidal" (the paper, section 3.5); "learned", a table (Radford et al. 2018, section 4.1);
+    "t5", learned biases by distance (Raffel et al. 2020, section 2.1); "rotary" (Su et al. 2021,
+    section 3.2.2); "alibi", fixed biases by distance (Press et al. 2022, section 3); "none"."""
+    max_positions: int = 1024
+    """Rows of the table of "learned" positions; no row of the data may be longer. Later positions
+    in decoding get the last row."""
     tied_embeddings: str = "all"
     """"all": source, target and softmax share one matrix, as in the paper (section 3.4), which
-    takes a joint vocabulary; "target": target and softmax; "none"."""
+    takes a joint vocabulary; "target": target and softmax; "none". A language model has one
+    embedding, which "all" and "target" tie to the softmax."""
+    pooling: str = "mean"
+    """How a classifier makes one vector of a text: "mean", "max" or the "first" token's."""
 
 
 @dataclass
@@ -173,7 +206,11 @@ class Config:
 
 
 _CHOICES = {
-    "model.norm": ("post", "pre"),
+    "model.activation": ("relu", "gelu", "swiglu"),
+    "model.norm": ("post", "pre", "deepnorm"),
+    "model.norm_kind": ("layer", "rms"),
+    "model.positions": ("sinusoidal", "learned", "t5", "rotary", "alibi", "none"),
+    "model.pooling": ("mean", "max", "first"),
     "model.tied_embeddings": ("all", "target", "none"),
     "data.batching": ("packed", "bucketed"),
     "optimizer.name": ("adam", "adamw", "adafactor", "lion", "muon"),
@@ -182,6 +219,8 @@ _CHOICES = {
     "decode.normalization": ("gnmt", "length"),
 }
 _MAY_BE_ZERO = {
+    "model.kv_heads",
+    "model.attention_window",
     "optimizer.clip_norm",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
@@ -209,6 +248,8 @@ def _check_field(name: str, value: Any) -> str | None:
     if name in _CHOICES:
         choices = _CHOICES[name]
         return None if value in choices else f"one of {', '.join(choices)}"
+    if isinstance(value, bool):
+        return None
     if name.endswith("dropout") or name in (
         "train.label_smoothing",
         "optimizer.beta_1",
@@ -244,19 +285,38 @@ def validate(config: Config) -> None:
         wanted = _check_type(defaults[name], value) or _check_field(name, value)
         if wanted:
             raise ValueError(f"--config.{name} is {value!r}, but must be {wanted}")
-    if config.model.width % config.model.heads:
-        raise ValueError(
-            f"--config.model.width is {config.model.width}, but must be a multiple of "
-            f"--config.model.heads, {config.model.heads}"
-        )
     if config.optimizer.weight_decay and config.optimizer.name in ("adam", "adafactor"):
         raise ValueError(
             f"--config.optimizer.weight_decay is for --config.optimizer.name=adamw, lion or muon, "
             f"and the name is {config.optimizer.name}"
         )
-    if config.model.width % 2:
+    _validate_model(config.model, config.data.longest_row)
+
+
+def _validate_model(model: ModelConfig, longest_row: int) -> None:
+    if model.width % model.heads:
+        raise ValueError(
+            f"--config.model.width is {model.width}, but must be a multiple of "
+            f"--config.model.heads, {model.heads}"
+        )
+    if model.kv_heads and model.heads % model.kv_heads:
+        raise ValueError(
+            f"--config.model.kv_heads is {model.kv_heads}, but must be a divisor of "
+            f"--config.model.heads, {model.heads}"
+        )
+    if model.width % 2:
         raise ValueError(
             "--config.model.width must be even: positions are pairs of sine and cosine"
+        )
+    if model.positions == "rotary" and model.width // model.heads % 2:
+        raise ValueError(
+            f"--config.model.width / --config.model.heads is {model.width // model.heads}, but "
+            f"must be even for --config.model.positions=rotary, which turns pairs of numbers"
+        )
+    if model.positions == "learned" and longest_row > model.max_positions:
+        raise ValueError(
+            f"--config.model.max_positions is {model.max_positions}, but must be at least "
+            f"{longest_row}, the longest row"
         )
 
 

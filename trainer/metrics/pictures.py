@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.metrics.attention_maps import AttentionMap
-from trainer.model.positions import sinusoidal_positions
+from trainer.model.encodings import sinusoidal_positions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,7 @@
 """Scaled dot-product and multi-head attention (Attention Is All You Need, 3.2).
 
-Axis letters: B batch, Q query length, K key length, N heads, H size of a head, D width.
+Axis letters: B batch, Q query length, K key length, N heads, G heads of keys and values, H size of
+a head, D width.
 """
 
 import contextlib
@@ -11,6 +12,9 @@ import keras
 import tensorflow as tf
 
 from trainer.model.dropout import Dropout
+from trainer.model.encodings import Sight, rotate
+from trainer.model.norms import normalization
+
 
 _recorded: list[tf.Tensor] | None = None
 
@@ -32,45 +36,73 @@ def recorded_weights() -> Iterator[list[tf.Tensor]]:
         _recorded = None
 
 
-def dense(inputs: int, outputs: int, **kwargs) -> keras.layers.Dense:
-    """A Dense layer, [..., inputs] to [..., outputs], whose weights exist from the start.
+def dense(inputs: int, outputs: int, *, gain: float = 1.0, **kwargs) -> keras.layers.Dense:
+    """Return a Dense layer, [..., inputs] to [..., outputs], whose weights exist from the start.
 
     Keras would make them at the first call, by running the model once; on a large model that
     pass costs seconds before the first step.
+
+    Args:
+        gain: factor on the initial weights of Glorot and Bengio 2010.
     """
+    if gain != 1.0:
+        kwargs["kernel_initializer"] = keras.initializers.VarianceScaling(
+            gain**2, mode="fan_avg", distribution="uniform"
+        )
     layer = keras.layers.Dense(outputs, **kwargs)
     layer.build([None, inputs])
     return layer
 
 
 def dot_product_attention(
-    query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask: tf.Tensor, dropout=None, rng=None
+    query: tf.Tensor,
+    key: tf.Tensor,
+    value: tf.Tensor,
+    mask: tf.Tensor,
+    dropout: Dropout | None = None,
+    rng: tf.Tensor | None = None,
+    bias: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """softmax(query key^T / sqrt(H)) value, over the keys that `mask` allows.
+    """Return softmax(query key^T / sqrt(H) + bias) value, over the keys that `mask` allows.
 
-    The logits and the softmax are float32 in every precision. A query whose keys are all
-    masked gets the mean of the values, never NaN.
+    The softmax is float32 in every precision. A query whose keys are all masked gets the mean of
+    the values, never NaN.
 
     Args:
         query: [B, N, Q, H], float32 or a half precision.
-        key: [B, N, K, H].
-        value: [B, N, K, H].
+        key: [B, G, K, H]; N is a multiple of G, and N / G neighbouring heads of queries share one
+            of keys and values.
+        value: [B, G, K, H].
         mask: bool, broadcastable to [B, N, Q, K]; True where the query may look.
         dropout: layer applied to the attention weights, or None.
         rng: int32 [2], the seed of this step's dropout; None switches dropout off.
+        bias: float32, broadcastable to [B, N, Q, K], or None.
 
     Returns:
         [B, N, Q, H] in the dtype of `value`.
     """
     scale = 1.0 / math.sqrt(query.shape[-1])
-    logits = tf.cast(tf.matmul(query * scale, key, transpose_b=True), tf.float32)  # [B, N, Q, K]
+    shape, groups, keys = tf.shape(query), key.shape[1], tf.shape(key)[2]
+    query *= scale
+    is_grouped = groups != query.shape[1]
+    if is_grouped:  # the queries of all heads of a group stand one after the other
+        query = tf.reshape(query, [shape[0], groups, -1, query.shape[3]])  # [B, G, N/G * Q, H]
+    logits = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32)
+    if is_grouped:
+        logits = tf.reshape(logits, [shape[0], shape[1], shape[2], keys])  # [B, N, Q, K]
+    if bias is not None:
+        logits += bias
     # A large finite number in float32, put in by selection: adding it, or -inf, can end in NaN.
-    weights = tf.nn.softmax(tf.where(mask, logits, -1e30))
+    weights = tf.nn.softmax(tf.where(mask, logits, -1e30))  # [B, N, Q, K]
     if _recorded is not None:
         _recorded.append(weights)
     if dropout is not None:
         weights = dropout(weights, rng)
-    return tf.matmul(tf.cast(weights, value.dtype), value)  # [B, N, Q, H]
+    weights = tf.cast(weights, value.dtype)
+    if is_grouped:
+        weights = tf.reshape(weights, [shape[0], groups, -1, keys])  # [B, G, N/G * Q, K]
+        return tf.reshape(tf.matmul(weights, value), shape)  # [B, N, Q, H]
+    return tf.matmul(weights, value)  # [B, N, Q, H]
 
 
 class MultiHeadAttention(keras.layers.Layer):
@@ -80,55 +112,92 @@ class MultiHeadAttention(keras.layers.Layer):
         width: D, the size of inputs and output; a multiple of `heads`.
         heads: N.
         dropout: rate on the attention weights.
+        kv_heads: G, a divisor of `heads`: N for the paper's attention, fewer for grouped-query
+            attention (Ainslie et al. 2023, GQA, section 2.2), 1 for multi-query attention (Shazeer
+            2019, Fast Transformer Decoding, section 3).
+        qk_norm: kind of normalisation of queries and keys, for each head by itself (Henry et al.
+            2020, Query-Key Normalization; with weights as in Dehghani et al. 2023, Scaling Vision
+            Transformers to 22 Billion Parameters, section 2); "" for none.
+        gain: factor on the initial weights of values and outputs.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, **kwargs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        *,
+        kv_heads: int | None = None,
+        qk_norm: str = "",
+        gain: float = 1.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
-        self.heads = heads
+        self.heads, self.kv_heads = heads, kv_heads or heads
+        if heads % self.kv_heads:
+            raise ValueError(f"{heads} heads cannot share {kv_heads} heads of keys and values")
+        size = width // heads
         self.query = dense(width, width, name="query")
-        self.key = dense(width, width, name="key")
-        self.value = dense(width, width, name="value")
-        self.output_projection = dense(width, width, name="output")
+        self.key = dense(width, self.kv_heads * size, name="key")
+        self.value = dense(width, self.kv_heads * size, gain=gain, name="value")
+        self.output_projection = dense(width, width, gain=gain, name="output")
+        self.query_norm = normalization(qk_norm, size, "query_norm") if qk_norm else None
+        self.key_norm = normalization(qk_norm, size, "key_norm") if qk_norm else None
         self.dropout = Dropout(dropout) if dropout else None
         self.built = True  # else Keras traces `call` once more, to find weights it lacks
 
-    def call(self, queries, memory, mask, rng=None):
-        """Attends from `queries` to `memory`.
+    def call(self, queries, memory, *, sight: Sight, rng=None):
+        """Attend from `queries` to `memory`.
 
         Args:
             queries: [B, Q, D].
             memory: [B, K, D]; the queries themselves for self-attention.
-            mask: bool, broadcastable to [B, N, Q, K].
+            sight: what may be seen. A rotation is for self-attention only.
             rng: int32 [2] or None, see `dot_product_attention`.
 
         Returns:
             [B, Q, D].
         """
-        return self.attend(queries, *self.keys_and_values(memory), mask, rng)
+        keys, values = self.keys_and_values(memory, sight.rotation)
+        return self.attend(queries, keys, values, sight, rng)
 
-    def keys_and_values(self, memory: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The part of the work that depends on `memory` alone: what a decoder caches.
+    def keys_and_values(
+        self, memory: tf.Tensor, rotation: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the part of the work that depends on `memory` alone: what a decoder caches.
 
         Args:
             memory: [B, K, D].
+            rotation: [2, K, H / 2], see `trainer.model.encodings.Sight`.
 
         Returns:
-            keys and values, each [B, N, K, H].
+            keys and values, each [B, G, K, H].
         """
-        return self._split(self.key(memory)), self._split(self.value(memory))
+        keys = self._split(self.key(memory), self.kv_heads)
+        if self.key_norm is not None:
+            keys = self.key_norm(keys)
+        if rotation is not None:
+            keys = rotate(keys, rotation)
+        return keys, self._split(self.value(memory), self.kv_heads)
 
-    def attend(self, queries, keys, values, mask, rng=None) -> tf.Tensor:
-        """Like `call`, with projected keys and values ([B, N, K, H] each)."""
-        query = self._split(self.query(queries))
-        mixed = dot_product_attention(query, keys, values, mask, self.dropout, rng)
+    def attend(self, queries, keys, values, sight: Sight, rng=None) -> tf.Tensor:
+        """Do the rest of `call`, with keys and values of `keys_and_values`."""
+        query = self._split(self.query(queries), self.heads)
+        if self.query_norm is not None:
+            query = self.query_norm(query)
+        if sight.rotation is not None:
+            query = rotate(query, sight.rotation)
+        mixed = dot_product_attention(
+            query, keys, values, sight.mask, self.dropout, rng, sight.bias
+        )
         return self.output_projection(self._merge(mixed))
 
-    def _split(self, x: tf.Tensor) -> tf.Tensor:
+    def _split(self, x: tf.Tensor, heads: int) -> tf.Tensor:
         batch, length, width = tf.shape(x)[0], tf.shape(x)[1], x.shape[-1]
-        x = tf.reshape(x, [batch, length, self.heads, width // self.heads])  # [B, L, N, H]
-        return tf.transpose(x, [0, 2, 1, 3])  # [B, N, L, H]
+        x = tf.reshape(x, [batch, length, heads, width // heads])  # [B, L, N or G, H]
+        return tf.transpose(x, [0, 2, 1, 3])  # [B, N or G, L, H]
 
     def _merge(self, x: tf.Tensor) -> tf.Tensor:
         batch, length, size = tf.shape(x)[0], tf.shape(x)[2], x.shape[-1]

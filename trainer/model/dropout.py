@@ -13,7 +13,7 @@ import tensorflow as tf
 
 
 def step_rng(seed: int, step: tf.Tensor, replica: tf.Tensor | int) -> tf.Tensor:
-    """The seed of all dropout in one step on one replica.
+    """Return the seed of all dropout in one step on one replica.
 
     Returns:
         int32 [2].
@@ -25,7 +25,7 @@ def step_rng(seed: int, step: tf.Tensor, replica: tf.Tensor | int) -> tf.Tensor:
 
 
 class Dropout(keras.layers.Layer):
-    """Sets a share of the values to zero and scales the others up to keep the expectation.
+    """Set a share of the values to zero and scale the others up to keep the expectation.
 
     One random byte decides a value, a quarter of the random bits of a float32 draw, so the rate
     is rounded to a 256th; the scale uses the rounded rate and the expectation stays exact.
@@ -43,7 +43,7 @@ class Dropout(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, rng: tf.Tensor | None) -> tf.Tensor:
-        """Drops values of `x` (any shape, any float dtype); `rng` int32 [2], None for none."""
+        """Drop values of `x` (any shape and float dtype). `rng`: int32 [2], or None for no dropout."""
         if rng is None or self.drop_below == 0:
             return x
         shape = tf.shape(x)
@@ -60,7 +60,7 @@ class Dropout(keras.layers.Layer):
 
 
 def number_dropouts(model: keras.Model) -> None:
-    """Gives every Dropout of `model` its own stream of random numbers, in the order of layers."""
+    """Give every Dropout of `model` its own stream of random numbers, in the order of layers."""
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, Dropout)]
     for stream, layer in enumerate(layers):
         layer.stream = stream

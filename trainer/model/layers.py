@@ -1,160 +1,187 @@
-"""Encoder and decoder layers (Attention Is All You Need, 3.1), pre- or post-norm.
+"""One layer of a Transformer: attention and feed-forward, each in a residual connection (3.1).
 
-Axis letters: B batch, S source length, T target length, N heads, H size of a head, D width.
+Axis letters: B batch, L length, S length of what the encoder read, T decoded length, K hypotheses,
+G heads of keys and values, H size of a head, D width, F inner width.
 """
 
 import keras
 import tensorflow as tf
 
+from configs.schema import ModelConfig
 from trainer.model.attention import MultiHeadAttention, dense
 from trainer.model.dropout import Dropout
-
-
-def layer_norm(width: int, name: str) -> keras.layers.LayerNormalization:
-    """Normalisation over the last axis, of `width` values (Ba et al. 2016), with its weights."""
-    layer = keras.layers.LayerNormalization(epsilon=1e-6, name=name)
-    layer.build([None, width])
-    return layer
+from trainer.model.encodings import Sight
+from trainer.model.norms import Scales, normalization
 
 
 class FeedForward(keras.layers.Layer):
-    """relu(x W1 + b1) W2 + b2, at each position by itself (3.3)."""
+    """activation(x W1 + b1) W2 + b2, at each position by itself (3.3).
 
-    def __init__(self, width: int, inner_width: int, dropout: float, **kwargs):
+    "swiglu" is (swish(x W) * (x V)) W2, without biases (Shazeer 2020, GLU Variants Improve
+    Transformer, section 2): three matrices of D x F in place of two. The paper takes two thirds of
+    F, so that the sizes stay alike.
+
+    Args:
+        config: of the model.
+        gain: factor on the initial weights.
+    """
+
+    def __init__(self, config: ModelConfig, gain: float = 1.0, **kwargs):
         super().__init__(**kwargs)
-        self.inner = dense(width, inner_width, activation="relu", name="inner")
-        self.outer = dense(inner_width, width, name="outer")
-        self.dropout = Dropout(dropout) if dropout else None
+        width, inner = config.width, config.feed_forward
+        is_gated = config.activation == "swiglu"
+        options = {"gain": gain, "use_bias": not is_gated}
+        activation = "silu" if is_gated else config.activation
+        self.inner = dense(width, inner, activation=activation, name="inner", **options)
+        self.gated = dense(width, inner, name="gated", **options) if is_gated else None
+        self.outer = dense(inner, width, name="outer", **options)
+        rate = config.activation_dropout
+        self.dropout = Dropout(rate) if rate else None
         self.built = True
 
     def call(self, x, rng=None):
         """[B, L, D] to [B, L, D]."""
-        x = self.inner(x)
+        inner = self.inner(x)  # [B, L, F]
+        if self.gated is not None:
+            inner *= self.gated(x)
         if self.dropout is not None:
-            x = self.dropout(x, rng)
-        return self.outer(x)
+            inner = self.dropout(inner, rng)
+        return self.outer(inner)
 
 
 class Residual(keras.layers.Layer):
-    """x + dropout(f(x)) with the normalisation before f ("pre") or after the sum ("post").
+    """x + dropout(f(x)), normalised before f ("pre") or after the sum ("post").
 
     Post-norm is the paper's; pre-norm trains without a long warm-up and wants one more
-    normalisation at the end of the stack (Xiong et al. 2020, On Layer Normalization).
+    normalisation at the end of the stack (Xiong et al. 2020, On Layer Normalization). "deepnorm" is
+    post-norm with a larger shortcut (Wang et al. 2022, DeepNet, section 3).
+
+    Args:
+        config: of the model.
+        shortcut: factor on x.
     """
 
-    def __init__(self, width: int, dropout: float, norm: str, **kwargs):
+    def __init__(self, config: ModelConfig, shortcut: float = 1.0, **kwargs):
         super().__init__(**kwargs)
-        self.pre = norm == "pre"
-        self.norm = layer_norm(width, "norm")
-        self.dropout = Dropout(dropout)
+        self.pre = config.norm == "pre"
+        self.shortcut = shortcut
+        self.norm = normalization(config.norm_kind, config.width, "norm")
+        self.dropout = Dropout(config.dropout)
         self.built = True
 
     def call(self, x, rng=None, *, function):
-        """Applies `function`, [B, L, D] to [B, L, D], around a shortcut."""
+        """Apply `function`, [B, L, D] to [B, L, D], around a shortcut."""
         if self.pre:
             return x + self.dropout(function(self.norm(x)), rng)
-        return self.norm(x + self.dropout(function(x), rng))
+        shortcut = x if self.shortcut == 1.0 else self.shortcut * x
+        return self.norm(shortcut + self.dropout(function(x), rng))
 
 
-class EncoderLayer(keras.layers.Layer):
-    """Self-attention, then feed-forward."""
+class TransformerLayer(keras.layers.Layer):
+    """Self-attention, attention to an encoder's output if asked for, and feed-forward.
 
-    def __init__(self, config, **kwargs):
+    Args:
+        config: of the model.
+        cross_attention: whether there is an encoder to attend to.
+        scales: DeepNorm's.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, cross_attention: bool, scales: Scales = Scales(), **kwargs
+    ):
         super().__init__(**kwargs)
 
-        def residual(name):
-            return Residual(config.width, config.dropout, config.norm, name=name)
+        def attention(name: str) -> MultiHeadAttention:
+            return MultiHeadAttention(
+                config.width,
+                config.heads,
+                config.attention_dropout,
+                kv_heads=config.kv_heads or config.heads,
+                qk_norm=config.norm_kind if config.qk_norm else "",
+                gain=scales.gain,
+                name=name,
+            )
 
-        self.attention = MultiHeadAttention(
-            config.width, config.heads, config.attention_dropout, name="self_attention"
-        )
-        self.feed_forward = FeedForward(
-            config.width, config.feed_forward, config.activation_dropout, name="feed_forward"
-        )
+        def residual(name: str) -> Residual:
+            return Residual(config, scales.shortcut, name=name)
+
+        self.attention = attention("self_attention")
+        self.cross_attention = attention("cross_attention") if cross_attention else None
+        self.feed_forward = FeedForward(config, scales.gain, name="feed_forward")
         self.around_attention = residual("self_attention_norm")
+        self.around_cross = residual("cross_attention_norm") if cross_attention else None
         self.around_feed_forward = residual("feed_forward_norm")
         self.built = True
 
-    def call(self, x, mask, rng=None):
-        """x [B, S, D], mask bool [B, 1, S, S] -> [B, S, D]."""
-        x = self.around_attention(x, rng, function=lambda y: self.attention(y, y, mask, rng))
+    def call(self, x, memory=None, rng=None, *, sight: Sight, cross_sight: Sight | None = None):
+        """Run the layer on whole rows.
+
+        Args:
+            x: [B, L, D].
+            memory: [B, S, D], the encoder's output, with cross-attention only.
+            rng: int32 [2], the seed of this step's dropout; None switches dropout off.
+            sight: of self-attention.
+            cross_sight: of the attention to `memory`.
+
+        Returns:
+            [B, L, D].
+        """
+
+        def attend(y):
+            return self.attention(y, y, sight=sight, rng=rng)
+
+        def attend_to_memory(y):
+            return self.cross_attention(y, memory, sight=cross_sight, rng=rng)
+
+        x = self.around_attention(x, rng, function=attend)
+        if self.cross_attention is not None:
+            x = self.around_cross(x, rng, function=attend_to_memory)
         return self.around_feed_forward(x, rng, function=lambda y: self.feed_forward(y, rng))
 
-
-class DecoderLayer(keras.layers.Layer):
-    """Masked self-attention, attention to the encoder, then feed-forward."""
-
-    def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
-
-        def residual(name):
-            return Residual(config.width, config.dropout, config.norm, name=name)
-
-        self.attention = MultiHeadAttention(
-            config.width, config.heads, config.attention_dropout, name="self_attention"
-        )
-        self.cross_attention = MultiHeadAttention(
-            config.width, config.heads, config.attention_dropout, name="cross_attention"
-        )
-        self.feed_forward = FeedForward(
-            config.width, config.feed_forward, config.activation_dropout, name="feed_forward"
-        )
-        self.around_attention = residual("self_attention_norm")
-        self.around_cross = residual("cross_attention_norm")
-        self.around_feed_forward = residual("feed_forward_norm")
-        self.built = True
-
-    def call(self, x, memory, self_mask, cross_mask, rng=None):
-        """x [B, T, D], memory [B, S, D], masks bool [B, 1, T, T] and [B, 1, T, S] -> [B, T, D]."""
-        x = self.around_attention(x, rng, function=lambda y: self.attention(y, y, self_mask, rng))
-        x = self.around_cross(
-            x, rng, function=lambda y: self.cross_attention(y, memory, cross_mask, rng)
-        )
-        return self.around_feed_forward(x, rng, function=lambda y: self.feed_forward(y, rng))
-
-    def step(self, x, cache, position, self_mask, cross_mask):
-        """Compute one position of K hypotheses a sentence, from what `cache` holds of earlier ones.
+    def step(self, x, cache, position, sight: Sight, cross_sight: Sight | None = None):
+        """Run the layer on one position of K hypotheses, with what `cache` holds of earlier ones.
 
         The hypotheses of a sentence are the queries of one attention: they share the encoder's
         keys, and one cache in which position t of hypothesis k stands at t * K + k.
 
         Args:
             x: [B, K, D].
-            cache: "key" and "value" [B, N, T * K, H] of this layer, filled before `position`;
-                "memory_key" and "memory_value" [B, N, S, H].
+            cache: "key" and "value" [B, G, T * K, H] of this layer, filled before `position`; with
+                cross-attention also "memory_key" and "memory_value" [B, G, S, H].
             position: int32 scalar, the same for all rows.
-            self_mask: bool, broadcastable to [B, 1, K, T * K]: what each hypothesis descends from.
-            cross_mask: bool [B, 1, 1, S].
+            sight: of self-attention: its mask says what each hypothesis descends from.
+            cross_sight: `Sight` of the attention to the encoder's output.
 
         Returns:
             [B, K, D], and the cache with this position filled.
         """
         updated = dict(cache)
 
-        def self_attention(y):
-            key, value = self.attention.keys_and_values(y)  # [B, N, K, H]
+        def attend(y):
+            key, value = self.attention.keys_and_values(y, sight.rotation)  # [B, G, K, H]
             updated["key"] = write_position(cache["key"], key, position)
             updated["value"] = write_position(cache["value"], value, position)
-            return self.attention.attend(y, updated["key"], updated["value"], self_mask)
+            return self.attention.attend(y, updated["key"], updated["value"], sight)
 
-        def cross_attention(y):
+        def attend_to_memory(y):
             return self.cross_attention.attend(
-                y, cache["memory_key"], cache["memory_value"], cross_mask
+                y, cache["memory_key"], cache["memory_value"], cross_sight
             )
 
-        x = self.around_attention(x, function=self_attention)
-        x = self.around_cross(x, function=cross_attention)
+        x = self.around_attention(x, function=attend)
+        if self.cross_attention is not None:
+            x = self.around_cross(x, function=attend_to_memory)
         return self.around_feed_forward(x, function=self.feed_forward), updated
 
 
 def write_position(cache: tf.Tensor, new: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    """Return `cache` [B, N, T * K, H] with `new` [B, N, K, H] at T's `position`.
+    """Return `cache` [B, G, T * K, H] with `new` [B, G, K, H] at T's `position`.
 
     TensorFlow writes in place where nothing else reads the cache, as in a decoding loop.
     """
     shape = tf.shape(cache)
     rows, width = shape[0] * shape[1], tf.shape(new)[2] * shape[3]
-    where = tf.stack([tf.range(rows), tf.fill([rows], position)], axis=1)  # [B * N, 2]
-    flat = tf.reshape(cache, [rows, -1, width])  # [B * N, T, K * H]
+    where = tf.stack([tf.range(rows), tf.fill([rows], position)], axis=1)  # [B * G, 2]
+    flat = tf.reshape(cache, [rows, -1, width])  # [B * G, T, K * H]
     updated = tf.tensor_scatter_nd_update(flat, where, tf.reshape(new, [rows, width]))
     return tf.ensure_shape(tf.reshape(updated, shape), cache.shape)

@@ -1,42 +1,21 @@
 """Positions, segments and the masks made from them.
 
-A row of a batch may hold several sentences, one after the other ("packed"). The segment ids say
-which token belongs to which sentence: 1, 2, 3 ... and 0 for padding.
+A row of a batch may hold several sentences or documents, one after the other ("packed"). The
+segment ids say which token belongs to which: 1, 2, 3 ... and 0 for padding.
 
     tokens    5 6 3 | 7 8 9 3 | 0 0
     segments  1 1 1   2 2 2 2   0 0
     positions 0 1 2   0 1 2 3   0 1
 
 An unpacked row is the special case of one segment. Axis letters: B batch, S source length,
-T target length, L either, D width.
+T target length, L either.
 """
-
-import math
 
 import tensorflow as tf
 
 
-def sinusoidal_positions(positions: tf.Tensor, width: int) -> tf.Tensor:
-    """Sines and cosines of geometrically spaced wave lengths (Attention Is All You Need, 3.5).
-
-    The first half of the vector holds the sines and the second half the cosines, which is the
-    paper's interleaved layout with its columns permuted.
-
-    Args:
-        positions: int32 [B, L], any length: nothing is tabulated.
-        width: size of the encoding, an even number.
-
-    Returns:
-        float32 [B, L, width].
-    """
-    half = width // 2
-    wave = tf.exp(tf.range(half, dtype=tf.float32) * (-math.log(10_000.0) / half))  # [D/2]
-    angle = tf.cast(positions, tf.float32)[..., tf.newaxis] * wave  # [B, L, D/2]
-    return tf.concat([tf.sin(angle), tf.cos(angle)], axis=-1)  # [B, L, D]
-
-
 def same_segment_mask(query_segments: tf.Tensor, key_segments: tf.Tensor) -> tf.Tensor:
-    """True where a query may look at a key because both belong to the same sentence.
+    """Return True where a query may look at a key because both belong to the same sentence.
 
     Padding (segment 0) looks at padding only, so no sentence ever sees it.
 
@@ -51,7 +30,7 @@ def same_segment_mask(query_segments: tf.Tensor, key_segments: tf.Tensor) -> tf.
 
 
 def causal_mask(length: int | tf.Tensor) -> tf.Tensor:
-    """True on and below the diagonal: a position sees itself and what is before it.
+    """Return True on and below the diagonal: a position sees itself and what is before it.
 
     Returns:
         bool [1, 1, L, L].
@@ -82,7 +61,7 @@ def ancestor_mask(
 
 
 def positions_in_segments(segments: tf.Tensor) -> tf.Tensor:
-    """The position of each token in its own sentence, counted from 0.
+    """Return the position of each token in its own sentence, counted from 0.
 
     Args:
         segments: int32 [B, L].
@@ -97,7 +76,7 @@ def positions_in_segments(segments: tf.Tensor) -> tf.Tensor:
 
 
 def shift_right(tokens: tf.Tensor, segments: tf.Tensor, bos_id: int) -> tf.Tensor:
-    """What the decoder reads: each sentence's tokens moved right by one, `bos_id` first.
+    """Return what the decoder reads: each sentence moved right by one token, `bos_id` first.
 
         tokens    5 6 3 | 7 8 9 3 | 0 0        ->        2 5 6 | 2 7 8 9 | 0 0
 

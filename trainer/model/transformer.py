@@ -1,27 +1,30 @@
 """The Transformer of Attention Is All You Need (Vaswani et al. 2017), encoder and decoder.
 
-Axis letters: B batch, S source length, T target length, N heads, H size of a head, D width,
-V target vocabulary.
+Axis letters: B batch, S source length, T target length, K hypotheses, D width, V target
+vocabulary.
 """
 
 import keras
 import tensorflow as tf
 
+from configs.schema import ModelConfig
 from trainer.model import positions
 from trainer.model.attention import dense
 from trainer.model.dropout import Dropout, number_dropouts
 from trainer.model.embeddings import float32_logits, token_embedding
-from trainer.model.layers import DecoderLayer, EncoderLayer, layer_norm
+from trainer.model.encodings import PositionEncoding, Sight
+from trainer.model.norms import Scales, deepnorm_scales, final_norm
+from trainer.model.stack import Cache, Stack
 
 
 class Transformer(keras.Model):
     """Encoder-decoder Transformer over token ids.
 
     Args:
-        config: `configs.schema.ModelConfig`.
+        config: of the model.
         source_vocab_size: pieces of the source vocabulary.
         target_vocab_size: V, pieces of the target vocabulary.
-        joint: both are one vocabulary, so that the embeddings may be shared (3.4).
+        joint: whether both are one vocabulary, so that the embeddings may be shared (3.4).
         bos_id: the token that opens a target sentence.
 
     Raises:
@@ -30,7 +33,7 @@ class Transformer(keras.Model):
 
     def __init__(
         self,
-        config,
+        config: ModelConfig,
         source_vocab_size: int,
         target_vocab_size: int,
         *,
@@ -58,27 +61,29 @@ class Transformer(keras.Model):
         )
         self.source_dropout = Dropout(config.dropout)
         self.target_dropout = Dropout(config.dropout)
-        self.encoder_layers = [
-            EncoderLayer(config, name=f"encoder_{i}") for i in range(config.encoder_layers)
-        ]
-        self.decoder_layers = [
-            DecoderLayer(config, name=f"decoder_{i}") for i in range(config.decoder_layers)
-        ]
-        # A checkpoint follows attributes; it does not look into Keras' lists.
-        for layer in self.encoder_layers + self.decoder_layers:
-            setattr(self, layer.name, layer)
-        # The last layer of a pre-norm stack ends in a sum that nothing has normalised.
-        self.encoder_norm = (
-            layer_norm(config.width, "encoder_norm") if config.norm == "pre" else None
+        encoder_scales, decoder_scales = Scales(), Scales()
+        if config.norm == "deepnorm":
+            encoder_scales, decoder_scales = deepnorm_scales(
+                config.encoder_layers, config.decoder_layers
+            )
+        self.encoder = Stack(self, config, "encoder", config.encoder_layers, scales=encoder_scales)
+        self.decoder = Stack(
+            self,
+            config,
+            "decoder",
+            config.decoder_layers,
+            cross_attention=True,
+            scales=decoder_scales,
         )
-        self.decoder_norm = (
-            layer_norm(config.width, "decoder_norm") if config.norm == "pre" else None
-        )
+        self.encoder_norm = final_norm(config, "encoder_norm")
+        self.decoder_norm = final_norm(config, "decoder_norm")
+        self.encoder_positions = PositionEncoding(config, causal=False, name="encoder_positions")
+        self.decoder_positions = PositionEncoding(config, causal=True, name="decoder_positions")
         number_dropouts(self)
         self.built = True
 
     def call(self, source, source_segments, target, target_segments, rng=None):
-        """Logits of each target token given the source and the target tokens before it.
+        """Return the logits of each target token given the source and the target tokens before it.
 
         Args:
             source: int32 [B, S], token ids, 0 for padding.
@@ -92,50 +97,36 @@ class Transformer(keras.Model):
         """
         memory = self.encode(source, source_segments, rng)
         shifted = positions.shift_right(target, target_segments, self.bos_id)
-        self_mask = positions.same_segment_mask(target_segments, target_segments)
-        self_mask &= positions.causal_mask(tf.shape(target)[1])
-        cross_mask = positions.same_segment_mask(target_segments, source_segments)
-        x = self._embed(
-            self.target_embedding, shifted, positions.positions_in_segments(target_segments)
-        )
-        x = self.target_dropout(x, rng)
-        for layer in self.decoder_layers:
-            x = layer(x, memory, self_mask, cross_mask, rng)
+        mask = positions.same_segment_mask(target_segments, target_segments)
+        mask &= positions.causal_mask(tf.shape(target)[1])
+        places = tf.range(tf.shape(target)[1])
+        sight = self.decoder_positions.sight(mask, places, places)
+        cross_sight = Sight(positions.same_segment_mask(target_segments, source_segments))
+        x = self._embed_target(shifted, positions.positions_in_segments(target_segments))
+        x = self.decoder(self.target_dropout(x, rng), sight, rng, memory, cross_sight)
         return self._logits(x)
 
     def encode(self, source, source_segments, rng=None) -> tf.Tensor:
-        """int32 [B, S] token ids and segments to [B, S, D]."""
+        """Return the encoder's output, [B, S, D], of token ids and segments, int32 [B, S]."""
         mask = positions.same_segment_mask(source_segments, source_segments)
-        x = self._embed(
-            self.source_embedding, source, positions.positions_in_segments(source_segments)
-        )
-        x = self.source_dropout(x, rng)
-        for layer in self.encoder_layers:
-            x = layer(x, mask, rng)
+        places = tf.range(tf.shape(source)[1])
+        sight = self.encoder_positions.sight(mask, places, places)
+        x = self.source_embedding(source) * self.config.width**0.5  # 3.4
+        x = self.encoder_positions.add_to(x, positions.positions_in_segments(source_segments))
+        x = self.encoder(self.source_dropout(x, rng), sight, rng)
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
-    def start_cache(
-        self, memory: tf.Tensor, length: int | tf.Tensor, beams: int = 1
-    ) -> list[dict[str, tf.Tensor]]:
+    def start_cache(self, memory: tf.Tensor, length: tf.Tensor | int, beams: int = 1) -> Cache:
         """Return an empty decoder cache that holds the keys and values of the encoder's output.
 
         Args:
             memory: [B, S, D].
             length: T, how many positions will be decoded at most.
             beams: K, hypotheses of each sentence.
-
-        Returns:
-            for each decoder layer, what `DecoderLayer.step` reads.
         """
-        cache = []
-        for layer in self.decoder_layers:
-            key, value = layer.cross_attention.keys_and_values(memory)  # [B, N, S, H]
-            shape = [tf.shape(key)[0], key.shape[1], length * beams, key.shape[3]]
-            empty = tf.zeros(shape, key.dtype)  # [B, N, T * K, H]
-            cache.append({"key": empty, "value": empty, "memory_key": key, "memory_value": value})
-        return cache
+        return self.decoder.start_cache(tf.shape(memory)[0], length, beams, memory)
 
-    def decode_step(self, tokens, cache, position, source_segments, ancestors=None):
+    def decode_step(self, tokens, cache: Cache, position, source_segments, ancestors=None):
         """Return the logits of the next token of K hypotheses a sentence.
 
         Nothing is moved when hypotheses branch or end: `ancestors` tells which entries of the
@@ -152,20 +143,16 @@ class Transformer(keras.Model):
         Returns:
             float32 [B, K, V], and the new cache.
         """
-        x = self._embed(self.target_embedding, tokens, tf.fill(tf.shape(tokens), position))
-        self_mask = positions.ancestor_mask(tf.shape(cache[0]["key"])[2], position, ancestors)
-        cross_mask = (source_segments > 0)[:, tf.newaxis, tf.newaxis]  # [B, 1, 1, S]
-        updated = []
-        for layer, layer_cache in zip(self.decoder_layers, cache, strict=True):
-            x, layer_cache = layer.step(x, layer_cache, position, self_mask, cross_mask)
-            updated.append(layer_cache)
-        return self._logits(x), updated
+        x = self._embed_target(tokens, tf.fill(tf.shape(tokens), position))  # [B, K, D]
+        size, beams = tf.shape(cache[0]["key"])[2], tf.shape(tokens)[1]
+        sight = self.decoder_positions.step_sight(size, position, beams, ancestors)
+        cross_sight = Sight((source_segments > 0)[:, tf.newaxis, tf.newaxis])  # [B, 1, 1, S]
+        x, cache = self.decoder.step(x, cache, position, sight, cross_sight)
+        return self._logits(x), cache
 
-    def _embed(self, embedding, tokens, token_positions) -> tf.Tensor:
-        width = self.config.width
-        x = embedding(tokens) * width**0.5  # 3.4: the embeddings are scaled up
-        encoding = positions.sinusoidal_positions(token_positions, width)
-        return x + tf.cast(encoding, x.dtype)  # [B, L, D]
+    def _embed_target(self, tokens, token_positions) -> tf.Tensor:
+        x = self.target_embedding(tokens) * self.config.width**0.5  # 3.4
+        return self.decoder_positions.add_to(x, token_positions)  # [B, T, D]
 
     def _logits(self, x: tf.Tensor) -> tf.Tensor:
         if self.decoder_norm is not None:

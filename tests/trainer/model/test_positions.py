@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from trainer.model import positions
+from trainer.model import encodings, positions
 
 TOKENS = tf.constant([[5, 6, 3, 7, 8, 9, 3, 0, 0]])
 SEGMENTS = tf.constant([[1, 1, 1, 2, 2, 2, 2, 0, 0]])
@@ -34,7 +34,7 @@ def test_sinusoidal_is_the_papers_formula():
     paper = np.zeros([*pos.shape, width])
     paper[..., 0::2], paper[..., 1::2] = np.sin(angle), np.cos(angle)
     permuted = np.concatenate([paper[..., 0::2], paper[..., 1::2]], axis=-1)
-    result = positions.sinusoidal_positions(tf.constant(pos), width)
+    result = encodings.sinusoidal_positions(tf.constant(pos), width)
     assert result.dtype == tf.float32
     np.testing.assert_allclose(result[0], permuted[0], atol=5e-6)
     np.testing.assert_allclose(result[1], permuted[1], atol=5e-4)  # float32 of a large angle
