@@ -50,7 +50,7 @@ def test_unknown_fields(values, name):
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
-        ("model.norm", "layer", "one of post, pre"),
+        ("model.norm", "layer", "one of post, pre, deepnorm"),
         ("model.tied_embeddings", "some", "one of all, target, none"),
         ("data.batching", "sorted", "one of packed, bucketed"),
         ("optimizer.schedule", "noam", "one of inverse_sqrt, cosine, linear, constant"),
@@ -116,5 +116,5 @@ def test_every_field_can_be_set_by_its_type():
             plain += dataclasses.fields(group.default_factory)
     assert len(plain) > 40
     for field in plain:
-        assert field.type in (int, float, str, tuple[int, ...]), field.name
+        assert field.type in (bool, int, float, str, tuple[int, ...]), field.name
         assert field.default is not dataclasses.MISSING, field.name

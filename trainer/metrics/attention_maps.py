@@ -88,15 +88,7 @@ def attention_maps(
 def _kinds(model: keras.Model) -> list[str]:
     """Return the kind of every attention of a model, in the order in which they run."""
     kinds = []
-    for layer in model._flatten_layers(recursive=False, include_self=False):
-        match = _STACK.fullmatch(layer.name)
-        if match:
-            attentions = [
-                inner
-                for inner in layer._flatten_layers(include_self=False)
-                if isinstance(inner, MultiHeadAttention)
-            ]
-            kinds += [
-                "cross" if inner.name == "cross_attention" else match[1] for inner in attentions
-            ]
+    for name in ("encoder", "decoder"):
+        for layer in getattr(model, name).layers if hasattr(model, name) else ():
+            kinds += [name, "cross"] if layer.reads_memory else [name]
     return kinds

@@ -15,7 +15,6 @@ from trainer.model.dropout import Dropout
 from trainer.model.encodings import Sight, rotate
 from trainer.model.norms import normalization
 
-
 _recorded: list[tf.Tensor] | None = None
 
 
@@ -42,8 +41,7 @@ def dense(inputs: int, outputs: int, *, gain: float = 1.0, **kwargs) -> keras.la
     Keras would make them at the first call, by running the model once; on a large model that
     pass costs seconds before the first step.
 
-    Args:
-        gain: factor on the initial weights of Glorot and Bengio 2010.
+    `gain` multiplies the initial weights of Glorot and Bengio 2010; `kwargs` are those of Keras.
     """
     if gain != 1.0:
         kwargs["kernel_initializer"] = keras.initializers.VarianceScaling(
@@ -83,7 +81,7 @@ def dot_product_attention(
     """
     scale = 1.0 / math.sqrt(query.shape[-1])
     shape, groups, keys = tf.shape(query), key.shape[1], tf.shape(key)[2]
-    query *= scale
+    query = query * scale
     is_grouped = groups != query.shape[1]
     if is_grouped:  # the queries of all heads of a group stand one after the other
         query = tf.reshape(query, [shape[0], groups, -1, query.shape[3]])  # [B, G, N/G * Q, H]

@@ -14,7 +14,7 @@ from trainer.model.attention import dense
 from trainer.model.dropout import Dropout, number_dropouts
 from trainer.model.embeddings import float32_logits, token_embedding
 from trainer.model.encodings import PositionEncoding
-from trainer.model.norms import Scales, deepnorm_scales, final_norm
+from trainer.model.norms import UNSCALED, deepnorm_scales, final_norm
 from trainer.model.stack import Cache, Stack
 
 
@@ -38,7 +38,7 @@ class DecoderOnly(keras.Model):
             else None
         )
         self.dropout = Dropout(config.dropout)
-        depth, scales = config.decoder_layers, Scales()
+        depth, scales = config.decoder_layers, UNSCALED
         if config.norm == "deepnorm":
             _, scales = deepnorm_scales(0, depth)
         self.decoder = Stack(self, config, "decoder", depth, scales=scales)

@@ -43,7 +43,7 @@ class Dropout(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, rng: tf.Tensor | None) -> tf.Tensor:
-        """Drop values of `x` (any shape and float dtype). `rng`: int32 [2], or None for no dropout."""
+        """Drop values of `x`, of any shape and float dtype; none if `rng`, int32 [2], is None."""
         if rng is None or self.drop_below == 0:
             return x
         shape = tf.shape(x)

@@ -11,7 +11,7 @@ from configs.schema import ModelConfig
 from trainer.model.attention import MultiHeadAttention, dense
 from trainer.model.dropout import Dropout
 from trainer.model.encodings import Sight
-from trainer.model.norms import Scales, normalization
+from trainer.model.norms import UNSCALED, Scales, normalization
 
 
 class FeedForward(keras.layers.Layer):
@@ -87,7 +87,7 @@ class TransformerLayer(keras.layers.Layer):
     """
 
     def __init__(
-        self, config: ModelConfig, *, cross_attention: bool, scales: Scales = Scales(), **kwargs
+        self, config: ModelConfig, *, cross_attention: bool, scales: Scales = UNSCALED, **kwargs
     ):
         super().__init__(**kwargs)
 
@@ -105,15 +105,18 @@ class TransformerLayer(keras.layers.Layer):
         def residual(name: str) -> Residual:
             return Residual(config, scales.shortcut, name=name)
 
+        self.reads_memory = cross_attention
         self.attention = attention("self_attention")
-        self.cross_attention = attention("cross_attention") if cross_attention else None
+        if cross_attention:
+            self.cross_attention = attention("cross_attention")
         self.feed_forward = FeedForward(config, scales.gain, name="feed_forward")
         self.around_attention = residual("self_attention_norm")
-        self.around_cross = residual("cross_attention_norm") if cross_attention else None
+        if cross_attention:
+            self.around_cross = residual("cross_attention_norm")
         self.around_feed_forward = residual("feed_forward_norm")
         self.built = True
 
-    def call(self, x, memory=None, rng=None, *, sight: Sight, cross_sight: Sight | None = None):
+    def call(self, x, memory=None, rng=None, *, sight: Sight, cross_sight=None):
         """Run the layer on whole rows.
 
         Args:
@@ -121,7 +124,7 @@ class TransformerLayer(keras.layers.Layer):
             memory: [B, S, D], the encoder's output, with cross-attention only.
             rng: int32 [2], the seed of this step's dropout; None switches dropout off.
             sight: of self-attention.
-            cross_sight: of the attention to `memory`.
+            cross_sight: `Sight` of the attention to `memory`.
 
         Returns:
             [B, L, D].
@@ -134,11 +137,11 @@ class TransformerLayer(keras.layers.Layer):
             return self.cross_attention(y, memory, sight=cross_sight, rng=rng)
 
         x = self.around_attention(x, rng, function=attend)
-        if self.cross_attention is not None:
+        if self.reads_memory:
             x = self.around_cross(x, rng, function=attend_to_memory)
         return self.around_feed_forward(x, rng, function=lambda y: self.feed_forward(y, rng))
 
-    def step(self, x, cache, position, sight: Sight, cross_sight: Sight | None = None):
+    def step(self, x, cache, position, sight: Sight, cross_sight=None):
         """Run the layer on one position of K hypotheses, with what `cache` holds of earlier ones.
 
         The hypotheses of a sentence are the queries of one attention: they share the encoder's
@@ -169,7 +172,7 @@ class TransformerLayer(keras.layers.Layer):
             )
 
         x = self.around_attention(x, function=attend)
-        if self.cross_attention is not None:
+        if self.reads_memory:
             x = self.around_cross(x, function=attend_to_memory)
         return self.around_feed_forward(x, function=self.feed_forward), updated
 

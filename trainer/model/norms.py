@@ -43,6 +43,9 @@ class Scales:
     gain: float = 1.0
 
 
+UNSCALED = Scales()
+
+
 def deepnorm_scales(encoder_layers: int, decoder_layers: int) -> tuple[Scales, Scales]:
     """Return the constants of an encoder and of a decoder (figure 2 of the paper).
 

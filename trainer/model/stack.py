@@ -10,7 +10,7 @@ import tensorflow as tf
 from configs.schema import ModelConfig
 from trainer.model.encodings import Sight, sinusoidal_positions
 from trainer.model.layers import TransformerLayer
-from trainer.model.norms import Scales
+from trainer.model.norms import UNSCALED, Scales
 
 Cache = list[dict[str, tf.Tensor]]
 """For each layer what `TransformerLayer.step` reads."""
@@ -42,7 +42,7 @@ class Stack:
         depth: int,
         *,
         cross_attention: bool = False,
-        scales: Scales = Scales(),
+        scales: Scales = UNSCALED,
     ):
         self.config = config
         count = 1 if config.share_layers else depth

@@ -13,7 +13,7 @@ from trainer.model.attention import dense
 from trainer.model.dropout import Dropout, number_dropouts
 from trainer.model.embeddings import float32_logits, token_embedding
 from trainer.model.encodings import PositionEncoding, Sight
-from trainer.model.norms import Scales, deepnorm_scales, final_norm
+from trainer.model.norms import UNSCALED, deepnorm_scales, final_norm
 from trainer.model.stack import Cache, Stack
 
 
@@ -61,7 +61,7 @@ class Transformer(keras.Model):
         )
         self.source_dropout = Dropout(config.dropout)
         self.target_dropout = Dropout(config.dropout)
-        encoder_scales, decoder_scales = Scales(), Scales()
+        encoder_scales, decoder_scales = UNSCALED, UNSCALED
         if config.norm == "deepnorm":
             encoder_scales, decoder_scales = deepnorm_scales(
                 config.encoder_layers, config.decoder_layers

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.model.attention import MultiHeadAttention, dot_product_attention
+from trainer.model.encodings import Sight
 
 B, N, Q, K, H = 2, 3, 4, 5, 8
 
@@ -103,10 +104,16 @@ def test_multi_head_equals_numpy(layer):
     causal = np.tril(np.ones([1, 1, 5, 5], bool))
     cross = rng.random([2, 1, 1, 7]) < 0.7
     np.testing.assert_allclose(
-        layer(x, x, causal), numpy_multi_head(layer, x, x, causal), rtol=1e-5, atol=1e-5
+        layer(x, x, sight=Sight(causal)),
+        numpy_multi_head(layer, x, x, causal),
+        rtol=1e-5,
+        atol=1e-5,
     )
     np.testing.assert_allclose(
-        layer(x, memory, cross), numpy_multi_head(layer, x, memory, cross), rtol=1e-5, atol=1e-5
+        layer(x, memory, sight=Sight(cross)),
+        numpy_multi_head(layer, x, memory, cross),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -117,8 +124,8 @@ def test_attend_with_cached_keys_and_values(layer):
     mask = rng.random([2, 1, 1, 6]) < 0.7
     keys, values = layer.keys_and_values(tf.constant(memory))
     assert keys.shape == values.shape == (2, 4, 6, 4)
-    cached = layer.attend(tf.constant(x), keys, values, mask)
-    np.testing.assert_array_equal(cached, layer(x, memory, mask))
+    cached = layer.attend(tf.constant(x), keys, values, Sight(mask))
+    np.testing.assert_array_equal(cached, layer(x, memory, sight=Sight(mask)))
 
 
 def test_mixed_bfloat16():
@@ -128,7 +135,7 @@ def test_mixed_bfloat16():
     assert {variable.dtype for variable in layer.trainable_variables} == {"float32"}
     x = np.random.default_rng(4).normal(size=[2, 5, 16]).astype(np.float32)
     mask = np.tril(np.ones([1, 1, 5, 5], bool))
-    result = layer(x, x, mask)
+    result = layer(x, x, sight=Sight(mask))
     assert result.dtype == tf.bfloat16
     expected = numpy_multi_head(layer, x, x, mask)
     np.testing.assert_allclose(tf.cast(result, tf.float32), expected, rtol=0.05, atol=0.05)

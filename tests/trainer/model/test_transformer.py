@@ -131,14 +131,14 @@ def numpy_transformer(model, batch) -> list[np.ndarray]:
     for source, target in zip(batch["source"], batch["target"], strict=True):
         source, target = source[source > 0], target[target > 0]
         x = embed(model.source_embedding, source)
-        for layer in model.encoder_layers:
+        for layer in model.encoder.layers:
             attend = layer.attention
             x = residual(layer.around_attention, x, lambda y, a=attend: attention(a, y, y))
             ff = layer.feed_forward
             x = residual(layer.around_feed_forward, x, lambda y, f=ff: feed_forward(f, y))
         memory = norm(model.encoder_norm, x) if config.norm == "pre" else x
         x = embed(model.target_embedding, np.array([model.bos_id, *target[:-1]]))
-        for layer in model.decoder_layers:
+        for layer in model.decoder.layers:
             x = residual(layer.around_attention, x, lambda y, a=layer.attention: causal(a, y))
             cross = layer.cross_attention
             x = residual(layer.around_cross, x, lambda y, a=cross, m=memory: attention(a, y, m))
