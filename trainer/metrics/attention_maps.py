@@ -1,6 +1,5 @@
 """Where a model looks: the attention weights of all layers on one example."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +10,8 @@ import tensorflow as tf
 from data_pipeline.dataset import packing
 from data_pipeline.dataset.examples import Examples
 from data_pipeline.dataset.tokenizer import Tokenizer
-from trainer.model.attention import MultiHeadAttention, recorded_weights
+from trainer.model.attention import recorded_weights
 from trainer.tasks.base import Task
-
-_STACK = re.compile(r"(encoder|decoder)_\d+")
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,7 @@ class DecoderOnly(keras.Model):
         x = self._embed(shifted, positions.positions_in_segments(text_segments))
         return self._logits(self.decoder(self.dropout(x, rng), sight, rng))
 
-    def start_cache(
-        self, batch: tf.Tensor | int, length: tf.Tensor | int, beams: int = 1
-    ) -> Cache:
+    def start_cache(self, batch: tf.Tensor | int, length: tf.Tensor | int, beams: int = 1) -> Cache:
         """Return an empty cache for `batch` texts of at most `length` tokens, `beams` of each."""
         return self.decoder.start_cache(batch, length, beams)
 

@@ -109,7 +109,6 @@ class PositionEncoding(keras.layers.Layer):
             rotation = rotary_angles(queries, config.width // config.heads)  # [2, Q, H / 2]
         return Sight(mask, bias, rotation)
 
-
     def step_sight(
         self,
         size: tf.Tensor,
