@@ -2,7 +2,7 @@
 
     python -m benchmarks.chaos --kills=50
     python -m benchmarks.chaos --terms=20 --workers=2
-    python -m benchmarks.chaos --kills=5 --data_dir=DATA -- --config=configs/mine.py \
+    python -m benchmarks.chaos --kills=5 --data_dir=DATA -- --config=configs/mine.py \\
         --config.train.steps=2000 --config.train.checkpoint_every=50
 
 Runs the training once undisturbed and once under SIGKILLs and SIGTERMs, each at a random moment of

@@ -4,7 +4,7 @@ import os
 import time
 
 from common import process
-from trainer.runtime import google_cloud, xla_cache
+from trainer.runtime import google_cloud, memory, xla_cache
 
 # Nearly the start of the process; the imports that follow, TensorFlow's above all, take seconds.
 STARTED = time.monotonic()
@@ -12,5 +12,6 @@ STARTED = time.monotonic()
 # All of this works only before TensorFlow is imported.
 process.prepare()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no start-up notices about TensorFlow itself
+ALLOCATOR = memory.keep_freed_memory()
 xla_cache.enable()
 google_cloud.spare_questions()

@@ -17,6 +17,7 @@ import sys
 import tensorflow as tf
 from absl import flags, logging
 
+import trainer
 from common import lock
 from common.console import error_text
 from common.errors import UsageError, no_arguments, run_app
@@ -113,7 +114,8 @@ def _train(stop: StopRequest, watch: Watch) -> int:
     print(
         f"tensorflow   {tf.__version__}\n"
         f"strategy     {flags.FLAGS.strategy}: {description}\n"
-        f"precision    {_PRECISION.value}, XLA {'on' if compiles else 'off'}",
+        f"precision    {_PRECISION.value}, XLA {'on' if compiles else 'off'}\n"
+        f"allocator    {trainer.ALLOCATOR}",
         flush=True,
     )
     with lock.held(model_dir) if worker.is_chief else contextlib.nullcontext():

@@ -229,7 +229,7 @@ def assemble(
     )
     lines = _describe(run, manifest, state)
     say("\n".join(lines))
-    writer.text("train", restored or 0, "run", "\n".join(f"    {line}" for line in lines))
+    writer.text("train", (restored or 0) + 1, "run", "\n".join(f"    {line}" for line in lines))
     return run
 
 

@@ -1,8 +1,9 @@
-"""What is measured, and where it goes: metrics.jsonl, TensorBoard and the console."""
+"""Write what is measured: metrics.jsonl, TensorBoard, and what the model produced."""
 
 import contextlib
 import json
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from common.files import write_bytes
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Return seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
@@ -25,22 +26,23 @@ def clock(seconds: float) -> str:
 class MetricsWriter:
     """Writes the metrics of a run into its model directory.
 
-    What cannot be written, to a full disk perhaps, costs one warning and does not end the run.
-    Lines of metrics.jsonl wait until there is room again; TensorBoard's points are lost.
+    Metrics that cannot be written, for example to a full disk, cost one warning and do not end the
+    run. Lines of metrics.jsonl wait until there is room again; TensorBoard's points are lost.
 
-    An object store cannot add to an object: every line would send the whole file again. There,
-    metrics.jsonl and TensorBoard's files are written on this machine and go to the model directory
-    when `flush` is called, each of TensorBoard's files once, closed.
+    An object store cannot append to an object: every line would send the whole file again. For
+    such a model directory, the files are written on this machine. `flush` copies metrics.jsonl,
+    and moves TensorBoard's files, each of them once, when it is closed.
 
     Args:
         model_dir: gets metrics.jsonl, tensorboard/{train,valid,test} and translations/.
-        step: the step that the run starts at; what metrics.jsonl holds of later steps, which are
-            about to be run again, is removed. TensorBoard's files are only ever added to.
+        step: the step that the run starts from. Later steps run again: metrics.jsonl loses their
+            lines, and TensorBoard's files, which are only ever added to, say that those points
+            do not count.
         quality: metrics that TensorBoard shows in a group of charts of their own.
         active: False for a writer that writes nothing, on workers that are not the chief.
 
     Raises:
-        UsageError: when metrics.jsonl cannot be read, or not be written anew.
+        UsageError: when metrics.jsonl cannot be read or rewritten.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class MetricsWriter:
         self._path = os.path.join(model_dir, "metrics.jsonl")
         self._spool: tempfile.TemporaryDirectory | None = None
         self._writers: dict[str, Any] = {}
+        self._first_step = step + 1
+        self._marked: set[str] = set()  # splits that say where they start
         self._warned = False
         self._waiting: list[str] = []  # lines that are not written yet
         self._torn = False  # the file may end in one of them, or in half of it
@@ -70,7 +74,7 @@ class MetricsWriter:
         self._boards = os.path.join(self._spool.name if self._spool else model_dir, "tensorboard")
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Removes lines from metrics.jsonl; half a line at its end too, as a killed run leaves."""
+        """Keep the wanted lines of metrics.jsonl; drop half a line that a killed run has left."""
         if not tf.io.gfile.exists(self._path):
             return
         with tf.io.gfile.GFile(self._path) as file:
@@ -104,14 +108,37 @@ class MetricsWriter:
             ) from error
 
     def _writer(self, split: str):
+        if split not in self._marked:
+            self._mark_start(split)
+            self._marked.add(split)
         if split not in self._writers:
             self._writers[split] = tf.summary.create_file_writer(
                 os.path.join(self._boards, split), flush_millis=30_000
             )
         return self._writers[split]
 
+    def _mark_start(self, split: str) -> None:
+        """Tell readers of the event files that older points from this step on do not count.
+
+        As TensorFlow 1 did at every start, with an event SessionLog.START, of which readers pass
+        over the first. Here it has a file of its own, whose name comes before that of the next
+        file. Test scores are all written again.
+        """
+        folder = os.path.join(self._boards, split)
+        tf.io.gfile.makedirs(folder)
+        now, v1 = time.time(), tf.compat.v1
+        start = v1.SessionLog(status=v1.SessionLog.START)
+        step = 0 if split == "test" else self._first_step
+        path = os.path.join(folder, f"events.out.tfevents.{int(now):010}.{socket.gethostname()}")
+        with tf.io.TFRecordWriter(path) as file:
+            for event in (
+                v1.Event(wall_time=now, file_version="brain.Event:2"),
+                v1.Event(wall_time=now, step=step, session_log=start),
+            ):
+                file.write(event.SerializeToString())
+
     def write(self, split: str, step: int, metrics: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl, and the numbers in it to TensorBoard."""
+        """Add one line to metrics.jsonl, and the numbers in it to TensorBoard."""
         if not self._active:
             return
         line = {"step": step, "time": round(time.time(), 3), "split": split, **metrics}
@@ -135,14 +162,19 @@ class MetricsWriter:
                 del self._waiting[0]
 
     def rewind(self, step: int) -> None:
-        """Remove what metrics.jsonl holds of steps after `step`, which are about to run again."""
+        """Go back to a step: later ones run again, as at the start."""
         self.flush()
         if self._active:
+            for writer in self._writers.values():
+                writer.close()
+            self._writers.clear()
+            self._marked.clear()
+            self._first_step = step + 1
             with self._tolerant():
                 self._keep(lambda line: line["step"] <= step)
 
     def text(self, split: str, step: int, name: str, markdown: str) -> None:
-        """Shows a text, in Markdown, under TensorBoard's Text tab."""
+        """Show a text, in Markdown, under TensorBoard's Text tab."""
         if not self._active:
             return
         with self._tolerant(), self._writer(split).as_default(step=step):
@@ -159,7 +191,7 @@ class MetricsWriter:
                 file.write("".join(f"{line}\n" for line in lines))
 
     def flush(self) -> None:
-        """Writes what is still held back, so that a run that is killed now has all of it."""
+        """Write what is still held back, so that a run that is killed now has all of it."""
         self._write_waiting()
         for writer in self._writers.values():
             with self._tolerant():
@@ -170,7 +202,7 @@ class MetricsWriter:
                 self._send()
 
     def _send(self) -> None:
-        """Moves TensorBoard's files to the model directory, and copies metrics.jsonl there."""
+        """Move TensorBoard's files to the model directory, and copy metrics.jsonl there."""
         for folder, _, names in os.walk(self._boards):
             remote = os.path.join(
                 self._model_dir, "tensorboard", os.path.relpath(folder, self._boards)

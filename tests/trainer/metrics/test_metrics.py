@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from common.errors import UsageError
 from trainer.metrics.writer import MetricsWriter, clock, samples_table
@@ -32,8 +33,8 @@ def test_lines_hold_step_split_and_metrics(tmp_path):
     assert first == {"step": 3, "split": "train", "loss": 1.5}
     assert (second["split"], second["bleu"], second["signature"]) == ("valid", 12.25, "a|b")
     for split in ("train", "valid"):
-        (events,) = (tmp_path / "tensorboard" / split).iterdir()
-        assert events.stat().st_size > 100
+        start, events = sorted((tmp_path / "tensorboard" / split).iterdir())
+        assert start.stat().st_size < 100 < events.stat().st_size
 
 
 def test_what_lies_beyond_the_step_is_dropped(tmp_path):
@@ -50,6 +51,52 @@ def test_what_lies_beyond_the_step_is_dropped(tmp_path):
         (6, "train", 60.0),
     ]
     assert not (tmp_path / "metrics.jsonl.incomplete").exists()
+
+
+def age(directory):
+    """Give the event files an older time in their names, as those of an earlier start have."""
+    for path in (directory / "tensorboard").glob("*/events*"):
+        path.rename(path.with_name(f"events.out.tfevents.1000000000.{path.name}"))
+
+
+def points(directory, split: str) -> list[tuple[int, float]]:
+    """What TensorBoard's own reader makes of the event files."""
+    folder = directory / "tensorboard" / split
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    found = [(point.step, point.tensor_proto) for point in events.Tensors("training/loss")]
+    return [(step, float(tf.make_ndarray(value))) for step, value in found]
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_a_restart_counts_no_step_twice_in_tensorboard(tmp_path, step):
+    """Killed at step 7, started again from step 5, or from nothing."""
+    writer = MetricsWriter(str(tmp_path), 0)
+    for number in range(1, 8):
+        writer.write("train", number, {"loss": float(number)})
+    writer.write("test", 3, {"loss": 3.0})
+    writer.flush()
+    age(tmp_path)
+    writer = MetricsWriter(str(tmp_path), step)
+    for number in range(step + 1, 7):
+        writer.write("train", number, {"loss": 10.0 * number})
+    writer.write("test", 3, {"loss": 30.0})
+    writer.flush()
+    assert points(tmp_path, "train") == [
+        (number, float(number if number <= step else 10 * number)) for number in range(1, 7)
+    ]
+    assert points(tmp_path, "test") == [(3, 30.0)]
+
+
+def test_a_rollback_counts_no_step_twice(tmp_path):
+    writer = MetricsWriter(str(tmp_path), 0)
+    for number in range(1, 5):
+        writer.write("train", number, {"loss": float(number)})
+    writer.rewind(2)
+    age(tmp_path)
+    writer.write("train", 3, {"loss": 30.0})
+    writer.flush()
+    assert points(tmp_path, "train") == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert [line["loss"] for line in lines(tmp_path)] == [1.0, 2.0, 30.0]
 
 
 @pytest.mark.parametrize("half", ['{"step": 2, "lo', '{"step": 2}', "{"])

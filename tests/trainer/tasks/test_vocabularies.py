@@ -75,7 +75,7 @@ def test_it_learns_and_tells_both_sizes(trained):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["split"] == "train"]
     assert losses[0] == pytest.approx(math.log(281), rel=0.25) and losses[-1] < losses[0]
-    (event,) = (trained / "tensorboard" / "train").glob("events.*")
+    (event,) = (trained / "tensorboard" / "train").glob("events.*.v2")
     assert b"vocabularies 288 source, 281 target" in event.read_bytes()
 
 
