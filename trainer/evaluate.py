@@ -4,12 +4,12 @@ python -m trainer.evaluate --model_dir=MODEL --split=test
 """
 
 import json
-import os
 
 import tensorflow as tf
 from absl import flags
 
 from common.errors import UsageError, no_arguments, run_app
+from common.files import check_output, write_output
 from data_pipeline.dataset.examples import read_examples
 from data_pipeline.dataset.manifest import load_manifest
 from trainer.checkpoints import model_dir as model_directory
@@ -30,8 +30,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "Also write the translations to th
 def main(argv: list[str]) -> None:
     """Loads, scores, prints."""
     no_arguments(argv)
-    if _OUTPUT.value and not tf.io.gfile.isdir(os.path.dirname(_OUTPUT.value) or "."):
-        raise UsageError(f"--output={_OUTPUT.value}: its directory does not exist; make it first")
+    if _OUTPUT.value:
+        check_output(_OUTPUT.value, "output")
     loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
     model, facts = loaded.model, loaded.facts
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
@@ -58,8 +58,8 @@ def main(argv: list[str]) -> None:
     decoder = Decoder(model, search_options(config.decode, _BEAM_SIZE.value))
     scores, rows = scoring.score_split(manifest, _SPLIT.value, tokenizers, decoder)
     if _OUTPUT.value:
-        with tf.io.gfile.GFile(_OUTPUT.value, "w") as file:
-            file.write("".join(f"{translation}\n" for _, _, translation in rows))
+        text = "".join(f"{translation}\n" for _, _, translation in rows)
+        write_output(_OUTPUT.value, text.encode(), "output")
     print(
         json.dumps(
             {

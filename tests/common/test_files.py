@@ -1,0 +1,35 @@
+"""Files that the user has named for output."""
+
+import os
+
+import pytest
+
+from common.errors import UsageError
+from common.files import check_output, write_output
+
+
+def test_a_file_is_replaced(tmp_path):
+    path = tmp_path / "a [1] ü.txt"
+    for content in (b"first", b"second"):
+        check_output(str(path), "output")
+        write_output(str(path), content, "output")
+    assert path.read_bytes() == b"second" and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_place_for_no_file(tmp_path):
+    with pytest.raises(UsageError, match=r"^--output=.* is a directory; name a file$"):
+        check_output(str(tmp_path), "output")
+    with pytest.raises(UsageError, match=r"^--output=.*/no/x: its directory does not exist"):
+        check_output(str(tmp_path / "no" / "x"), "output")
+
+
+def test_a_full_device():
+    with pytest.raises(UsageError, match=r"^--output=/dev/full cannot be written: .*No space left"):
+        write_output("/dev/full", b"text", "output")
+    assert not os.path.isfile("/dev/full")
+
+
+def test_a_device_is_written_to_and_not_replaced():
+    check_output("/dev/null", "output")
+    write_output("/dev/null", b"text", "output")
+    assert not os.path.isfile("/dev/null")
