@@ -2,9 +2,9 @@
 
 The checkpoint of step 500 is what TensorFlow writes, ckpt-500.index and ckpt-500.data-*, and
 ckpt-500.json, its manifest, which is written last, under a temporary name, and renamed. Without a
-manifest it does not count. The listing of the directory says what there is, and no other file has
-to be kept in step with it, so that this works on object stores too, where a directory cannot be
-renamed at once.
+manifest it does not count. The listing of the directory says what there is, and no other file must
+be kept in step with it, so this works on object stores too, where a directory cannot be renamed
+atomically.
 """
 
 import contextlib
@@ -65,12 +65,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay: those that one of the rules keeps.
+    """Which checkpoints stay: those that one of these rules keeps.
 
     Attributes:
-        newest: so many of the newest.
-        best: so many of the best by `metric`, of those that were evaluated.
-        every_hours: the first, and then one every so many hours; 0 for none.
+        newest: number of newest checkpoints.
+        best: number of best ones by `metric`, of those that were evaluated.
+        every_hours: hours from each one that stays to the next, beginning with the first; 0 for
+            none.
         metric: a metric of the validation split.
         higher: whether a higher value of it is better.
     """
@@ -82,7 +83,7 @@ class Keep:
     higher: bool = True
 
     def select(self, checkpoints: list[Checkpoint]) -> set[int]:
-        """The steps of those that stay."""
+        """Return the steps of those that stay."""
         by_step = sorted(checkpoints, key=lambda one: one.step)
         kept = {one.step for one in by_step[-self.newest :]}
         kept |= {one.step for one in ranked(by_step, self.metric, self.higher)[: self.best]}
@@ -112,7 +113,7 @@ def ranked(checkpoints: list[Checkpoint], metric: str, higher: bool) -> list[Che
 
 
 def prefix(directory: str, step: int) -> str:
-    """Path of a checkpoint, without the ends that its files have."""
+    """Return the path of a checkpoint, without the suffixes of its files."""
     return os.path.join(directory, f"ckpt-{step}")
 
 
@@ -123,7 +124,7 @@ def check_path(path: str) -> None:
     themselves. (`*` and `?` match themselves.)
 
     Raises:
-        UsageError: when the path has one of them.
+        UsageError: the path has one of them.
     """
     found = re.search(r"[\[\\]", path)
     if found:
@@ -134,7 +135,7 @@ def check_path(path: str) -> None:
 
 
 def _names(directory: str) -> list[str]:
-    """Names in the directory; none if it does not exist. Raises `UsageError`, not for an outage."""
+    """Return the names in a directory, if it exists; `UsageError` if that fails for good."""
     try:
         return list_names(directory)
     except storage.passing_errors():
@@ -148,17 +149,17 @@ def _unreadable(path: str, error: tf.errors.OpError) -> UsageError:
 
 
 def steps(directory: str) -> list[int]:
-    """Steps of the checkpoints that have a manifest, rising.
+    """Return the steps of the checkpoints that have a manifest, rising.
 
     Raises:
-        UsageError: when the directory cannot be read.
+        UsageError: the directory cannot be read.
     """
     matches = (_MANIFEST.fullmatch(name) for name in _names(directory))
     return sorted(int(match[1]) for match in matches if match)
 
 
 def unfinished(directory: str) -> list[int]:
-    """Steps of which there are files, but no manifest, rising."""
+    """Return the steps that have files but no manifest, rising."""
     matches = (_PART.fullmatch(name) for name in _names(directory))
     return sorted({int(match[1]) for match in matches if match} - set(steps(directory)))
 
@@ -168,7 +169,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def describe_files(directory: str, step: int) -> dict[str, dict[str, Any]]:
-    """Sizes and checksums of the files of a checkpoint, read back from where they are."""
+    """Return the sizes and checksums of the files of a checkpoint, read back from storage."""
     start = f"ckpt-{step}."
     names = sorted(
         name for name in _names(directory) if name.startswith((f"{start}index", f"{start}data-"))
@@ -186,7 +187,7 @@ def _describe(path: str) -> dict[str, Any]:
 
 
 def write_manifest(checkpoint: Checkpoint) -> None:
-    """From now on the checkpoint counts."""
+    """Write the manifest; from now on the checkpoint counts."""
     values = asdict(checkpoint)
     del values["path"]  # the directory may move
     text = json.dumps({**values, "sha256": _digest(values)}, indent=1) + "\n"
@@ -194,11 +195,11 @@ def write_manifest(checkpoint: Checkpoint) -> None:
 
 
 def read_manifest(directory: str, step: int) -> Checkpoint:
-    """Reads a manifest, and checks that it is what was written.
+    """Read a manifest, and check that it is what was written.
 
     Raises:
-        DamageError: when it is not.
-        UsageError: when it cannot be read.
+        DamageError: it is not.
+        UsageError: it cannot be read.
     """
     path = prefix(directory, step)
     name = f"ckpt-{step}.json"
@@ -223,11 +224,11 @@ def read_manifest(directory: str, step: int) -> Checkpoint:
 
 
 def verified(directory: str, step: int) -> Checkpoint:
-    """A checkpoint of which every byte is as it was written.
+    """Return a checkpoint after checking that every byte is as it was written.
 
     Raises:
-        DamageError: when it is not.
-        UsageError: when it cannot be read, for want of a permission or of the network.
+        DamageError: it is not.
+        UsageError: it cannot be read, for want of a permission or of the network.
     """
     checkpoint = read_manifest(directory, step)
     for name, expected in checkpoint.files.items():
@@ -248,17 +249,17 @@ def verified(directory: str, step: int) -> Checkpoint:
 
 
 def first_intact(directory: str, order: list[int]) -> tuple[Checkpoint | None, dict[int, str]]:
-    """The first checkpoint that is intact, with a warning for each that is not.
+    """Return the first intact checkpoint, and warn about each damaged one before it.
 
     Args:
         directory: of the checkpoints.
         order: steps to look at.
 
     Returns:
-        the checkpoint, None if all are damaged; and step -> what is wrong with those before it.
+        The checkpoint, or None if all are damaged; and step -> what is wrong with those before it.
 
     Raises:
-        UsageError: when one cannot be read.
+        UsageError: one cannot be read.
     """
     damaged: dict[int, str] = {}
     for step in order:
@@ -271,10 +272,10 @@ def first_intact(directory: str, order: list[int]) -> tuple[Checkpoint | None, d
 
 
 def check_remains(directory: str) -> None:
-    """Checks that a directory without any manifest is one in which a run may start.
+    """Check that a run may start in a directory without any manifest.
 
     Raises:
-        UsageError: when it holds damaged checkpoints, or some of an earlier version.
+        UsageError: it holds damaged checkpoints, or some of an earlier version.
     """
     names = _names(directory)
     if "checkpoint" in names:
@@ -290,7 +291,7 @@ def check_remains(directory: str) -> None:
 
 
 def remove(directory: str, step: int) -> None:
-    """Deletes the files of a checkpoint, the manifest first; those set aside stay."""
+    """Delete the files of a checkpoint, the manifest first; those set aside stay."""
     storage.remove(f"{prefix(directory, step)}.json")
     for name in _names(directory):
         match = _PART.fullmatch(name)
@@ -303,7 +304,7 @@ def remove(directory: str, step: int) -> None:
 
 
 def set_aside(directory: str, step: int) -> None:
-    """Renames the files of a damaged checkpoint to *.damaged."""
+    """Rename the files of a damaged checkpoint to *.damaged."""
     for name in _names(directory):
         match = _PART.fullmatch(name)
         if match and int(match[1]) == step:
@@ -312,7 +313,7 @@ def set_aside(directory: str, step: int) -> None:
 
 
 def read_manifests(directory: str) -> list[Checkpoint]:
-    """All manifests that are intact, by step; the files that they speak of are not looked at."""
+    """Return all intact manifests, by step, without checking the files they describe."""
     checkpoints = []
     for step in steps(directory):
         with contextlib.suppress(DamageError):  # told of when it is to be used
@@ -321,7 +322,7 @@ def read_manifests(directory: str) -> list[Checkpoint]:
 
 
 def clean(directory: str, keep: Keep) -> None:
-    """Deletes what no rule keeps, and what killed runs have left unfinished.
+    """Delete what no rule keeps, and what killed runs left unfinished.
 
     A checkpoint with a damaged manifest stays, and does not count.
     """
@@ -337,7 +338,7 @@ def clean(directory: str, keep: Keep) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Facts that differ, "a 1 -> 2; b 3 -> 4"; one that only one side knows does not count."""
+    """Return the differing facts, "a 1 -> 2; b 3 -> 4", of those that both sides know."""
     new = json.loads(json.dumps(new))  # tuples become lists, as in the manifest
     changed = (name for name in old if name in new and old[name] != new[name])
     return "; ".join(f"{name} {old[name]!r} -> {new[name]!r}" for name in changed)

@@ -1,4 +1,4 @@
-"""Saving a run so that it can go on as if nothing had happened."""
+"""Save a run so that it can go on as if nothing had happened."""
 
 import math
 import os
@@ -21,15 +21,15 @@ _NOTHING, _REFUSED = -1, -2  # instead of a step
 
 
 class RunState(tf.Module):
-    """What a run has to remember besides weights, optimizer slots and the step.
+    """What a run must remember besides weights, optimizer slots and the step.
 
     Attributes:
         best: float64, the best value so far of `train.best_metric`, NaN before the first.
-        best_step: int64, where it was.
+        best_step: int64, its step.
         best_loss: float64, the loss there; of equal values the one with the lower loss is better.
         evaluations_since_best: int64.
         evaluated_step: int64, of the last evaluation.
-        data_offset: int64, the batches that were left out: step s, counted from 0, takes the batch
+        data_offset: int64, the batches left out so far: step s, counted from 0, takes batch
             s + data_offset.
         seconds: float64, training time of all starts together.
     """
@@ -46,10 +46,10 @@ class RunState(tf.Module):
 
 
 class _Copy:
-    """A second set of variables, on the host, that can be written while training goes on.
+    """A second set of variables, on the host, which can be written while training goes on.
 
     TensorFlow names what it writes by the attributes that lead to it. So the copy is a tree of
-    plain modules with the same attributes, and what it writes is restored into the original.
+    plain modules with the same attributes, and what it writes can be restored into the original.
 
     Args:
         parts: what is saved, by name, as `tf.train.Checkpoint` takes it.
@@ -77,20 +77,20 @@ class _Copy:
         return self._known[id(node)]
 
     def take(self) -> None:
-        """Takes over the values that the variables have now."""
+        """Copy the values that the variables have now."""
         with tf.device("CPU:0"):
             for variable, copy in self._pairs:
                 copy.assign(variable.numpy())
 
     def write(self, path: str) -> None:
-        """Writes the values taken last, and reads them back.
+        """Write the values copied last, and read them back.
 
         TensorFlow computes a CRC-32C of every tensor before it leaves memory, and checks it when
         the tensor is read.
         """
         self._checkpoint.write(path)
         reader = tf.train.load_checkpoint(path)
-        # In the order of the file: on an object store every step back fetches 64 MB again.
+        # In the file's order: on an object store every step back fetches 64 MB again.
         for name in sorted(reader.get_variable_to_shape_map()):
             reader.get_tensor(name)
 
@@ -98,19 +98,19 @@ class _Copy:
 class Checkpoints:
     """The checkpoints of a run.
 
-    They are written by a thread of its own, from a copy of the values, one at a time. What a
-    checkpoint is as files, and when it counts: `trainer.checkpoints.files`. Random numbers and the
-    position in the data need no saving: both are functions of the step.
+    A separate thread writes them, one at a time, from a copy of the values.
+    `trainer.checkpoints.files` says what a checkpoint is as files and when it counts. Random
+    numbers and the position in the data need no saving: both are functions of the step.
 
     Args:
         model_dir: its "checkpoints" folder is used.
         model, optimizer, loss_scale: what is saved.
-        keep: which ones stay.
-        facts: what the run depends on; it goes on from a checkpoint with the same facts only.
+        keep: which checkpoints stay.
+        facts: what the run depends on; it goes on only from a checkpoint with the same facts.
 
     Attributes:
         state: `RunState`, saved too.
-        failure: why the last write failed, None if it did not; up to date after `wait`.
+        failure: why the last write failed, or None; up to date after `wait`.
     """
 
     def __init__(
@@ -143,19 +143,19 @@ class Checkpoints:
         return int(self._optimizer.iterations.numpy())
 
     def restore(self, strategy: tf.distribute.Strategy | None = None) -> int | None:
-        """Goes back to the newest checkpoint that is intact.
+        """Go back to the newest intact checkpoint.
 
-        Newer ones that are damaged are told of in a warning and renamed to *.damaged. The chief
-        decides, and all workers read the same.
+        Newer ones that are damaged cause a warning and are renamed to *.damaged. The chief decides,
+        and all workers read the same checkpoint.
 
         Args:
-            strategy: of this process; None where it is the only one.
+            strategy: of this process; None if it is the only one.
 
         Returns:
-            the step it was written at, None if there is no checkpoint.
+            The step of the checkpoint, or None if there is no checkpoint.
 
         Raises:
-            UsageError: when there are checkpoints, but none of this run that is intact.
+            UsageError: there are checkpoints, but none of them is intact and of this run.
         """
         strategy = strategy or tf.distribute.get_strategy()
         step, refused = _NOTHING, None
@@ -229,7 +229,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more."""
+        """Wait until nothing is being written any more."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -264,7 +264,7 @@ class Checkpoints:
 
 
 def _read(checkpoint: tf.train.Checkpoint, path: str):
-    """`tf.train.Checkpoint.restore` of all there is; `UsageError` where it cannot."""
+    """Restore everything that a checkpoint holds; `UsageError` if that fails."""
     try:
         return checkpoint.restore(path).assert_existing_objects_matched()
     except passing_errors():
@@ -274,7 +274,7 @@ def _read(checkpoint: tf.train.Checkpoint, path: str):
 
 
 def _check_facts(checkpoint: Checkpoint, facts: Facts, parts: tuple[str, ...]) -> None:
-    """Raises `UsageError` that spells out what differs in these parts of the facts."""
+    """Raise `UsageError` that names what differs in these parts of the facts."""
     changed = [
         files.differences(checkpoint.facts.get(part, {}), facts.get(part, {})) for part in parts
     ]
@@ -335,15 +335,15 @@ def _find_path(path: str) -> Checkpoint:
 
 
 def restore_model(model, checkpoint: Checkpoint, facts: Facts) -> None:
-    """Reads the weights of `model`: the moving average, where the run kept one.
+    """Read the weights of `model`: their moving average, if the run kept one.
 
     Args:
-        model: built; under a strategy, call it in its scope.
+        model: built; under a strategy, call this in its scope.
         checkpoint: see `find`.
         facts: of the run that the model is for.
 
     Raises:
-        UsageError: when the checkpoint is of a model of another shape or with other vocabularies.
+        UsageError: the checkpoint is of a model of another shape or with other vocabularies.
     """
     _check_facts(checkpoint, facts, ("model",))
     reader, optimizer = tf.train.Checkpoint(model=model), tf.Module()

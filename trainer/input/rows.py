@@ -1,15 +1,15 @@
-"""Packed rows from the files of a dataset, read while the training runs.
+"""Packed rows, read from the files of a dataset while training runs.
 
-The order is shuffled twice. Each epoch reads the blocks in another order; so many of them in a row
-as make `BUFFER_ROWS` rows form a buffer, whose rows are shuffled again:
+The order is shuffled twice. Each epoch reads the blocks in a different order; consecutive blocks
+with `BUFFER_ROWS` rows together form a buffer, whose rows are shuffled again:
 
     blocks of an epoch    7 2 | 5 0 | 3 6 | 1 4 | 8      8 is the last one, which may be smaller
     buffers                 0     1     2     3   4
     rows in buffer 1      rows of 5 and 0, mixed
 
-So the place in this order of every row, and with it the global batch of step s, follows from
+So the place of every row in this order, and with it the global batch of step s, follows from
 (seed, s) alone, and a run that starts at any step reads the buffer it needs and none before it.
-All is done by operations of TensorFlow: Python threads would share one lock with the training.
+TensorFlow operations do all the work: Python threads would share one lock with the training.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from data_pipeline.dataset import rows as packed_rows
 from data_pipeline.dataset.manifest import Manifest, RowsInfo
 from trainer.input.distribution import endless
 
-BUFFER_ROWS = 4096  # 16 MB of 256 tokens a side; three buffers are in memory at a time
-_READERS = 16  # blocks read at a time: a bucket in the cloud takes long to answer
+BUFFER_ROWS = 4096  # of 256 tokens a sequence: 16 MB for a pair; three buffers are in memory
+_READERS = 16  # blocks read at a time, because a bucket in the cloud answers slowly
 
 
 def _permutation(size, seed: int, stream) -> tf.Tensor:
-    """int64 [size], the numbers below `size` in an order that follows from seed and stream."""
+    """Return int64 [size], the numbers below `size` in an order set by seed and stream."""
     seeds = tf.stack([tf.constant(seed, tf.int64), tf.cast(stream, tf.int64)])
     keys = tf.random.stateless_uniform(
         tf.reshape(size, [1]), seeds, minval=None, maxval=None, dtype=tf.int32, alg="philox"
@@ -35,14 +35,14 @@ def _permutation(size, seed: int, stream) -> tf.Tensor:
 
 @dataclass(frozen=True)
 class StreamedData:
-    """The training split in batches of one static shape, from files of packed rows.
+    """Packed rows from files in batches; see `trainer.input.protocol.TrainingData`.
 
     Attributes:
         manifest: of the dataset.
         info: of its packed rows.
         batch_rows: rows of a global batch.
         seed: decides the order.
-        skip_corrupt: make the rows of a damaged block empty instead of stopping.
+        skip_corrupt: leave the rows of a damaged block empty instead of stopping.
         buffer_rows: rows that are shuffled together.
     """
 
@@ -55,12 +55,10 @@ class StreamedData:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Rows and tokens a side of the global batches."""
         return [(self.batch_rows, self.info.row_length)]
 
     @property
     def origin(self) -> str:
-        """Where the rows come from, for people."""
         return f"{self.info.rows:,} packed rows, read from {len(self.info.files)} files as needed"
 
     @property
@@ -68,22 +66,20 @@ class StreamedData:
         return max(1, round(self.info.rows / self.batch_rows))
 
     def fill_rate(self) -> float:
-        """Share of positions in the rows, both sides together, that are not padding."""
         return self.info.fill_rate
 
     def left_out(self) -> int:
-        """Sentence pairs that are longer than a row."""
         return self.info.left_out
 
-    def dataset(self, first_step: int, replicas: int = 1, first: int = 0, local: int = 1):
-        """Batches from `first_step` on, without end; see
-        `trainer.input.memory.TrainingData.dataset`."""
+    def dataset(
+        self, first_step: int, replicas: int = 1, first: int = 0, local: int = 1
+    ) -> tf.data.Dataset:
         size = self.batch_rows // replicas
         first_position = first_step * self.batch_rows
 
         @tf.autograph.experimental.do_not_convert
         def rows_of_buffer(number):
-            """This worker's rows of a buffer, in order: feature -> int32 [n, L], n may be 0."""
+            """Return this worker's rows of a buffer, in order: feature -> int32 [n, L], n >= 0."""
             epoch, buffer = number // self._buffers, number % self._buffers
             begin = buffer * self._buffer_rows
             count = tf.minimum(self.info.rows - begin, self._buffer_rows)
@@ -98,23 +94,18 @@ class StreamedData:
                 parallel_iterations=_READERS,
                 fn_output_signature=tf.TensorSpec([self.info.block_rows], tf.string),
             )
-            # The smaller block is the last one, so what it lacks stands at the end.
+            # Only the last block can be smaller, so what it lacks stands at the end.
             records = tf.gather(tf.reshape(records, [-1]), order)
             return packed_rows.parse(records, self.info)
 
         buffers = tf.data.Dataset.counter(self._buffer_of(first_position), dtype=tf.int64)
-        # One buffer is read while another is used up.
+        # One buffer is read while another is consumed.
         rows = buffers.map(rows_of_buffer, num_parallel_calls=1).prefetch(1)
         return endless(rows.rebatch(size, drop_remainder=True).prefetch(2 * local))
 
     def check(self, step: int, steps: int = 1) -> None:
-        """Reads again what `steps` batches from `step` on are made of, after a failure.
-
-        Raises:
-            UsageError: a block there is missing or damaged; it says which one.
-        """
         buffer = self._buffer_of(step * self.batch_rows)
-        # With the next ones: a batch may lie in several, and may have been read ahead.
+        # And the next ones: a batch may span several, and later ones may have been read ahead.
         after = self._buffer_of((step + steps + 1) * self.batch_rows) + 2
         blocks = packed_rows.find_blocks(self.manifest, self.info)
         for number in tf.range(buffer, after, dtype=tf.int64):
@@ -127,16 +118,16 @@ class StreamedData:
 
     @property
     def _buffers(self) -> int:
-        """Buffers an epoch."""
+        """Buffers in an epoch."""
         return -(-self.info.rows // self._buffer_rows)
 
     def _buffer_of(self, position: int) -> int:
-        """The buffer, counted over all epochs, that holds a position of the endless order."""
+        """Return the buffer, counted over all epochs, that holds a position of the order."""
         epoch, place = divmod(position, self.info.rows)
         return epoch * self._buffers + place // self._buffer_rows
 
     def _blocks(self, epoch, buffer) -> tf.Tensor:
-        """int64 [n], the blocks of a buffer; a last block with fewer rows is the epoch's last."""
+        """Return int64 [n], the blocks of a buffer; a smaller last block ends the epoch."""
         full = self.info.rows // self.info.block_rows
         blocks = _permutation(full, self.seed, -1 - epoch)  # another stream than the buffers'
         if full * self.info.block_rows < self.info.rows:
@@ -145,7 +136,7 @@ class StreamedData:
         return blocks[buffer * size : (buffer + 1) * size]
 
     def _read_block(self, block) -> tf.Tensor:
-        """string [block_rows], the records of a block; what a smaller block lacks is ""."""
+        """Return string [block_rows], the records of a block; "" for what a smaller one lacks."""
         info, blocks = self.info, packed_rows.find_blocks(self.manifest, self.info)
         path = tf.constant(blocks.paths)[tf.constant(blocks.file)[block]]
         begin, rows = tf.constant(blocks.begin)[block], tf.constant(blocks.rows)[block]
@@ -164,7 +155,7 @@ class StreamedData:
         return tf.concat([records, tf.fill([info.block_rows - tf.size(records)], "")], axis=0)
 
     def _empty(self, rows, place) -> tf.Tensor:
-        """string [rows], records of empty rows; says so on stderr."""
+        """Return string [rows], records of empty rows, with a warning on standard error."""
         record = packed_rows.empty_record(
             self.info.features, self.info.row_length, self.info.token_dtype
         )

@@ -59,7 +59,7 @@ _TPU_PEAKS = {
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the training runs on, as far as its peak goes.
+    """The devices of a training, as far as their peak goes.
 
     Args:
         replicas: on all workers.
@@ -72,10 +72,10 @@ class Hardware:
     tpu_type: str | None = None
 
     def peak(self) -> float | None:
-        """FLOP/s of all replicas together, as far as known; on a CPU measured, in a second.
+        """Return the FLOP/s of all replicas together, if known; on a CPU measured, in a second.
 
-        Workers are taken to have the same devices. On CPUs a worker is a replica, and virtual
-        devices share one: `measured_peak` counts once a worker.
+        Workers are assumed to have the same devices. On CPUs a worker is a replica, and virtual
+        devices share one: `measured_peak` counts once for each worker.
         """
         if self.tpu_type:
             return peak_flops([self.tpu_type] * self.replicas, self.precision)
@@ -87,14 +87,14 @@ class Hardware:
 
 
 def gpu_names() -> list[str]:
-    """Names of this process' GPUs, as "NVIDIA H200", in the order of their numbers."""
+    """Return the names of this process's GPUs, such as "NVIDIA H200", by number."""
     gpus = tf.config.get_visible_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     return [detail.get("device_name", "unknown") for detail in details]
 
 
 def peak_flops(devices: Sequence[str], precision: str) -> float | None:
-    """Peak FLOP/s of several devices together, as their makers state it, without sparsity.
+    """Return the peak FLOP/s of several devices together, as their makers state it.
 
     Args:
         devices: for each device its name: of `gpu_names`, or a TPU's accelerator type, such as
@@ -132,7 +132,7 @@ def _gpu_peak(name: str, dtype: str) -> float | None:
 
 @functools.cache
 def measured_peak(precision: str, seconds: float = 1.0, size: int = 2048) -> float:
-    """FLOP/s that this machine's CPU reaches in a large matrix product through TensorFlow.
+    """Return the FLOP/s that this CPU reaches in a large matrix product in TensorFlow.
 
     Makers of CPUs state no peak that would fit; this is what stands in for it. All cores take
     part, so it is the peak of the machine, however many virtual devices it is split into. The
@@ -155,7 +155,7 @@ def measured_peak(precision: str, seconds: float = 1.0, size: int = 2048) -> flo
 
 
 def _product_rate(jit_compile: bool | None, dtype: str, seconds: float, largest: int) -> float:
-    """FLOP/s of the best product of square matrices, of 256 rows and then twice as many each."""
+    """Return the FLOP/s of the best product of square matrices of 256, 512, ... rows."""
     product = tf.function(
         lambda left, right: tf.linalg.matmul(left, right), jit_compile=jit_compile, autograph=False
     )
@@ -183,7 +183,7 @@ def _seconds_of(product: Callable[..., tf.Tensor], matrix: tf.Tensor) -> float:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far, in bytes.
+    """Return the most memory that this process has held so far, in bytes.
 
     With GPUs: what TensorFlow had in use on the fullest of this process' GPUs, since that one runs
     out first; memory that it has reserved and not used is not in it. Without GPUs, with a TPU

@@ -17,9 +17,9 @@ def forward_flops(
     target_pairs: float,
     cross_pairs: float,
 ) -> float:
-    """FLOPs of one forward pass of `trainer.model.transformer.Transformer`.
+    """Return the FLOPs of one forward pass of `trainer.model.transformer.Transformer`.
 
-    Counted are the matrix products: two FLOPs per token for each weight of the matrices that the
+    The matrix products count: two FLOPs per token for each weight of the matrices that the
     token goes through (Kaplan et al. 2020, section 2.1), and 4 D for each (query, key) pair of a
     layer, D the width: 2 D for the logit over all heads, 2 D for the weighted value. The causal
     mask brings no discount. Embedding look-ups, biases, norms, softmax and dropout count nothing.
@@ -46,7 +46,7 @@ def forward_flops(
 
 
 def train_flops(config: ModelConfig, vocab_size: int, **counts: float) -> float:
-    """FLOPs of forward and backward pass: three times `forward_flops`, of the same arguments.
+    """Return the FLOPs of forward and backward pass: three times `forward_flops`.
 
     The backward pass has two products for each of the forward pass, one for either factor. The
     optimizer counts nothing, nor does anything that is computed twice to save memory. R-Drop runs
@@ -58,9 +58,9 @@ def train_flops(config: ModelConfig, vocab_size: int, **counts: float) -> float:
 def train_flops_of_split(
     config: ModelConfig, vocab_size: int, split: SplitInfo, longest_row: int | None = None
 ) -> float:
-    """Mean FLOPs of training per target token, over all sentence pairs of a split.
+    """Return the mean FLOPs of training per target token, over all pairs of a split.
 
-    Each sentence has its end-of-sentence token and attends within itself and to its translation.
+    A sentence includes its end-of-sentence token and attends to itself and its translation.
     Padding, and the other sentences of a packed row, are no useful work and count nothing.
 
     The manifest counts lengths, and not which source goes with which target. The longest is taken

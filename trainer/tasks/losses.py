@@ -1,4 +1,4 @@
-"""Sums over target tokens. Nothing here divides: replicas and micro-batches exchange sums, and
+"""Sums over predicted tokens. Nothing here divides: replicas and micro-batches exchange sums, and
 the one division, by the number of tokens of the whole batch, comes last."""
 
 import math
@@ -10,7 +10,7 @@ import tensorflow as tf
 def token_sums(
     logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, label_smoothing: float
 ) -> dict[str, tf.Tensor]:
-    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7), and what goes with it.
+    """Return cross-entropy with label smoothing (Szegedy et al. 2016, section 7) and accuracy.
 
     The smoothed target gives 1 - e to the right token and spreads e evenly over all V of them.
     With z the logits, its cross-entropy is logsumexp(z) - (1 - e) z[target] - e mean(z): no
@@ -44,7 +44,7 @@ def token_sums(
 
 
 def _cross_entropies(logits, targets, label_smoothing: float):
-    """Plain and smoothed cross-entropy and the target's logit, [B, T] each.
+    """Return plain and smoothed cross-entropy and the target's logit, [B, T] each.
 
     Its gradient by hand: (softmax(z) - the smoothed target). TensorFlow's would pass over
     [B, T, V] several times more, and add up parts in an order that changes from run to run.
@@ -73,7 +73,7 @@ def _cross_entropies(logits, targets, label_smoothing: float):
 
 
 def symmetric_divergence(logits: tf.Tensor, others: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """KL(p || q) + KL(q || p) of two predictions, summed over tokens, in nats.
+    """Return KL(p || q) + KL(q || p) of two predictions, summed over tokens, in nats.
 
     R-Drop (Liang et al. 2021, equations 2 to 4) adds a quarter of it, times alpha, to the mean of
     the two losses: half of the paper's sum, as everything here is per pass.

@@ -90,14 +90,14 @@ class Translation(Task):
         )
 
     def sums(self, model, batch: Batch, rng, *, training: bool) -> dict:
-        """Runs the model on a batch.
+        """Run the model on a batch.
 
         Args:
-            model: what `build_model` gave.
+            model: from `build_model`.
             batch: `FEATURES`, int32 [B, L] each.
             rng: int32 [2], the dropout seed, or None.
-            training: whether "loss" is what training minimises: with label smoothing, and with
-                R-Drop if the configuration says so.
+            training: whether "loss" is what training minimises: with label smoothing, and R-Drop
+                if the configuration asks for it.
 
         Returns:
             `SUMS`, float32 scalars: those of `losses.token_sums`, "source_tokens"
@@ -117,7 +117,7 @@ class Translation(Task):
         return result
 
     def _rdrop_sums(self, model, batch, weights, rng) -> dict[str, tf.Tensor]:
-        """Two passes with other dropout masks: the mean of their sums, and what parts them."""
+        """Return the mean of two passes with different dropout masks, and their divergence."""
         twice = {name: tf.concat([batch[name]] * 2, axis=0) for name in FEATURES}  # [2 B, L]
         logits = model(*(twice[name] for name in FEATURES), rng=rng)
         both = tf.concat([weights, weights], axis=0)
