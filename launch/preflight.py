@@ -1,12 +1,12 @@
-"""Compiles the programs of a training run for a Cloud TPU, with no TPU, and tells what to expect.
+"""Compile the programs of a training run for a Cloud TPU, without one, and predict their speed.
 
     python -m launch.preflight --config=configs/transformer_base.py --tpu=v5e-8
     python -m launch.preflight --config=configs/transformer_base.py --tpu=v5e-8 --data_dir=DATA \\
         --find_batch --usd_per_chip_hour=1.2 --json
 
-The model, the optimizer and the train step are the trainer's own, with the batch that a chip of
-that slice gets. TensorFlow exports them as StableHLO, and the TPU's compiler, which needs no TPU,
-says what they need. The times are predictions: docs/preflight.md has the formulas.
+The model, the optimizer and the train step are the trainer's own, with one chip's share of the
+batch. TensorFlow exports them as StableHLO; the TPU's compiler, which needs no TPU, compiles them
+and reports their memory. Times are predictions; docs/preflight.md has the formulas.
 
 Exit codes: 0 everything compiles and fits; 2 bad usage; 3 something does not compile or fit.
 """
@@ -25,43 +25,42 @@ from launch.tpu_compiler.run import PROGRAMS
 
 DOES_NOT_FIT = 3
 _BOS_ID = 2
-_DECODE_ON_HOST = (
-    "note: evaluation during training decodes on the host's CPU; decode is what a chip would need"
-)
-_BUCKETS = "note: batching is bucketed, and only the longest bucket was compiled"
-_EMPTY = "note: positions, not tokens: multiply by the fill rate of your rows"
+_DECODE_ON_HOST = "note: evaluation during training decodes on the host's CPU; decode is for a chip"
+_BUCKETS = "note: batching is bucketed; only the longest bucket was compiled"
+_EMPTY = "note: positions include padding; multiply by the fill rate of your rows for tokens"
 
 _TPU = flags.DEFINE_string("tpu", None, "Accelerator type, such as v5e-8, v4-8, v5p-8 or v6e-8.")
 _PRECISION = flags.DEFINE_enum(
     "precision", "mixed_bfloat16", ["float32", "mixed_bfloat16"], "Dtype policy."
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Dataset directory: its vocabularies are taken, and its reading is measured."
+    "data_dir", None, "Dataset whose vocabulary sizes to use and whose reading speed to measure."
 )
 _VOCAB_SIZE = flags.DEFINE_integer(
-    "vocab_size", 32_000, "Pieces of a joint vocabulary, without --data_dir.", lower_bound=8
+    "vocab_size", 32_000, "Size of the joint vocabulary, without --data_dir.", lower_bound=8
 )
 _PROGRAMS = flags.DEFINE_list(
-    "programs", list(PROGRAMS), "Which to compile; the prediction is made from train."
+    "programs", list(PROGRAMS), "Programs to compile; the prediction needs train."
 )
 _JSON = flags.DEFINE_bool("json", False, "Write the report as JSON.")
 _FIND_BATCH = flags.DEFINE_bool(
-    "find_batch", False, "Look for the largest batch that fits; compiles several times more."
+    "find_batch", False, "Search for the largest batch that fits, by compiling several more times."
 )
 _USD = flags.DEFINE_float(
-    "usd_per_chip_hour", None, "Price of a chip for an hour, for the cost of the run.", 0.0
+    "usd_per_chip_hour", None, "Price of a chip per hour, for the cost of the run.", 0.0
 )
 
 
 def main(argv: list[str]) -> int:
-    """Flags to report."""
+    """Compile what the flags ask for and print the report."""
     no_arguments(argv)
     name, config = config_flags.read()
     if not _TPU.value:
         raise UsageError("give --tpu=TYPE, such as --tpu=v5e-8")
     tpu = chips.parse(_TPU.value)
     if not _PROGRAMS.value or not set(_PROGRAMS.value) <= set(PROGRAMS):
-        raise UsageError(f"--programs={','.join(_PROGRAMS.value)}: of {','.join(PROGRAMS)}")
+        wrong = ",".join(_PROGRAMS.value)
+        raise UsageError(f"--programs={wrong}: give some of {','.join(PROGRAMS)}")
     compiler.check_installed()
     manifest = load_manifest(_DATA_DIR.value) if _DATA_DIR.value else None
     from trainer.checkpoints import model_dir
@@ -74,7 +73,7 @@ def main(argv: list[str]) -> int:
         else Translation(config, size, size, joint=True, bos_id=_BOS_ID)
     )
     preflight = run.Preflight(config, task, tpu, _PRECISION.value)
-    run.say(f"compiling {', '.join(_PROGRAMS.value)} for {tpu.name}; minutes for large models ...")
+    run.say(f"compiling {', '.join(_PROGRAMS.value)} for {tpu.name}; large models take minutes ...")
     facts = {"config": name, "precision": _PRECISION.value, **preflight.run(_PROGRAMS.value)}
     if manifest and facts["prediction"]:
         facts["prediction"]["measured_input_tokens_per_second"] = run.measured_input(

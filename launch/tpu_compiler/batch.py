@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 from launch.tpu_compiler.compiler import Compiled
 
-_FINEST = 16  # the answer is within a sixteenth of the best
+_FINEST = 16  # the result is within a sixteenth of the best
 _MOST_TRIES = 8
 
 
 @dataclass(frozen=True)
 class Largest:
-    """Rows a chip.
+    """The result of a search, in rows per chip.
 
     Attributes:
-        fits: most rows that were compiled and fit; 0 if none did.
-        too_many: fewest rows that were compiled and did not fit; None if all did.
-        tried: rows -> bytes of HBM that they need, as the compiler says.
+        fits: the most rows that fit; 0 if none did.
+        too_many: the fewest rows that did not fit; None if all did.
+        tried: rows -> bytes of HBM that they need, according to the compiler.
     """
 
     fits: int
@@ -27,18 +27,18 @@ class Largest:
 def find_largest(
     compile_rows: Callable[[int], Compiled], rows: int, available: float, multiple: int = 1
 ) -> Largest:
-    """Compiles programs of more and fewer rows until it is known where they stop to fit.
+    """Search for the largest number of rows per chip that fits, by compiling.
 
-    Memory is taken to grow in a straight line with the rows, which gives the next number to try.
+    Memory is assumed to grow linearly with the rows, which gives the next number to try.
 
     Args:
-        compile_rows: compiles the train step for so many rows a chip.
-        rows: to begin with, a multiple of `multiple`.
+        compile_rows: compiles the train step for a number of rows per chip.
+        rows: the first number to try, a multiple of `multiple`.
         available: bytes of HBM.
-        multiple: of which the rows have to be, the number of micro-batches.
+        multiple: the number of micro-batches, which has to divide the rows.
 
     Raises:
-        RuntimeError: the program does not compile for another reason than memory.
+        RuntimeError: if a program does not compile for a reason other than memory.
     """
     tried: dict[int, int] = {}
     fits, too_many = 0, None
@@ -65,7 +65,7 @@ def _next(tried, fits, too_many, available, fixed, gap, multiple) -> int:
     guess = int((available - fixed) / max(slope, 1.0)) // multiple * multiple
     if not too_many:
         return max(guess, fits + gap)
-    # Not right below the limit: there the compiler takes long to squeeze things in.
+    # Not just below the limit, where the compiler works long to make programs fit.
     if fits + gap <= guess <= too_many - gap:
         return guess
     return max((fits + too_many) // 2 // multiple * multiple, fits + multiple)

@@ -1,4 +1,4 @@
-"""Cloud TPU chips and slices: names, memory, bandwidths, and what an all-reduce costs on them."""
+"""Cloud TPU chips and slices: names, memory, bandwidths, and the time of an all-reduce."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from common.errors import UsageError
 from trainer.metrics import flops
 
-_HOP_SECONDS = 1e-6  # from a chip to its neighbour; "How to Scale Your Model" (DeepMind, 2025)
+# Latency from a chip to its neighbour; "How to Scale Your Model" (DeepMind, 2025).
+_HOP_SECONDS = 1e-6
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SOLID = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
@@ -14,20 +15,20 @@ _SOLID = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
 
 @dataclass(frozen=True)
 class Chip:
-    """What one chip of a generation has.
+    """One chip of a TPU generation.
 
     Attributes:
-        name: of the generation, as in accelerator types.
-        hbm_gib: memory that programs may use, in GiB: what the compiler says it has to itself. The
-            data sheets' figures, of which the system takes a part, are 32, 16, 95 and 32.
+        name: name of the generation in accelerator types.
+        hbm_gib: memory that programs can use, in GiB, according to the compiler. The data sheets
+            say 32, 16, 95 and 32, of which the system takes a part.
         hbm_bandwidth: bytes/s (Cloud TPU documentation).
-        link_bandwidth: bytes/s of one link to a neighbour, one direction: the documentation's
-            bandwidth of a chip, over its links and both directions.
-        units: numbers in an accelerator type for one chip: 2 where it counts TensorCores.
+        link_bandwidth: bytes/s of one link to a neighbour in one direction: the documented
+            bandwidth of a chip, divided by its links and by both directions.
+        units: what one chip adds to the number in an accelerator type: 2 if it counts TensorCores.
         wraps: an axis of a slice is a ring, not a line, if its length is a multiple of this.
-        layouts: of the slices that may be had.
-        chips_per_host: of slices with more than one host.
-        options: what the compiler has to be told about the generation.
+        layouts: layouts of the slices that Google offers.
+        chips_per_host: chips on each host of a multi-host slice.
+        options: compiler options for the generation.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Chip:
 
     @property
     def clock(self) -> float:
-        """Cycles/s: the peak over the multiply-adds that the matrix units do in a cycle."""
+        """Cycles/s: the peak divided by twice the multiply-adds per cycle."""
         per_cycle = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2}
         return self.peak_flops / (2 * per_cycle[self.name])
 
@@ -66,10 +67,10 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Slice:
-    """Chips that are wired together; each is one replica.
+    """Connected chips, each of which is one replica.
 
     Attributes:
-        chip: of which kind.
+        chip: the kind of chip.
         layout: chips along each axis, such as (2, 4).
     """
 
@@ -82,26 +83,26 @@ class Slice:
 
     @property
     def name(self) -> str:
-        """Accelerator type."""
+        """The accelerator type."""
         return f"{self.chip.name}-{self.chips * self.chip.units}"
 
     @property
     def topology(self) -> str:
-        """As the compiler names it: "v5e:2x4"."""
+        """The compiler's name for the slice, such as "v5e:2x4"."""
         return f"{self.chip.name}:{'x'.join(map(str, self.layout))}"
 
     @property
     def hosts(self) -> int:
-        """Machines; up to 8 chips of v5e and v6e may hang on one."""
+        """Number of machines; one can hold up to 8 chips of v5e and v6e."""
         if self.chip.units == 1 and self.chips <= 8:
             return 1
         return max(1, self.chips // self.chip.chips_per_host)
 
     def all_reduce_seconds(self, size: float) -> float:
-        """Time to sum `size` bytes over all chips, each of which gets the sum.
+        """Return the time to sum `size` bytes over all chips and to give each of them the sum.
 
-        Reduce-scatter, then all-gather, over all axes at a time, each with an equal share of the
-        bytes for its bandwidth (two directions where the axis is a ring, one where it is a line):
+        A reduce-scatter and an all-gather run over all axes at once, each axis with a share of the
+        bytes that suits its bandwidth (two directions for a ring, one for a line):
 
             2 * size * (n - 1) / n / sum over axes of (1 or 2) * link bandwidth
             + 2 * 1 us * sum over axes of (length - 1, or half the length of a ring)
@@ -119,29 +120,30 @@ class Slice:
 
 
 def slices(chip: Chip) -> list[Slice]:
-    """All slices of a generation, the smallest first."""
+    """Return all slices of a generation, the smallest first."""
     return [Slice(chip, tuple(map(int, layout.split("x")))) for layout in chip.layouts]
 
 
 def parse(accelerator_type: str) -> Slice:
-    """The slice of an accelerator type, such as "v5e-8", "v5litepod-8" or "v5p-8".
+    """Return the slice of an accelerator type, such as "v5e-8", "v5litepod-8" or "v5p-8".
 
-    The number counts chips of v5e and v6e, and TensorCores, two a chip, of v4 and v5p.
+    The number counts chips for v5e and v6e; for v4 and v5p it counts TensorCores, two per chip.
 
     Raises:
-        UsageError: for one that does not exist, or that the compiler does not know.
+        UsageError: if the type does not exist, or the compiler does not know it.
     """
     generation, _, number = accelerator_type.partition("-")
     chip = CHIPS.get(generation.replace("v5litepod", "v5e"))
     if chip is None:
         raise UsageError(
-            f"--tpu={accelerator_type}: programs are compiled for {', '.join(CHIPS)}; give one of "
-            "them and its size, such as v5e-8"
+            f"--tpu={accelerator_type}: the generations are {', '.join(CHIPS)}; give one with a "
+            "size, such as v5e-8"
         )
     found = {str(one.chips * chip.units): one for one in slices(chip)}
     if number not in found:
-        counted = "chips" if chip.units == 1 else "TensorCores, two a chip"
+        counted = "chips" if chip.units == 1 else "TensorCores, two per chip"
         raise UsageError(
-            f"--tpu={accelerator_type}: sizes of {chip.name} are {', '.join(found)}, in {counted}"
+            f"--tpu={accelerator_type}: the sizes of {chip.name} are {', '.join(found)}, in "
+            f"{counted}"
         )
     return found[number]

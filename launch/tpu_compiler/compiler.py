@@ -1,8 +1,8 @@
-"""Compiles a StableHLO program for a TPU that is not there, with libtpu's compiler.
+"""Compile a StableHLO program for a TPU with libtpu's compiler, without a TPU.
 
-It is a program of its own: it needs JAX and libtpu (the extra `preflight`) and no TensorFlow, it
-may die on what the compiler cannot take, and several of them use several cores. `compile_program`
-runs it. Most of what it calls is not public in JAX; hence the pinned versions.
+`compile_program` runs this module as a process: it needs JAX and libtpu (the extra `preflight`) but
+no TensorFlow, a program that the compiler cannot handle may kill it, and several of them use
+several cores. Most of what it calls is not public in JAX, hence the pinned versions.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ INSTALL = "pip install -c requirements/preflight.txt -e '.[cpu,preflight]'"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
 _USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm|\({_SIZE}\) exceeds available HBM \({_SIZE}\)")
-# Without them libtpu looks for the machine's own TPU, and complains that there is none.
+# Without these, libtpu looks for a TPU on this machine and complains that there is none.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # compilers side by side
     "JAX_PLATFORMS": "cpu",
@@ -35,17 +35,17 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says about a program. Sizes in bytes, for one chip.
+    """The compiler's report on a program. Sizes are in bytes, for one chip.
 
     Attributes:
-        error: why there is no program, "" if there is one.
+        error: why compilation failed; "" if it succeeded.
         dynamic: TensorFlow operations whose results have no static shape.
-        needs, available: of an error for memory: HBM needed and there; else 0.
-        arguments, outputs, aliased, temporaries, code: HBM of the program. What is aliased is
-            counted among arguments and outputs both.
+        needs, available: HBM needed and available if the program does not fit; otherwise 0.
+        arguments, outputs, aliased, temporaries, code: HBM of the program. Aliased memory is
+            counted both in `arguments` and in `outputs`.
         product_flops: FLOPs of all matrix products, as exported.
-        compiler_flops: of all operations, by the compiler's count, which runs loops once.
-        operations: the scheduled operations that count.
+        compiler_flops: FLOPs of all operations by the compiler's count, with each loop run once.
+        operations: the scheduled operations that take time or HBM traffic.
     """
 
     error: str = ""
@@ -63,36 +63,32 @@ class Compiled:
 
     @property
     def hbm(self) -> int:
-        """All that it needs, in bytes, also where it does not fit."""
+        """All HBM that the program needs, in bytes, even if it does not fit."""
         if self.needs:
             return self.needs
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
 def check_installed() -> None:
-    """Raises `UsageError` with the command that installs the compiler, if it is missing."""
+    """Raise `UsageError` if the compiler is not installed."""
     missing = [name for name in ("jax", "libtpu") if importlib.util.find_spec(name) is None]
     if not missing:
         return
     if sys.version_info < (3, 11):
-        raise UsageError("launch.preflight needs Python 3.11: the TPU compiler's packages do")
+        raise UsageError("launch.preflight needs Python 3.11, because the TPU's compiler does")
     raise UsageError(
-        f"launch.preflight needs {' and '.join(missing)}, of the extra preflight; "
-        f"install it: {INSTALL}"
+        f"launch.preflight needs {' and '.join(missing)}; install the extra preflight: {INSTALL}"
     )
 
 
 def compile_program(stablehlo: bytes, tpu, *, trips: int = 1, replicas: int | None = None):
-    """Compiles in a process of its own.
+    """Compile a program in a separate process; return its `Compiled`.
 
     Args:
         stablehlo: a portable artifact.
         tpu: `launch.tpu_compiler.chips.Slice`.
         trips: iterations of the program's loop, if it has one.
-        replicas: chips that run it; all of the slice by default.
-
-    Returns:
-        `Compiled`.
+        replicas: chips that run it; by default all of the slice.
     """
     with tempfile.TemporaryDirectory() as directory:
         job = {
@@ -120,14 +116,14 @@ def compile_program(stablehlo: bytes, tpu, *, trips: int = 1, replicas: int | No
 
 
 def from_json(values: dict[str, Any]) -> Compiled:
-    """What the process wrote."""
+    """Return the result that the process wrote."""
     operations = tuple(hlo.Operation(**one) for one in values.pop("operations", ()))
     dynamic = tuple(values.pop("dynamic", ()))
     return Compiled(**values, dynamic=dynamic, operations=operations)
 
 
 def memory_error(message: str) -> tuple[int, int] | None:
-    """HBM needed and available, in bytes, if that is what the compiler's message is about."""
+    """Return HBM needed and available, in bytes; None if the message is about something else."""
     found = _USED.search(message)
     if not found:
         return None
@@ -136,9 +132,11 @@ def memory_error(message: str) -> tuple[int, int] | None:
 
 
 def allocations_in(message: str) -> list[tuple[int, str]]:
-    """Bytes and TensorFlow operation ("" if unknown) of the largest arrays, of an error for memory.
+    """Return the size and the TensorFlow operation ("" if unknown) of each large array.
 
-    The list is the compiler's, the largest first.
+    Args:
+        message: the compiler's error for a program that does not fit, which lists the largest
+            arrays first. Sizes are in bytes.
     """
     found = []
     for part in re.split(r"\n\s+\d+\. (?=Size: )", message)[1:]:
@@ -150,7 +148,7 @@ def allocations_in(message: str) -> list[tuple[int, str]]:
 
 
 def operations_in(message: str) -> list[str]:
-    """Names of TensorFlow operations that the compiler's message may mean, the likeliest first."""
+    """Return the TensorFlow operations that the compiler's message may mean, likeliest first."""
     named = re.findall(r'op_name="([^"]+)"', message)
     return named + [name.split(".")[0] for name in re.findall(r"%([\w.\-/]+)", message)]
 
@@ -185,7 +183,7 @@ def _main(job: dict[str, Any]) -> None:
             executable = devices[0].client.compile(
                 module, xla_client.DeviceList(tuple(devices)), build
             )
-        except Exception as error:  # the compiler has one kind of error for everything
+        except Exception as error:  # the compiler raises the same type for everything
             needs, available = memory_error(str(error)) or (0, 0)
             result |= {"error": str(error), "needs": needs, "available": available}
         else:
@@ -195,10 +193,10 @@ def _main(job: dict[str, Any]) -> None:
 
 
 class _Walk:
-    """Goes through a module before it is compiled, from its main function on.
+    """Walks through a module before compilation, starting at its main function.
 
     Attributes:
-        flops: of the matrix products of one run.
+        flops: FLOPs of the matrix products of one run.
         dynamic: TensorFlow operations whose results have no static shape.
     """
 
@@ -226,7 +224,7 @@ class _Walk:
 
 
 def _drop_copies(operation) -> None:
-    """Removes mhlo.copy, TensorFlow's mark for a variable that is read; it is not StableHLO."""
+    """Remove mhlo.copy, with which TensorFlow marks reads of variables; it is not StableHLO."""
     for region in operation.regions:
         for block in region.blocks:
             for inner in list(block.operations):
@@ -253,7 +251,7 @@ def _product_flops(operation) -> int:
 
 
 def _label(operation) -> str:
-    """The TensorFlow operation's name, from the location."""
+    """Return the name of the TensorFlow operation, from the location."""
     names = re.findall(r'"([^"]+)"', str(operation.location))
     return names[0] if names else operation.name
 

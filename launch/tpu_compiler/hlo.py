@@ -1,8 +1,8 @@
-"""Reads a compiled TPU program: how long its parts take, by the compiler's own reckoning.
+"""Read from a compiled TPU program how long its operations take, by the compiler's estimates.
 
-The compiler schedules with a cost model, and leaves its estimate with each operation
-("estimated_cycles"). What it does not estimate, as transfers that run beside other work, counts
-nothing here. The layout in a shape says where the array lies: S(1) is on-chip memory, no S is HBM.
+The compiler schedules with a cost model and writes its estimate to each operation
+("estimated_cycles"). What it does not estimate, such as transfers that overlap other work, counts
+as nothing here. The layout in a shape says where the array is: S(1) is on-chip memory, no S is HBM.
 """
 
 import math
@@ -20,10 +20,10 @@ _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
-# Names for what is there already; the transfers' ends stand for them.
+# These move no data. Of a transfer only the end counts, not the start.
 _MOVES_NOTHING = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while"}
 _MOVES_NOTHING |= {"after-all", "partition-id", "replica-id", "call", "conditional"}
-_LIMIT = 1e9  # cycles; more is the compiler's way to say that it does not know
+_LIMIT = 1e9  # cycles; the compiler writes a larger number when it has no estimate
 
 
 @dataclass
@@ -31,9 +31,9 @@ class Operation:
     """A scheduled operation.
 
     Attributes:
-        name: the TensorFlow operation it comes from.
-        cycles: estimate for one execution.
-        hbm_bytes: read from and written to HBM by one execution.
+        name: the TensorFlow operation that it comes from.
+        cycles: the estimate for one execution.
+        hbm_bytes: bytes that one execution reads from and writes to HBM.
         times: executions in one run of the program.
     """
 
@@ -50,7 +50,7 @@ class _Computation:
 
 
 def hbm_bytes(shape: str) -> int:
-    """Bytes of the parts of a shape, or a tuple of shapes, that lie in HBM."""
+    """Return the bytes in HBM of a shape or a tuple of shapes."""
     total = 0
     for dtype, sizes, layout in _SHAPE.findall(shape):
         if "S(" not in layout:
@@ -60,11 +60,11 @@ def hbm_bytes(shape: str) -> int:
 
 
 def operations(text: str, trips: int) -> list[Operation]:
-    """The scheduled operations of a program.
+    """Return the scheduled operations of a program.
 
     Args:
-        text: of an optimised and scheduled HLO module.
-        trips: iterations of a loop of which the text does not say it.
+        text: an optimized and scheduled HLO module.
+        trips: iterations of a loop for which the text does not say the number.
     """
     computations, entry = _parse(text)
     return list(_flatten(computations, entry, 1, trips)) if entry else []
@@ -113,7 +113,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
 
 
 def _traffic(shape: str, opcode: str, operands: str, shapes: dict[str, str]) -> float:
-    if opcode.endswith("-done"):  # of a transfer, at least one end of which is HBM
+    if opcode.endswith("-done"):  # a transfer, with at least one side in HBM
         return max(hbm_bytes(shape.replace("S(1)", "")), hbm_bytes(shape))
     read = sum(hbm_bytes(shapes.get(name, "")) for name in _OPERAND.findall(operands))
     return hbm_bytes(shape) + read

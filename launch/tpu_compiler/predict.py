@@ -1,18 +1,18 @@
-"""From a compiled program and a chip's figures to times, speeds, scaling and cost.
+"""Predict times, speeds, scaling and cost from a compiled program and a chip's data.
 
-All are predictions, and none was compared with a run on a TPU. For one step on one chip:
+No prediction was compared with a run on a TPU. For one step on one chip:
 
     compute   = FLOPs of the matrix products / peak bfloat16 FLOP/s
     memory    = bytes of HBM that the scheduled operations read and write / HBM bandwidth
-    roofline  = max(compute, memory)                  what no schedule can beat
+    roofline  = max(compute, memory)                  the bound for any schedule
     schedule  = sum of the compiler's cycle estimates / clock
-    step      = max(roofline, schedule) + all-reduce  what to expect
+    step      = max(roofline, schedule) + all-reduce  the prediction
 
-The all-reduce is added whole: the compiler puts all gradients into one operation, which starts when
-the last of them is there, so nothing runs beside it. Not in it: input that comes too late, the
+The all-reduce is added in full: the compiler puts all gradients into one operation, which starts
+after the last gradient, so nothing overlaps it. The prediction leaves out waiting for input, the
 host's work between steps, evaluation and checkpoints. MFU counts the FLOPs of
-`trainer.tasks.flops.train_flops` for full rows; the trainer's own is lower by what is padding,
-and by attention between sentences of a packed row, which is computed and is no use.
+`trainer.tasks.flops.train_flops` for full rows; the trainer reports less, because it does not
+count padding, nor attention between the sentences of a packed row.
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ SCALING = (8, 16, 32, 64, 128, 256)  # chips
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one run of a program on one chip, without communication. Seconds.
+    """The time of one run of a program on one chip, without communication, in seconds.
 
     Attributes:
-        compute: of the matrix products at the chip's peak.
-        memory: of the traffic to HBM at its bandwidth.
+        compute: for the matrix products, at the chip's peak.
+        memory: for the HBM traffic, at the chip's bandwidth.
         schedule: by the compiler's estimates.
-        hbm_bytes: of that traffic.
+        hbm_bytes: the HBM traffic, in bytes.
     """
 
     compute: float
@@ -47,12 +47,12 @@ class Speed:
 
     @property
     def seconds(self) -> float:
-        """What to expect."""
+        """The prediction."""
         return max(self.roofline, self.schedule)
 
 
 def speed_of(program: Compiled, chip: Chip) -> Speed:
-    """How fast a program that compiles runs."""
+    """Return the predicted times of a program that compiled."""
     cycles = sum(one.cycles * one.times for one in program.operations)
     hbm = sum(one.hbm_bytes * one.times for one in program.operations)
     return Speed(
@@ -61,14 +61,14 @@ def speed_of(program: Compiled, chip: Chip) -> Speed:
 
 
 def step_flops(config, vocab_size: int, rows: int, length: int) -> float:
-    """FLOPs of a train step on full rows, by the formula that the trainer's MFU uses."""
+    """Return the FLOPs of a train step on full rows, by the formula of the trainer's MFU."""
     return _per_pass(config) * flops.train_flops(
         config.model, vocab_size, **_full_rows(rows, length)
     )
 
 
 def forward_flops(config, vocab_size: int, rows: int, length: int) -> float:
-    """FLOPs of an evaluation step on full rows."""
+    """Return the FLOPs of an evaluation step on full rows."""
     return flops.forward_flops(config.model, vocab_size, **_full_rows(rows, length))
 
 
@@ -92,12 +92,12 @@ class Scale:
     """A slice with the same rows on every chip.
 
     Attributes:
-        chips: of the slice.
+        chips: number of chips.
         batch_tokens: target positions of the global batch.
         all_reduce: seconds.
-        step: seconds, the all-reduce included.
-        tokens_per_second: target positions, all chips.
-        efficiency: speed of a chip, as a share of that of a chip alone.
+        step: seconds, including the all-reduce.
+        tokens_per_second: target positions of all chips per second.
+        efficiency: speed per chip relative to a single chip.
     """
 
     chips: int
@@ -109,13 +109,13 @@ class Scale:
 
 
 def scale(tpu: Slice, speed: Speed, parameters: int, tokens_per_chip: int) -> Scale:
-    """What a slice makes of it.
+    """Predict a train step on a slice.
 
     Args:
         tpu: the slice.
         speed: of the train step on one chip.
-        parameters: trainable weights, whose gradients are reduced.
-        tokens_per_chip: target positions of a chip's share of the batch.
+        parameters: number of trainable weights, whose gradients are reduced.
+        tokens_per_chip: target positions in a chip's share of the batch.
     """
     all_reduce = tpu.all_reduce_seconds(_GRADIENT_BYTES * parameters)
     step = speed.seconds + all_reduce
@@ -124,7 +124,7 @@ def scale(tpu: Slice, speed: Speed, parameters: int, tokens_per_chip: int) -> Sc
 
 
 def scaling(tpu: Slice, speed: Speed, parameters: int, tokens_per_chip: int) -> list[Scale]:
-    """From 8 to 256 chips of the same generation."""
+    """Predict train steps on 8 to 256 chips of the same generation."""
     return [
         scale(one, speed, parameters, tokens_per_chip)
         for one in slices(tpu.chip)
@@ -133,10 +133,10 @@ def scaling(tpu: Slice, speed: Speed, parameters: int, tokens_per_chip: int) -> 
 
 
 def cost(tpu: Slice, step_seconds: float, steps: int, usd_per_chip_hour: float) -> float:
-    """US dollars for so many steps, and nothing besides them."""
+    """Return the US dollars that the steps alone cost."""
     return steps * step_seconds / 3600 * tpu.chips * usd_per_chip_hour
 
 
 def input_bytes_per_second(rows: int, length: int, tpu: Slice, step_seconds: float) -> float:
-    """What each host has to deliver: source, target and segments of both, int32."""
+    """Return what each host has to deliver: source, target and the segments of both, int32."""
     return 4 * 4 * rows * length * tpu.chips / tpu.hosts / step_seconds

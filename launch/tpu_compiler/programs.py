@@ -1,9 +1,9 @@
-"""The trainer's own programs, traced for one chip of a TPU and exported as StableHLO.
+"""The trainer's own programs, traced for one TPU chip and exported as StableHLO.
 
-What TPUStrategy compiles is the function that it runs on every replica. Here that same function is
-traced under a strategy of one device, which stands for one of `replicas` and turns every reduction
-over replicas into an all-reduce of XLA; then TensorFlow exports it. So the program holds
-everything that a train step does: forward, backward, all-reduce, clipping, update.
+TPUStrategy compiles the function that it runs on every replica. Here a one-device strategy, which
+stands for one of many replicas, traces that function and turns each reduction over replicas into an
+XLA all-reduce. The exported program holds all of a train step: forward, backward, all-reduce,
+clipping and update.
 """
 
 import linecache
@@ -30,7 +30,7 @@ _HOST_CALLS = ("PyFunc", "PyFuncStateless", "EagerPyFunc", "Print", "PrintV2")
 
 
 class _OneOfMany(tf.distribute.Strategy):
-    """One replica, whose reductions are those of many."""
+    """One replica that reduces as one of many."""
 
     def __init__(self, replicas: int):
         super().__init__(_OneOfManyExtended(self, replicas))
@@ -56,11 +56,11 @@ class _OneOfManyExtended(one_device_strategy.OneDeviceExtended):
 
 @dataclass(frozen=True)
 class Problem:
-    """What a TPU cannot do.
+    """Something that a TPU cannot do.
 
     Attributes:
-        what: for people, with the operation.
-        line: "file:line in function: text" of the Python that made it; "" where nobody knows.
+        what: a description, with the operation.
+        line: the Python line that made it, as "file:line in function: text"; "" if unknown.
     """
 
     what: str
@@ -75,11 +75,11 @@ class Program:
 
     Args:
         name: "train", "evaluate" or "decode".
-        function: of int32 tensors.
-        shapes: of its arguments.
-        trips: iterations of its loop, 1 without one.
-        inside: what the loop runs, as a program of its own, only to look at: TensorFlow keeps no
-            Python lines of a loop's operations.
+        function: a function of int32 tensors.
+        shapes: the shapes of its arguments.
+        trips: iterations of its loop; 1 without a loop.
+        inside: the body of the loop as a separate program, used only to find Python lines, which
+            TensorFlow does not keep for a loop's operations.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Program:
         ]
 
     def problems(self) -> list[Problem]:
-        """What a TPU forbids, of what can be seen in the graph."""
+        """Return what a TPU forbids, as far as the graph shows it."""
         inside = self._inside.problems() if self._inside else []
         return inside + [
             Problem(f"{what} ({operation.type} {operation.name})", line_of(operation))
@@ -105,10 +105,10 @@ class Program:
         ]
 
     def stablehlo(self) -> bytes:
-        """The program as a portable artifact of StableHLO.
+        """Return the program as a portable StableHLO artifact.
 
         Raises:
-            ExportError: TensorFlow cannot compile an operation.
+            ExportError: if TensorFlow cannot compile an operation.
         """
         export = self._function.experimental_get_compiler_ir(*self._specs)
         try:
@@ -117,9 +117,9 @@ class Program:
             raise ExportError(self._explain(str(error))) from error
 
     def line(self, name: str) -> str:
-        """The Python line of an operation, by the name that the compiler knows it by; or "".
+        """Return the Python line of an operation with the compiler's name for it; "" if unknown.
 
-        Of an operation of the backward pass: the line of the one that it is the gradient of.
+        For an operation of the backward pass, it is the line of the forward operation.
         """
         if "gradient_tape/" in name:
             forward = name.replace("gradient_tape/", "")
@@ -130,7 +130,7 @@ class Program:
     def _line(self, name: str) -> str:
         called = name.count("StatefulPartitionedCall/")
         parts = re.sub(r"^.*;", "", name).split("/")
-        # The function that was called comes first, and as much of the name as there is.
+        # Prefer called functions, and the longest part of the name that exists.
         graphs = self._operations[1:] + self._operations[:1] if called else self._operations
         for start in range(len(parts)):
             for operations in graphs:
@@ -146,7 +146,7 @@ class Program:
 
 
 class ExportError(Exception):
-    """TensorFlow cannot turn a program into StableHLO; its argument is a `Problem`."""
+    """TensorFlow cannot export a program as StableHLO; the argument is a `Problem`."""
 
     @property
     def problem(self) -> Problem:
@@ -154,7 +154,7 @@ class ExportError(Exception):
 
 
 class Programs:
-    """What a training run compiles for its chips.
+    """The programs that a training run compiles for its chips.
 
     Args:
         config: `configs.schema.Config`.
@@ -179,7 +179,7 @@ class Programs:
 
     @property
     def parameters(self) -> int:
-        """Trainable weights."""
+        """The number of trainable weights."""
         return sum(int(weight.shape.num_elements()) for weight in self._weights)
 
     @property
@@ -187,7 +187,7 @@ class Programs:
         return [variable.value for variable in self.model.trainable_variables]
 
     def train(self, rows: int, length: int) -> Program:
-        """One train step on `rows` rows of `length` tokens a side, in micro-batches."""
+        """Return a train step on `rows` rows of `length` tokens per side, in micro-batches."""
 
         def step(*features):
             batch = dict(zip(self._features, features, strict=True))
@@ -203,7 +203,7 @@ class Programs:
         return Program("train", step, [(rows, length)] * len(self._features), parts, inside)
 
     def evaluate(self, rows: int, length: int) -> Program:
-        """The sums of an evaluation batch; not reduced."""
+        """Return the forward pass of an evaluation batch, up to its sums, not reduced."""
 
         def sums(*features):
             return self._steps.replica_forward(dict(zip(self._features, features, strict=True)))
@@ -211,7 +211,7 @@ class Programs:
         return Program("evaluate", sums, [(rows, length)] * len(self._features))
 
     def decode(self, rows: int, length: int) -> Program:
-        """Beam or greedy search with the beam size of `trainer.evaluate`, to the last position."""
+        """Return the search of `trainer.evaluate`, run to the last position."""
         options = SearchOptions.of(self.config.decode)
         longest = options.longest(length)
         beam = BeamSearch(TranslationPredictor([self.model]), options)
@@ -223,7 +223,7 @@ class Programs:
 
 
 def line_of(operation: tf.Operation) -> str:
-    """The innermost line outside of libraries that made an operation; "" if it is not kept."""
+    """Return the innermost Python line, outside of libraries, that made an operation; or ""."""
     frames = [
         frame
         for frame in operation.traceback or ()
@@ -237,7 +237,7 @@ def line_of(operation: tf.Operation) -> str:
 
 
 def forbidden(operation: tf.Operation) -> str | None:
-    """Why a TPU cannot run an operation; None if it can, as far as the graph shows."""
+    """Return why a TPU cannot run an operation; None if it can, as far as the graph shows."""
     if operation.type in _HOST_CALLS:
         return "call to the host inside the step"
     if any(tensor.dtype == tf.string for tensor in (*operation.inputs, *operation.outputs)):
@@ -253,7 +253,7 @@ def _is_static(tensor: tf.Tensor) -> bool:
 
 
 def graphs_of(graph, seen: set[str]) -> Iterator[tf.Graph]:
-    """A graph, and those of all functions that it calls."""
+    """Yield a graph and the graphs of all functions that it calls."""
     yield graph
     for operation in graph.get_operations():
         for attribute in operation.node_def.attr.values():

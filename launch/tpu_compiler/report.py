@@ -1,4 +1,4 @@
-"""What launch.preflight says, for people and as JSON."""
+"""The report of launch.preflight, for people and as JSON."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ _LARGEST = 3
 
 
 def program_facts(program: Compiled, tpu: Slice, analytic_flops: float | None) -> dict[str, Any]:
-    """What is known of one program.
+    """Return the facts about one program.
 
     Args:
-        program: compiled.
-        tpu: for which slice.
-        analytic_flops: by formula, None without one.
+        program: the compiler's report.
+        tpu: the slice.
+        analytic_flops: FLOPs by formula; None without one.
 
     Returns:
-        "fits", "error", "hbm" (bytes), and for a program that compiles "flops", "time" (seconds)
-        and more.
+        "fits", "error" and "hbm" (bytes); for a program that compiles also "flops", "seconds",
+        "hbm_traffic_bytes" and "flops_per_byte".
     """
     available = int(tpu.chip.hbm_gib * _GIB)
     facts: dict[str, Any] = {
@@ -56,10 +56,10 @@ def program_facts(program: Compiled, tpu: Slice, analytic_flops: float | None) -
 
 
 def largest_arrays(error: str, line) -> list[dict[str, Any]]:
-    """Bytes and Python line of the largest arrays, of the compiler's error for memory.
+    """Return the size and the Python line of the largest arrays of a program that does not fit.
 
     Args:
-        error: its message.
+        error: the compiler's message.
         line: as for `slowest`.
     """
     return [
@@ -69,11 +69,11 @@ def largest_arrays(error: str, line) -> list[dict[str, Any]]:
 
 
 def slowest(program: Compiled, line) -> list[dict[str, Any]]:
-    """The operations that take most of the time by the compiler's estimate, by Python line.
+    """Return the Python lines whose operations take the most time, by the compiler's estimate.
 
     Args:
-        program: compiled.
-        line: from the name of an operation to its Python line, or "".
+        program: the compiler's report.
+        line: returns the Python line of an operation's name, or "".
     """
     lines: dict[str, str] = {}
     cycles: dict[str, float] = {}
@@ -88,7 +88,7 @@ def slowest(program: Compiled, line) -> list[dict[str, Any]]:
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The report for people, of the same facts as the JSON."""
+    """Return the report for people, with the facts of the JSON."""
     lines = [
         f"{facts['config']}, {facts['precision']}, on {facts['tpu']}: {facts['chips']} chips "
         f"({facts['layout']}), {facts['hosts']} host(s)",
@@ -115,7 +115,7 @@ def _program(name: str, facts: dict[str, Any]) -> list[str]:
     if facts["error"] and hbm["needed"]:
         arrays = facts.get("largest_arrays", ())
         return [
-            f"{name:<9} DOES NOT FIT: needs {need}; the largest arrays are of",
+            f"{name:<9} DOES NOT FIT: needs {need}; the largest arrays:",
             *(f"{'':9} {one['bytes'] / _GIB:.2f} GiB  {one['line']}" for one in arrays),
         ]
     if facts["error"]:
@@ -130,7 +130,7 @@ def _program(name: str, facts: dict[str, Any]) -> list[str]:
         apart = flops["products"] / flops["analytic"] - 1
         formula = f" (formula {flops['analytic'] / 1e12:.4g}: {apart:+.1%})"
     per_byte = facts["flops_per_byte"]
-    intensity = f", {per_byte:.0f} FLOP a byte" if per_byte else ""
+    intensity = f", {per_byte:.0f} FLOP per byte" if per_byte else ""
     return [
         f"{name:<9} {'fits' if facts['fits'] else 'DOES NOT FIT'}: {need} ({parts})",
         f"{'':9} {flops['products'] / 1e12:.4g} TFLOP{formula}, "

@@ -1,4 +1,4 @@
-"""Compiles the programs of one configuration for one slice, and puts together what is reported."""
+"""Compile the programs of one configuration for one slice, and collect the facts to report."""
 
 import os
 import sys
@@ -26,15 +26,15 @@ class Preflight:
         precision: a Keras dtype policy.
 
     Attributes:
-        rows: of a chip's share of the batch.
-        length: tokens a side of a row.
+        rows: rows in a chip's share of the batch.
+        length: tokens per side of a row.
 
     Raises:
-        UsageError: the batch cannot be shared out over the chips.
+        UsageError: if the batch cannot be divided among the chips.
     """
 
     def __init__(self, config, task, tpu: chips.Slice, precision: str):
-        # Here, so that bad usage and a missing compiler are told before TensorFlow's seconds.
+        # Imported late: TensorFlow takes seconds, and bad usage should be reported before.
         from launch.tpu_compiler.programs import Programs
         from trainer.input.protocol import batch_rows
 
@@ -45,7 +45,7 @@ class Preflight:
         self.problems: list[str] = []
 
     def run(self, names: Sequence[str] = PROGRAMS) -> dict[str, Any]:
-        """Compiles programs, two or more at a time; what `report.text` reads."""
+        """Compile programs, several at a time; return the facts that `report.text` shows."""
         rows, length, config = self.rows, self.length, self.config
         decoded = max(1, config.decode.batch_tokens // length)
         evaluated = rows // config.train.micro_batches
@@ -93,7 +93,7 @@ class Preflight:
         }
 
     def _start(self, pool: ThreadPoolExecutor, trace: Callable[[], Any]):
-        """Traces and exports a program here, and has it compiled beside what comes next."""
+        """Trace and export a program, and start its compilation in the background."""
         from launch.tpu_compiler.programs import ExportError
 
         program = trace()
@@ -122,7 +122,7 @@ class Preflight:
 
     @staticmethod
     def _failing_line(program, compiled: Compiled) -> str:
-        """The Python line of the first operation that the compiler's error names."""
+        """Return the Python line of the first operation that the compiler's error names."""
         for name in compiler.operations_in(compiled.error):
             if line := program.line(name):
                 return line
@@ -153,10 +153,10 @@ class Preflight:
         }
 
     def largest_batch(self) -> dict[str, Any]:
-        """The most rows a chip for which the train step fits."""
+        """Return the most rows per chip for which the train step fits."""
 
         def compile_rows(rows: int) -> Compiled:
-            say(f"compiling {rows} rows a chip ...")
+            say(f"compiling {rows} rows per chip ...")
             program = self.programs.train(rows, self.length)
             return compiler.compile_program(program.stablehlo(), self.tpu, trips=program.trips)
 
@@ -171,12 +171,12 @@ class Preflight:
 
 
 def measured_input(manifest: Manifest, config: schema.Config, seconds: float = 3.0) -> float:
-    """Target positions a second that this machine reads, one process, with its batches thrown away.
+    """Return the target positions per second that one process on this machine reads.
 
     Args:
-        manifest: of the dataset.
-        config: with the layout of the batches.
-        seconds: how long it is measured.
+        manifest: the dataset's.
+        config: the layout of the batches.
+        seconds: duration of the measurement.
     """
     from trainer.input.load import load_training_data
 
@@ -190,7 +190,7 @@ def measured_input(manifest: Manifest, config: schema.Config, seconds: float = 3
 
 
 def add_cost(facts: dict[str, Any], tpu: chips.Slice, steps: int, usd: float) -> None:
-    """Adds hours and money of so many steps to the prediction, at `usd` a chip and hour."""
+    """Add the hours and the cost of `steps` steps, at `usd` per chip and hour."""
     found = facts["prediction"]
     total = predict.cost(tpu, found["step_seconds"], steps, usd)
     found |= {
@@ -202,5 +202,5 @@ def add_cost(facts: dict[str, Any], tpu: chips.Slice, steps: int, usd: float) ->
 
 
 def say(text: str) -> None:
-    """Progress, on standard error."""
+    """Print progress on standard error."""
     print(text, file=sys.stderr, flush=True)

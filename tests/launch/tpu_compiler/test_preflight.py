@@ -1,10 +1,9 @@
 """Verdicts, reports and exit codes, with another compiler in the place of the TPU's."""
 
+import copy
+import functools
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +11,9 @@ import pytest
 from common.errors import UsageError
 from configs import schema
 from launch.tpu_compiler import chips, compiler, hlo, report, run
+from tests.commands import run_command
 from trainer.tasks.translation import Translation
 
-_ROOT = Path(__file__).parents[3]
 CONFIG = {
     "model": {"width": 16, "feed_forward": 24, "heads": 2, "encoder_layers": 1}
     | {"decoder_layers": 1},
@@ -22,15 +21,6 @@ CONFIG = {
     "train": {"batch_tokens": 64},
     "decode": {"beam_size": 2, "batch_tokens": 16},
 }
-# The command, with a compiler that takes no time and finds that nothing fits.
-_PATCHED = """
-import runpy, sys
-from launch.tpu_compiler import compiler
-compiler.check_installed = lambda: None
-compiler.compile_program = lambda *_, **__: compiler.Compiled(error="too large", needs=2**40)
-sys.argv[0] = "preflight.py"
-runpy.run_module("launch.preflight", run_name="__main__")
-"""
 _CONFIG_FILE = f"""
 from configs.schema import from_dict
 
@@ -39,18 +29,23 @@ def get_config():
 """
 
 
-@pytest.fixture
-def make(monkeypatch):
-    """Makes a preflight on v5e-4, which has 2 rows of 8 tokens for each chip.
+@pytest.fixture(scope="module")
+def shared():
+    """A preflight on v5e-4, with 2 rows of 8 tokens per chip; it traces each program once."""
+    config = schema.from_dict(CONFIG)
+    task = Translation(config, 32, 32, joint=True, bos_id=2)
+    made = run.Preflight(config, task, chips.parse("v5e-4"), "mixed_bfloat16")
+    for name in run.PROGRAMS:
+        setattr(made.programs, name, functools.cache(getattr(made.programs, name)))
+    return made
 
-    Each program needs `hbm` bytes, and has one operation of a million cycles.
-    """
+
+@pytest.fixture
+def make(shared, monkeypatch):
+    """Makes that preflight. Each program needs `hbm` bytes, and has one operation of a million
+    cycles."""
 
     def make(hbm=2**20):
-        config = schema.from_dict(CONFIG)
-        task = Translation(config, 32, 32, joint=True, bos_id=2)
-        made = run.Preflight(config, task, chips.parse("v5e-4"), "mixed_bfloat16")
-
         def compile_program(artifact, tpu, *, trips=1, replicas=None):
             if hbm > tpu.chip.hbm_gib * 2**30:
                 return compiler.Compiled(error="RESOURCE_EXHAUSTED", needs=hbm)
@@ -58,6 +53,8 @@ def make(monkeypatch):
             return compiler.Compiled(temporaries=hbm, product_flops=1e9, operations=(operation,))
 
         monkeypatch.setattr(compiler, "compile_program", compile_program)
+        made = copy.copy(shared)
+        made.problems = []
         return made
 
     return make
@@ -145,7 +142,7 @@ def test_cost_by_hand(make):
 
 def test_a_missing_compiler_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
-    wanted = "install it: pip install -c requirements/preflight.txt -e '.[cpu,preflight]'"
+    wanted = "install the extra preflight: pip install -c requirements/preflight.txt -e '.[cpu"
     if sys.version_info < (3, 11):
         wanted = "needs Python 3.11"
     with pytest.raises(UsageError) as error:
@@ -159,28 +156,21 @@ def test_a_compiler_that_dies_is_told(monkeypatch):
     assert "died with code 1" in found.error
 
 
-def command(*arguments: str, program=("-m", "launch.preflight")) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *program, *arguments],
-        env={**os.environ, "PYTHONPATH": str(_ROOT)},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_exit_code_of_what_does_not_fit(tmp_path):
+def test_exit_code_of_what_does_not_fit(tmp_path, monkeypatch):
     (tmp_path / "small.py").write_text(_CONFIG_FILE)
+    large = compiler.Compiled(error="too large", needs=2**40)
+    monkeypatch.setattr(compiler, "check_installed", lambda: None)
+    monkeypatch.setattr(compiler, "compile_program", lambda *_, **__: large)
     arguments = ["--tpu=v5e-4", "--vocab_size=32", "--json", "--programs=train"]
-    done = command(f"--config={tmp_path}/small.py", *arguments, program=("-c", _PATCHED))
-    assert done.returncode == 3
-    facts = json.loads(done.stdout)
+    code, out, _ = run_command("launch.preflight", f"--config={tmp_path}/small.py", *arguments)
+    assert code == 3
+    facts = json.loads(out)
     assert not facts["fits"]
     assert facts["programs"]["train"]["hbm"]["needed"] == 2**40
 
 
 def test_bad_usage_is_one_line():
-    done = command("--config=configs/transformer_tiny.py", "--tpu=v5e-8", "--programs=serve")
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == (
-        "error: --programs=serve: of train,evaluate,decode"
-    )
+    arguments = ["--config=configs/transformer_tiny.py", "--tpu=v5e-8", "--programs=serve"]
+    code, out, err = run_command("launch.preflight", *arguments)
+    assert (code, out) == (2, "")
+    assert err == "error: --programs=serve: give some of train,evaluate,decode\n"
