@@ -123,7 +123,7 @@ class Program:
         """
         if "gradient_tape/" in name:
             forward = name.replace("gradient_tape/", "")
-            if found := self._line(forward) or self._line(forward.rpartition("/")[0]):
+            if found := self._line(forward.rpartition("/")[0]) or self._line(forward):
                 return f"{found} (backward)"
         return self._line(name) or (self._inside.line(name) if self._inside else "")
 

@@ -77,7 +77,7 @@ def test_a_run_that_fits(make):
     assert found["step_seconds"] == pytest.approx(step)
     assert found["tokens_per_second"] == pytest.approx(64 / step)
     assert found["input_tokens_per_second_per_host"] == pytest.approx(64 / step)
-    assert "trainer/optim/optimizer.py" in found["slowest"][0]["line"]
+    assert "trainer/optim/adam.py" in found["slowest"][0]["line"]
     assert found["slowest"][0]["share"] == 1.0
     text = as_text(facts)
     assert "train     fits: 0.00 of 15.75 GiB of HBM a chip" in text

@@ -29,7 +29,7 @@ def test_accelerator_types(name, topology, count, hosts, full_name):
 
 @pytest.mark.parametrize("name", ["v5e", "v5e-7", "v4-4", "v3-8", "v5p-8-spot", "", "tpu-8"])
 def test_unknown_accelerator_types_are_refused(name):
-    with pytest.raises(UsageError, match=r"sizes of|compiled for"):
+    with pytest.raises(UsageError, match=r"sizes of|the generations are"):
         chips.parse(name)
 
 
