@@ -87,12 +87,18 @@ def write_bytes(path: str, content: bytes, *, alone: bool = False) -> None:
         alone: whether no other process writes this file. The temporary name is then always
             PATH.incomplete, so that the next start overwrites what a killed process has left.
     """
+    from tensorflow import errors
     from tensorflow.io import gfile
 
     temporary = f"{path}.incomplete" if alone else temporary_name(path)
-    with gfile.GFile(temporary, "wb") as file:
-        file.write(content)
-    gfile.rename(temporary, path, overwrite=True)
+    try:
+        with gfile.GFile(temporary, "wb") as file:
+            file.write(content)
+        gfile.rename(temporary, path, overwrite=True)
+    except errors.OpError:
+        with contextlib.suppress(errors.OpError):
+            gfile.remove(temporary)
+        raise
 
 
 def write_json(path: str, value: Any) -> None:
