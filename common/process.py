@@ -7,8 +7,23 @@ import os
 
 from common.console import keep_descriptors
 
+NO_GRPC_PROXY = "no_grpc_proxy"
+
 
 def prepare() -> None:
-    """Keep the standard descriptors, and choose Keras' backend, over any setting of the user."""
+    """Keep the standard descriptors, choose Keras' backend, and keep local gRPC from the proxy."""
     keep_descriptors()
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    _keep_proxies_from_local_grpc()
+
+
+def _keep_proxies_from_local_grpc() -> None:
+    """Let gRPC, such as Beam's between its processes, reach this machine without a proxy.
+
+    It would send even that through http_proxy, and wait forever. `no_grpc_proxy`, which only gRPC
+    reads, takes the place of `no_proxy`.
+    """
+    others = os.environ.get(NO_GRPC_PROXY, os.environ.get("no_proxy", ""))
+    names = [name for name in others.split(",") if name]
+    names += [name for name in ("localhost", "127.0.0.1") if name not in names]
+    os.environ[NO_GRPC_PROXY] = ",".join(names)
