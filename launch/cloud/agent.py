@@ -43,7 +43,8 @@ stopping = False
 
 
 def say(text):
-    print(f"agent: {text}", flush=True)
+    with contextlib.suppress(OSError, UnicodeError):  # a full disk must not end the job
+        print(f"agent: {text}", flush=True)
 
 
 def on_signal(number, frame):

@@ -1,4 +1,4 @@
-"""Where the seconds go between the start of the program and the first finished step."""
+"""Measure where the time between the start of the program and the first finished step goes."""
 
 import time
 
@@ -6,14 +6,21 @@ import trainer
 
 
 class Phases:
-    """Names the stretches of time since the start of the program, one after the other."""
+    """Consecutive stretches of time since the start of the program, each with a name.
+
+    Args:
+        started: the start, as `time.monotonic` gives it.
+
+    Attributes:
+        seconds: of each phase, by name.
+    """
 
     def __init__(self, started: float):
         self._last = started
         self.seconds: dict[str, float] = {}
 
     def end(self, name: str) -> None:
-        """What happened since the phase before, or since the start, was `name`."""
+        """End a phase, which began where the one before it ended; add its seconds to `name`."""
         now = time.monotonic()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now

@@ -1,7 +1,7 @@
-"""Compiled XLA programs on disk, for the next start; on GPUs.
+"""A cache on disk of compiled XLA programs, for the next start on GPUs.
 
-Not on CPUs: TensorFlow warns of crashes whenever it reads such a program back, and two workers on
-one machine can read what the other is still writing.
+Not on CPUs: there TensorFlow warns of crashes whenever it reads a program from the cache, and a
+worker can read a program that another worker on the same machine is still writing.
 """
 
 import hashlib
@@ -13,7 +13,10 @@ _DIRECTORY = "~/.cache/transformer-pipeline/xla"
 
 
 def machine() -> str:
-    """A name for this machine and its TensorFlow: what another one compiled could crash here."""
+    """Return a name for this machine and its TensorFlow.
+
+    A program that was compiled on another machine, or by another version, could crash here.
+    """
     packages = sorted(
         f"{package.name} {package.version}"
         for package in metadata.distributions()
@@ -24,7 +27,7 @@ def machine() -> str:
 
 
 def enable() -> None:
-    """Sets TF_XLA_FLAGS, which TensorFlow reads when it is imported; not over a user's own."""
+    """Set TF_XLA_FLAGS, which TensorFlow reads when it is imported, unless the user has set it."""
     path = os.path.join(os.path.expanduser(_DIRECTORY), machine())
     cache = f"--tf_xla_persistent_cache_directory={path}"
     only_gpus = "--tf_xla_persistent_cache_device_types=XLA_GPU_JIT"
