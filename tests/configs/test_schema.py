@@ -52,6 +52,14 @@ def test_unknown_fields(values, name):
     [
         ("model.norm", "layer", "one of post, pre, deepnorm"),
         ("model.tied_embeddings", "some", "one of all, target, none"),
+        ("model.norm_kind", "batch", "one of layer, rms"),
+        ("model.activation", "tanh", "one of relu, gelu, swiglu"),
+        ("model.positions", "fixed", "one of sinusoidal, learned, t5, rotary, alibi, none"),
+        ("model.pooling", "sum", "one of mean, max, first"),
+        ("model.kv_heads", -1, "0 or more"),
+        ("model.attention_window", -1, "0 or more"),
+        ("model.qk_norm", 1, "of type bool"),
+        ("optimizer.name", "sgd", "one of adam, adamw, adafactor, lion, muon"),
         ("data.batching", "sorted", "one of packed, bucketed"),
         ("optimizer.schedule", "noam", "one of inverse_sqrt, cosine, linear, constant"),
         ("train.keep_best", 0, "more than 0"),
@@ -91,9 +99,15 @@ def test_errors_name_the_field_and_what_it_may_be(name, value, wanted):
     [
         ({"width": 30, "heads": 4}, "width is 30, but must be a multiple of"),
         ({"width": 9, "heads": 3}, "width must be even"),
+        ({"heads": 8, "kv_heads": 3}, "kv_heads is 3, but must be a divisor of"),
+        ({"width": 12, "heads": 4, "positions": "rotary"}, "heads is 3, but must be even"),
+        (
+            {"positions": "learned", "max_positions": 255},
+            "max_positions is 255, but must be at least 256, the longest row",
+        ),
     ],
 )
-def test_width(model, message):
+def test_sizes_that_do_not_fit(model, message):
     with pytest.raises(ValueError, match=message):
         schema.from_dict({"model": model})
 

@@ -33,16 +33,51 @@ def forward_flops(
         target_pairs: pairs of the decoder's self-attention.
         cross_pairs: pairs of the decoder's attention to the encoder.
     """
-    projection = config.width**2  # of queries, keys, values or the output
-    feed_forward = 2 * config.width * config.feed_forward
-    encoder_layer = (4 * projection + feed_forward) * source_tokens
-    decoder_layer = (6 * projection + feed_forward) * target_tokens
-    decoder_layer += 2 * projection * source_tokens  # keys and values of the encoder's output
-    encoder_layer += 2 * config.width * source_pairs
-    decoder_layer += 2 * config.width * (target_pairs + cross_pairs)
-    softmax = config.width * vocab_size * target_tokens
+    queries, keys, _ = _matrices(config)
+    encoder_layer = layer_flops(config, source_tokens, source_pairs)
+    decoder_layer = layer_flops(config, target_tokens, target_pairs)
+    # Attention to the encoder's output: its keys and values are those of the source.
+    decoder_layer += 2.0 * (queries * target_tokens + keys * source_tokens)
+    decoder_layer += 4.0 * config.width * cross_pairs
     layers = config.encoder_layers * encoder_layer + config.decoder_layers * decoder_layer
-    return 2.0 * (layers + softmax)
+    return layers + 2.0 * config.width * vocab_size * target_tokens
+
+
+def language_model_flops(
+    config: ModelConfig, vocab_size: int, *, tokens: float, pairs: float
+) -> float:
+    """Return the FLOPs of one forward pass of `trainer.model.decoder_only.DecoderOnly`.
+
+    See `forward_flops`. `pairs` are the (query, key) pairs of one layer.
+    """
+    layers = config.decoder_layers * layer_flops(config, tokens, pairs)
+    return layers + 2.0 * config.width * vocab_size * tokens
+
+
+def classifier_flops(config: ModelConfig, classes: int, *, tokens: float, pairs: float) -> float:
+    """Return the FLOPs of one forward pass of `trainer.model.encoder_classifier`.
+
+    See `forward_flops`. The mean is a product too, of 2 D FLOPs a pair.
+    """
+    layers = config.encoder_layers * layer_flops(config, tokens, pairs)
+    pooling = 2.0 * config.width * pairs if config.pooling == "mean" else 0.0
+    return layers + pooling + 2.0 * config.width * classes * tokens
+
+
+def layer_flops(config: ModelConfig, tokens: float, pairs: float) -> float:
+    """Return the FLOPs of self-attention and feed-forward of one layer, forward."""
+    return 2.0 * sum(_matrices(config)) * tokens + 4.0 * config.width * pairs
+
+
+def _matrices(config: ModelConfig) -> tuple[int, int, int]:
+    """Return the weights in one layer's matrices.
+
+    Of queries and output, of keys and values, and of the feed-forward layer.
+    """
+    kv_width = config.width // config.heads * (config.kv_heads or config.heads)
+    products = 3 if config.activation == "swiglu" else 2
+    feed_forward = products * config.width * config.feed_forward
+    return 2 * config.width**2, 2 * config.width * kv_width, feed_forward
 
 
 def train_flops(config: ModelConfig, vocab_size: int, **counts: float) -> float:

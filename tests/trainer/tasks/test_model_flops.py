@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from common.errors import UsageError
 from data_pipeline.dataset.manifest import SequenceInfo, SplitInfo, length_histogram
+from trainer.model.decoder_only import DecoderOnly
+from trainer.model.encoder_classifier import EncoderClassifier
 from trainer.tasks import flops
 from trainer.tasks.translation import FEATURES
 
@@ -65,6 +67,40 @@ def test_flops_equal_the_products_in_the_graph(make_model, tied, source_vocab):
     forward, backward = (graph_flops(function) for function in functions_of(model))
     assert flops.forward_flops(model.config, VOCAB, **COUNTS) == forward
     assert flops.train_flops(model.config, VOCAB, **COUNTS) == backward
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"activation": "swiglu"},
+        {"heads": 4, "kv_heads": 2},
+        {"heads": 4, "kv_heads": 1, "qk_norm": True, "positions": "rotary"},
+        {"positions": "t5", "share_layers": True, "attention_window": 2},
+    ],
+)
+def test_flops_of_variants(make_model, fields):
+    """Of every option that changes the products; the others must change nothing."""
+    model = make_model(**{**SIZES, **fields})
+    forward, backward = (graph_flops(function) for function in functions_of(model))
+    assert flops.forward_flops(model.config, VOCAB, **COUNTS) == forward
+    assert flops.train_flops(model.config, VOCAB, **COUNTS) == backward
+
+
+@pytest.mark.parametrize("fields", [{}, {"activation": "swiglu", "kv_heads": 1, "pooling": "max"}])
+def test_flops_of_one_sequence(tiny_config, fields):
+    """Language model and classifier, full rows."""
+    config = tiny_config(model={**SIZES, **fields}).model
+    counts = {"tokens": ROWS * SOURCE, "pairs": ROWS * SOURCE * SOURCE}
+    specs = [tf.TensorSpec([ROWS, SOURCE], tf.int32)] * 2
+    language_model = DecoderOnly(config, VOCAB, bos_id=2)
+    classifier = EncoderClassifier(config, VOCAB, 3)
+    graphs = [
+        tf.function(lambda *features, m=model: m(*features), autograph=False)
+        for model in (language_model, classifier)
+    ]
+    found = [graph_flops(graph.get_concrete_function(*specs)) for graph in graphs]
+    assert flops.language_model_flops(config, VOCAB, **counts) == found[0]
+    assert flops.classifier_flops(config, 3, **counts) == found[1]
 
 
 def test_flops_by_hand(tiny_config):
