@@ -1,9 +1,9 @@
-"""Throughput of several workers, each on one CPU core, against one worker on one core.
+"""Compare the throughput of several workers, one CPU core each, with that of one worker.
 
     python -m benchmarks.scaling --data_dir=DATA [--workers=2] [--rounds=3] [-- TRAINER FLAGS]
 
 Every worker has the same share of the global batch (weak scaling). The runs alternate, so that
-other work on the machine hits both alike; figures are medians.
+other work on the machine affects both alike. The results are medians.
 """
 
 import json
@@ -19,14 +19,14 @@ from common.errors import UsageError, run_app
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Dataset directory.", required=True)
 _CONFIG = flags.DEFINE_string("config", "configs/transformer_tiny.py", "Configuration.")
-_WORKERS = flags.DEFINE_integer("workers", 2, "Workers, as many cores.", 2)
+_WORKERS = flags.DEFINE_integer("workers", 2, "Workers; the machine needs as many cores.", 2)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Runs of each kind.", 1)
-_STEPS = flags.DEFINE_integer("steps", 40, "Steps of a run; those after the first count.", 10)
+_STEPS = flags.DEFINE_integer("steps", 40, "Steps of a run; the first ones do not count.", 10)
 _BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", 4096, "Positions in a worker's batch.", 1)
 
 
 def tokens_per_second(workers: int, trainer_flags: list[str]) -> float:
-    """Median target tokens/s, without padding, of one run."""
+    """Return the median target tokens/s, without padding, of one run."""
     cores = sorted(os.sched_getaffinity(0))[:workers]
     with tempfile.TemporaryDirectory() as model_dir:
         command = [sys.executable, "-m", "launch.local", f"--workers={workers}", "--pin_cores"]
@@ -37,7 +37,7 @@ def tokens_per_second(workers: int, trainer_flags: list[str]) -> float:
             f"--config.train.steps={_STEPS.value}",
             "--config.train.steps_per_loop=5",
             "--config.train.evaluate_every=1000000",
-            # Nothing but the steps is measured: little to translate at the end.
+            # Only the steps are measured; keep the translation at the end short.
             "--config.decode.validation_sentences=1",
             "--config.decode.beam_size=1",
             "--config.decode.max_length_ratio=0.1",
@@ -58,7 +58,7 @@ def tokens_per_second(workers: int, trainer_flags: list[str]) -> float:
 
 
 def main(argv: list[str]) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     if len(os.sched_getaffinity(0)) < _WORKERS.value:
         raise UsageError(f"--workers={_WORKERS.value}: this machine has fewer CPU cores")
     counts = (1, _WORKERS.value)

@@ -1,12 +1,12 @@
-"""Seconds from the start of the trainer's process to its first finished step.
+"""Measure the seconds from the start of the trainer's process to its first finished step.
 
     python -m benchmarks.startup [--runs=5] [--data_dir=DATA] [-- TRAINER FLAGS]
 
-Runs the demonstration's configuration for one step, again and again, each time with a new model
-directory. The first run, which finds nothing in the file cache, is not counted.
+Run the demonstration's configuration up to its first step, several times, each time with a new
+model directory. The first run does not count: it finds nothing in the file cache.
 """
 
-import re
+import os
 import statistics
 import subprocess
 import sys
@@ -15,41 +15,46 @@ import time
 
 from absl import flags
 
+from common import status
 from common.errors import UsageError, run_app
 
-_RUNS = flags.DEFINE_integer("runs", 5, "Runs that count.", 1)
-_DATA_DIR = flags.DEFINE_string("data_dir", "data/demo", "Dataset directory, prepared before.")
+_RUNS = flags.DEFINE_integer("runs", 5, "Measured runs.", 1)
+_DATA_DIR = flags.DEFINE_string("data_dir", "data/demo", "A dataset directory that exists.")
 
-_LINE = re.compile(r"first step +([0-9.]+) s after the start of the program \((.*)\)")
+_POLL_SECONDS = 0.01
 
 
 def measure(data_dir: str, trainer_flags: list[str]) -> dict[str, float]:
-    """One run: seconds of each phase, of the whole, and of the process as seen from outside."""
-    with tempfile.TemporaryDirectory() as model_dir:
+    """Return the seconds of each phase of a run, of all phases, and as seen from outside."""
+    with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "trainer.main", "--strategy=mirrored"]
-        command += [f"--data_dir={data_dir}", f"--model_dir={model_dir}", *trainer_flags]
+        command += [f"--data_dir={data_dir}", f"--model_dir={folder}/model", *trainer_flags]
+        report, output = f"{folder}/status.json", f"{folder}/output"
         began = time.monotonic()
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-        )
-        assert process.stdout is not None
-        lines = []
+        with open(output, "wb") as file:
+            process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, status.VARIABLE: report},
+            )
         try:
-            for line in process.stdout:
-                lines.append(line)
-                if match := _LINE.match(line):
-                    outside = time.monotonic() - began
-                    phases = (part.rsplit(" ", 1) for part in match[2].split(", "))
-                    seconds = {name: float(value) for name, value in phases}
-                    return {**seconds, "the trainer's count": float(match[1]), "wall": outside}
+            while process.poll() is None and not os.path.exists(report):
+                time.sleep(_POLL_SECONDS)
+            wall = time.monotonic() - began
         finally:
             process.kill()
             process.wait()
-    raise UsageError(f"the trainer did not reach its first step: {lines[-1] if lines else ''}")
+        phases = status.read(report).get("seconds_to_first_step")
+        if not phases:
+            with open(output, encoding="utf-8", errors="replace") as file:
+                last = file.read().strip().rpartition("\n")[2]
+            raise UsageError(f"the trainer did not reach its first step: {last}")
+    return {**phases, "all phases": sum(phases.values()), "wall": wall}
 
 
 def main(argv: list[str]) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     measure(_DATA_DIR.value, argv[1:])
     runs = [measure(_DATA_DIR.value, argv[1:]) for _ in range(_RUNS.value)]
     print(f"{'seconds':20}{'median':>8}{'min':>8}{'max':>8}   of {len(runs)} runs")

@@ -13,7 +13,7 @@ def report(**facts: Any) -> None:
     """Write `facts` to the status file, if a supervisor wants one. The last report counts.
 
     A worker reports "lost_worker", the index of the worker because of which it ends, with "reason",
-    or "port_in_use".
+    or "port_in_use"; and "seconds_to_first_step", phase -> seconds, for `benchmarks.startup`.
     """
     path = os.environ.get(VARIABLE)
     if path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from common import status
 from common.console import warn
 from common.errors import UsageError
 from configs.schema import TrainConfig
@@ -127,6 +128,7 @@ class Reporter:
         self._last_end = end
         if stretch.compiles:
             PHASES.end("first step")
+            status.report(seconds_to_first_step=PHASES.seconds)
             self._say(f"first step   {PHASES}")
             # Now, while nothing else keeps the devices busy, and not before the first step.
             self._peak = self._hardware.peak()
