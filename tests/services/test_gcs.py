@@ -14,21 +14,21 @@ _ROOT = Path(__file__).parents[2]
 _FOLDERS, _FILES = 6, 4
 _REMOVE_TREES = """
 import sys
-from data_pipeline import files
+from common import files
 for path in sys.argv[1:]:
     files.remove_tree(path)
 """
 _WRITE = """
 import sys
 import numpy as np
-from data_pipeline import files
+from common import files
 for number, path in enumerate(sys.argv[1:]):
     files.write_bytes(path, np.random.default_rng(number).bytes(1_000_000))
 """
 _READ = """
 import sys
 import tensorflow as tf
-from data_pipeline import rows
+from data_pipeline.dataset import rows
 answers, read = [], tf.function(lambda: rows.read_records(*arguments, up_to_damage=True))
 arguments = sys.argv[1], 0, 20, 116
 for _ in range(30):
@@ -37,6 +37,20 @@ for _ in range(30):
     except tf.errors.AbortedError:
         answers.append(None)
 assert False not in answers and True in answers and None in answers, answers
+"""
+
+
+_LOCK = """
+import sys
+from common import files, lock
+from common.errors import UsageError
+with lock.held(sys.argv[1]):
+    try:
+        with lock.held(sys.argv[1]):
+            raise AssertionError
+    except UsageError as error:
+        assert "is in use by process" in str(error), error
+assert files.list_names(sys.argv[1]) == []
 """
 
 
@@ -86,3 +100,9 @@ def test_storage_that_fails_is_not_damage(tmp_path):
         service.put("bucket/rows", (tmp_path / "rows").read_bytes())
         _run(service, _READ, "gs://bucket/rows", str(tmp_path / "plain"))
         assert service.log.faults["503"] > 5
+
+
+def test_a_directory_is_held_by_one_process():
+    with GcsService({"503": 0.15}) as service:
+        service.put("bucket/other", b"")
+        _run(service, _LOCK, "gs://bucket/model")
