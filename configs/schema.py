@@ -153,6 +153,9 @@ class TrainConfig:
     """Best checkpoints by `best_metric` that stay besides."""
     keep_every_hours: float = 0.0
     """The first checkpoint, and then one every so many hours, stays besides; 0 for none."""
+    average_checkpoints: int = 5
+    """At the end of training, the mean of so many of the newest checkpoints is scored on the
+    validation split, and is the model if it is the best; 0 for no average."""
     best_metric: str = ""
     """Metric of the validation split that decides which checkpoints are the best, and early
     stopping; empty for the task's own choice. For translation: "bleu" (its choice), "chrf",
@@ -228,6 +231,7 @@ _MAY_BE_ZERO = {
     "train.loss_limit",
     "train.early_stopping_patience",
     "train.keep_every_hours",
+    "train.average_checkpoints",
     "decode.length_penalty",
     "decode.coverage_penalty",
     "decode.max_length_offset",

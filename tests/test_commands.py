@@ -29,6 +29,7 @@ _SMALL = (
     "--config.train.evaluate_every=20",
     "--config.train.steps=20",
     "--config.decode.validation_sentences=5",
+    "--config.train.average_checkpoints=0",
     "--jit_compile=off",
 )
 

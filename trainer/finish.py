@@ -6,6 +6,7 @@ import sys
 from common.errors import EXIT_STOPPED
 from data_pipeline.dataset.manifest import Manifest
 from trainer.agreement import Agreement
+from trainer.averaging import average_at_end
 from trainer.checkpoints import model_dir as model_directory
 from trainer.distributed.cluster import Worker
 from trainer.metrics.writer import MetricsWriter
@@ -33,6 +34,9 @@ def report(
     """
     try:
         if worker.is_chief:
+            averaged = average_at_end(model_dir, manifest, stops.poll)
+            if averaged:
+                print(averaged, flush=True)
             if "test" in manifest.splits:
                 _test(task, model_dir, manifest, writer, stops)
             writer.flush()
@@ -52,7 +56,7 @@ def _test(
     task: Task, model_dir: str, manifest: Manifest, writer: MetricsWriter, stops: Agreement
 ) -> None:
     loaded = model_directory.load(model_dir, "best")
-    print(f"testing the best checkpoint, of step {loaded.step:,} ...", flush=True)
+    print(f"testing the best model, of step {loaded.step:,} ...", flush=True)
     score = task.scorer(loaded.model, manifest, "test", loaded.tokenizers, quick=False)
     scores = score(stops.poll)
     writer.write("test", loaded.step, dict(scores.metrics))

@@ -31,6 +31,7 @@ _FREE = {
     "train.keep_checkpoints",
     "train.keep_best",
     "train.keep_every_hours",
+    "train.average_checkpoints",
     "train.evaluate_every",
     "train.early_stopping_patience",
 }

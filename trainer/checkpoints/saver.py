@@ -1,5 +1,6 @@
 """Save a run so that it can go on as if nothing had happened."""
 
+import itertools
 import math
 import os
 import re
@@ -16,6 +17,9 @@ from common.files import passing_errors
 from trainer.checkpoints import files
 from trainer.checkpoints.files import Checkpoint, DamageError, Facts, Keep
 from trainer.distributed import cluster
+
+AVERAGED = "averaged"
+"""Folder of a model directory with averages of its checkpoints."""
 
 _NOTHING, _REFUSED = -1, -2  # instead of a step
 
@@ -306,6 +310,9 @@ def find(model_dir: str, which: str, metric: str = "bleu", higher: bool = True) 
     order = files.steps(directory)[::-1]
     if which == "best":
         best = files.ranked(files.read_manifests(directory), metric, higher)
+        averaged = _better_average(os.path.join(model_dir, AVERAGED), best[:1], metric, higher)
+        if averaged:
+            return averaged
         order = list(dict.fromkeys([one.step for one in best] + order))
     if not order:
         raise UsageError(
@@ -316,6 +323,15 @@ def find(model_dir: str, which: str, metric: str = "bleu", higher: bool = True) 
     if checkpoint is None:
         raise UsageError(f"all checkpoints in {directory} are damaged ({damaged[order[0]]})")
     return checkpoint
+
+
+def _better_average(
+    directory: str, best: list[Checkpoint], metric: str, higher: bool
+) -> Checkpoint | None:
+    """Return the best intact average, if it is better than the best checkpoint."""
+    ranked = files.ranked([*best, *files.read_manifests(directory)], metric, higher)
+    order = [one.step for one in itertools.takewhile(lambda one: one not in best, ranked)]
+    return files.first_intact(directory, order)[0]
 
 
 def _find_path(path: str) -> Checkpoint:

@@ -1,0 +1,83 @@
+"""Average checkpoints of a run and score the result on the validation split."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from data_pipeline.dataset.examples import read_examples
+from data_pipeline.dataset.manifest import Manifest
+from trainer.checkpoints import averages, files, saver
+from trainer.checkpoints import model_dir as model_directory
+from trainer.checkpoints.files import Checkpoint
+from trainer.checkpoints.model_dir import LoadedModel
+from trainer.input.evaluation import evaluation_batches
+from trainer.step import Steps
+from trainer.validation import total_metrics
+
+
+def average(
+    loaded: LoadedModel,
+    model_dir: str,
+    manifest: Manifest,
+    checkpoints: Sequence[Checkpoint],
+    decay: float = 1.0,
+    between: Callable[[], Any] | None = None,
+) -> Checkpoint:
+    """Average checkpoints, score the result on the validation split as training does, and save it.
+
+    Args:
+        loaded: a model of the run; it has the averaged weights afterwards.
+        model_dir: of the run.
+        manifest: of the dataset.
+        checkpoints: by rising step.
+        decay: see `averages.load_average`.
+        between: called after every batch; what it raises ends the work.
+    """
+    facts, config = loaded.facts.of_checkpoint(), loaded.facts.config
+    averages.load_average(loaded.model, checkpoints, facts, decay)
+    strategy = tf.distribute.get_strategy()
+    steps = Steps(strategy, loaded.task, loaded.model, None, None, config, jit_compile=False)
+    examples = read_examples(manifest, "valid")
+    batches = evaluation_batches(examples, config, manifest.closing_id, strategy)
+    metrics = total_metrics(steps, batches, between)
+    score = loaded.task.scorer(loaded.model, manifest, "valid", loaded.tokenizers, quick=True)
+    found = {**metrics, **score(between).metrics}
+    numbers = {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+    return averages.save_average(loaded.model, model_dir, checkpoints[-1].step, numbers, facts)
+
+
+def average_at_end(
+    model_dir: str, manifest: Manifest, between: Callable[[], Any] | None = None
+) -> str | None:
+    """Average the last checkpoints of a finished run, if its configuration wants that.
+
+    Returns:
+        a line that says how good the average is beside the best checkpoint; None where there are
+        not enough checkpoints, or the average is there already.
+    """
+    facts = model_directory.read_facts(model_dir)
+    train = facts.config.train
+    directory = os.path.join(model_dir, "checkpoints")
+    found = files.read_manifests(directory)[-train.average_checkpoints :]
+    metric = train.best_metric
+    if train.average_checkpoints < 2 or len(found) < 2 or metric not in found[-1].metrics:
+        return None
+    if found[-1].step in files.steps(os.path.join(model_dir, saver.AVERAGED)):
+        return None
+    loaded = model_directory.load(model_dir, "latest")
+    higher = loaded.task.BEST[metric]
+    best = files.ranked(files.read_manifests(directory), metric, higher)[0]
+    averaged = average(loaded, model_dir, manifest, found, between=between)
+    first = files.ranked([best, averaged], metric, higher)[0]
+    return (
+        f"average of the last {len(found)} checkpoints: {metric} {averaged.metrics[metric]:.4g} on "
+        f"valid; best checkpoint, of step {best.step:,}: {best.metrics[metric]:.4g}; the model is "
+        f"{'the average' if first is averaged else 'the best checkpoint'}"
+    )
