@@ -1,79 +1,191 @@
-"""Scores a model on a split of its dataset: one JSON line.
+"""Score a model on a split of its dataset: one JSON line.
 
 python -m trainer.evaluate --model_dir=MODEL --split=test
+python -m trainer.evaluate --model_dir=MODEL --split=valid --checkpoint=all
+python -m trainer.evaluate --model_dir=MODEL --compare_with=other_system.txt
 """
 
+import dataclasses
 import json
+import os
+import sys
+from typing import Any
 
 import tensorflow as tf
 from absl import flags
 
 from common.errors import UsageError, no_arguments, run_app
 from common.files import check_output, write_output
-from data_pipeline.dataset.examples import read_examples
-from data_pipeline.dataset.manifest import load_manifest
+from data_pipeline.dataset.examples import read_examples, read_raw_text
+from data_pipeline.dataset.manifest import Manifest, load_manifest
+from trainer.checkpoints import files, saver
 from trainer.checkpoints import model_dir as model_directory
-from trainer.decoding import scoring
-from trainer.decoding.search import Decoder, search_options
+from trainer.checkpoints.model_dir import LoadedModel
+from trainer.decoding import comparison
+from trainer.decoding.scoring import bleu_tokenizer
 from trainer.input.evaluation import evaluation_batches
 from trainer.step import Steps
+from trainer.tasks.base import Scores
 from trainer.validation import total_metrics
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", "Split to score: valid or test.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a checkpoint's path.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    "best",
+    "best, latest, a checkpoint's path, or all: one line for each, a table, "
+    "and a curve in TensorBoard.",
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Dataset directory; default: the training's.")
 _BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "Beams; 0 for the configuration's.", 0)
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the translations to this file.")
+_TOKENIZED = flags.DEFINE_bool(
+    "tokenized", False, "Also count BLEU as old papers did: on tokenised text, lower-cased."
+)
+_COMPARE = flags.DEFINE_string(
+    "compare_with",
+    None,
+    "Another system's translations of the split, a line each: adds a paired "
+    "bootstrap test of the difference in BLEU.",
+)
 
 
-def main(argv: list[str]) -> None:
-    """Loads, scores, prints."""
-    no_arguments(argv)
-    if _OUTPUT.value:
-        check_output(_OUTPUT.value, "output")
-    loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
-    model, facts = loaded.model, loaded.facts
-    tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
-    manifest = load_manifest(_DATA_DIR.value or facts.data_dir)
+class Evaluation:
+    """Scores the checkpoints of one model directory on one split.
+
+    Args:
+        loaded: the model; its weights may change between two calls of `score`.
+        manifest: of the dataset.
+        split: to score.
+    """
+
+    def __init__(self, loaded: LoadedModel, manifest: Manifest, split: str):
+        self._manifest, self._split = manifest, split
+        config, strategy = loaded.facts.config, tf.distribute.get_strategy()
+        self._steps = Steps(
+            strategy, loaded.task, loaded.model, None, None, config, jit_compile=False
+        )
+        examples = read_examples(manifest, split)
+        self._batches = evaluation_batches(examples, config, manifest.closing_id, strategy)
+        self._scorer = loaded.task.scorer(
+            loaded.model, manifest, split, loaded.tokenizers, quick=False
+        )
+
+    def score(self) -> tuple[dict[str, Any], Scores]:
+        """Return the metrics of the model as it is now, and its outputs."""
+        result = total_metrics(self._steps, self._batches)
+        scores = self._scorer(None)
+        metrics = {key: round(value, 5) for key, value in result.items()} | dict(scores.metrics)
+        return metrics | self._more_scores(scores), scores
+
+    def _more_scores(self, scores: Scores) -> dict[str, Any]:
+        if self._manifest.task != "translation":
+            return {}
+        references = read_raw_text(self._manifest, self._split)["target"]
+        more = comparison.edit_rate(scores.outputs, references)
+        if _TOKENIZED.value:
+            more |= comparison.tokenized_bleu(scores.outputs, references)
+        if _COMPARE.value:
+            other = _read_lines(_COMPARE.value, len(references))
+            tokenizer = bleu_tokenizer(self._manifest.languages["target"])
+            more |= comparison.paired_bootstrap(scores.outputs, other, references, tokenizer)
+        return more
+
+
+def _read_lines(path: str, count: int) -> list[str]:
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            lines = file.read().removesuffix("\n").split("\n")
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        raise UsageError(f"--compare_with={path} cannot be read as UTF-8 text") from error
+    if len(lines) != count:
+        raise UsageError(f"--compare_with={path}: {len(lines)} lines for {count} sentences")
+    return lines
+
+
+def _load(which: str) -> LoadedModel:
+    loaded = model_directory.load(_MODEL_DIR.value, which)
+    if _BEAM_SIZE.value:
+        decode = dataclasses.replace(loaded.facts.config.decode, beam_size=_BEAM_SIZE.value)
+        loaded.facts.config.decode = decode
+        loaded = dataclasses.replace(loaded, task=loaded.facts.task())
+    return loaded
+
+
+def _check(manifest: Manifest, loaded: LoadedModel) -> None:
     if _SPLIT.value not in manifest.splits or _SPLIT.value == "train":
         held_out = sorted(set(manifest.splits) - {"train"})
         raise UsageError(
             f"--split={_SPLIT.value}: {manifest.directory} has these splits to score: "
             f"{', '.join(held_out)}"
         )
-    for side, info in facts.tokenizers.items():
+    for side, info in loaded.facts.tokenizers.items():
         if manifest.tokenizers[side].sha256 != info.sha256:
             raise UsageError(
                 f"{manifest.directory} was made with another {side} vocabulary than "
                 f"{_MODEL_DIR.value}; prepare it again with {info.file} of the model directory, "
                 "or score its own model"
             )
-    config = facts.config
-    strategy = tf.distribute.get_strategy()
-    steps = Steps(strategy, loaded.task, model, None, None, config, jit_compile=False)
-    pairs = read_examples(manifest, _SPLIT.value)
-    batches = evaluation_batches(pairs, config, manifest.closing_id, strategy)
-    result = total_metrics(steps, batches)
-    decoder = Decoder(model, search_options(config.decode, _BEAM_SIZE.value))
-    scores, rows = scoring.score_split(manifest, _SPLIT.value, tokenizers, decoder)
-    if _OUTPUT.value:
-        text = "".join(f"{translation}\n" for _, _, translation in rows)
-        write_output(_OUTPUT.value, text.encode(), "output")
-    print(
-        json.dumps(
-            {
-                "split": _SPLIT.value,
-                "step": loaded.step,
-                "sentences": len(rows),
-                **{key: round(value, 5) for key, value in result.items()},
-                **scores,
-                "beam_size": decoder.options.beam_size,
-                "length_penalty": config.decode.length_penalty,
-            }
-        ),
-        flush=True,
+    if manifest.task != "translation" and (_TOKENIZED.value or _COMPARE.value):
+        raise UsageError("--tokenized and --compare_with are for translation models")
+
+
+def _line(step: int, loaded: LoadedModel, metrics: dict[str, Any], scores: Scores) -> str:
+    decode = loaded.facts.config.decode
+    return json.dumps(
+        {
+            "split": _SPLIT.value,
+            "step": step,
+            "sentences": len(scores.outputs),
+            **metrics,
+            "beam_size": decode.beam_size,
+            "length_penalty": decode.length_penalty,
+        }
     )
+
+
+def _evaluate_all(loaded: LoadedModel, evaluation: Evaluation) -> None:
+    """Score every checkpoint: a JSON line each, then a table, and a curve in TensorBoard."""
+    directory = os.path.join(_MODEL_DIR.value, "checkpoints")
+    board = os.path.join(_MODEL_DIR.value, "tensorboard", f"evaluate-{_SPLIT.value}")
+    writer = tf.summary.create_file_writer(board)
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for step in files.steps(directory):
+        found = saver.find(_MODEL_DIR.value, files.prefix(directory, step))
+        saver.restore_model(loaded.model, found, loaded.facts.of_checkpoint())
+        metrics, scores = evaluation.score()
+        print(_line(step, loaded, metrics, scores), flush=True)
+        rows.append((step, metrics))
+        with writer.as_default(step=step):
+            for name, value in metrics.items():
+                if isinstance(value, int | float):
+                    tf.summary.scalar(f"quality/{name}", value)
+    writer.close()
+    names = ("loss", *loaded.task.SCORES)
+    print("".join(f"{name:>12}" for name in ("step", *names)), file=sys.stderr)
+    for step, metrics in rows:
+        cells = "".join(f"{metrics[name]:>12.4g}" for name in names)
+        print(f"{step:>12,}{cells}", file=sys.stderr)
+
+
+def main(argv: list[str]) -> None:
+    """Load, score, print."""
+    no_arguments(argv)
+    if _OUTPUT.value:
+        check_output(_OUTPUT.value, "output")
+    every = _CHECKPOINT.value == "all"
+    loaded = _load("latest" if every else _CHECKPOINT.value)
+    manifest = load_manifest(_DATA_DIR.value or loaded.facts.data_dir)
+    _check(manifest, loaded)
+    evaluation = Evaluation(loaded, manifest, _SPLIT.value)
+    if every:
+        _evaluate_all(loaded, evaluation)
+        return
+    metrics, scores = evaluation.score()
+    if _OUTPUT.value:
+        text = "".join(f"{line}\n" for line in scores.outputs)
+        write_output(_OUTPUT.value, text, "output")
+    print(_line(loaded.step, loaded, metrics, scores), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,50 +2,150 @@
 
     python -m trainer.translate --model_dir=MODEL < in.txt > out.txt
     python -m trainer.translate --model_dir=MODEL --interactive
+    python -m trainer.translate --model_dir=MODEL --json --n_best=3 --alignments < in.txt
 
 A line that comes slowly, from a terminal or another program, is answered at once.
 """
 
+import json
 import sys
 
 from absl import flags
 
-from common.errors import no_arguments, run_app
+from common.errors import UsageError, no_arguments, run_app
 from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding import scoring
+from trainer.decoding.forced import ForcedDecoder, word_alignment
 from trainer.decoding.lines import LineReader
+from trainer.decoding.options import SamplingOptions
+from trainer.decoding.risk import expected_chrf, least_risk
 from trainer.decoding.search import Decoder, search_options
 
 _PIECE = 2_000  # lines: sorting by length wants many, progress wants few
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a checkpoint's path.")
+_CHECKPOINT = flags.DEFINE_list(
+    "checkpoint",
+    ["best"],
+    "best, latest, or a checkpoint's path; several, with commas, are an ensemble.",
+)
 _BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "Beams; 0 for the configuration's.", 0)
 _INTERACTIVE = flags.DEFINE_bool(
     "interactive", False, "Show a prompt, and answer each line before the next is read."
 )
+_JSON = flags.DEFINE_bool("json", False, "Write one JSON object a line: text, score, cut.")
+_N_BEST = flags.DEFINE_integer(
+    "n_best", 1, 'With --json: so many of the beam\'s translations, under "alternatives".', 1
+)
+_ALIGNMENTS = flags.DEFINE_bool(
+    "alignments", False, "With --json: pairs of source and target words, counted from 0."
+)
+_PREFIX = flags.DEFINE_string("prefix", "", "What every translation begins with.")
+_GROUPS = flags.DEFINE_integer("diverse_groups", 1, "Groups of a diverse beam search.", 1)
+_DIVERSITY = flags.DEFINE_float(
+    "diversity", 0.5, "What a group loses for a token that an earlier group has chosen.", 0.0
+)
+_SAMPLES = flags.DEFINE_integer(
+    "samples",
+    0,
+    "Draw so many translations; the one that agrees best with the others, by chrF, "
+    "is written (minimum Bayes risk). 0 to search for the likeliest.",
+    0,
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of --samples.", 0.01)
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Of --samples: among so many tokens; 0 for all.", 0)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Of --samples: among this share.", 0.01, 1.0)
+_SEED = flags.DEFINE_integer("seed", 1, "Of --samples.", 0)
+
+
+class Translator:
+    """Lines to what is written for them, as the flags say."""
+
+    def __init__(self):
+        loaded = [model_directory.load(_MODEL_DIR.value, which) for which in _CHECKPOINT.value]
+        first = loaded[0]
+        if set(first.tokenizers) != {"source", "target"}:
+            raise UsageError(f"{_MODEL_DIR.value} holds no translation model")
+        models = [one.model for one in loaded]
+        self._tokenizers = (first.tokenizers["source"], first.tokenizers["target"])
+        changes = {"groups": _GROUPS.value, "diversity": _DIVERSITY.value}
+        try:
+            options = search_options(
+                first.facts.config.decode,
+                _BEAM_SIZE.value,
+                **(changes if _GROUPS.value > 1 else {}),
+            )
+        except ValueError as error:
+            raise UsageError(f"--diverse_groups: {error}") from error
+        sampling = None
+        if _SAMPLES.value:
+            sampling = SamplingOptions(
+                _SAMPLES.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value
+            )
+        self._decoder = Decoder(models, options, sampling=sampling)
+        self._forced = ForcedDecoder(models) if _ALIGNMENTS.value else None
+        self.name = "-".join(first.facts.languages.values())
+        self.name += f", step {', '.join(f'{one.step:,}' for one in loaded)}"
+
+    def translate(self, lines: list[str]) -> tuple[list[str], list[scoring.Translated]]:
+        """Return what to write for each line, and the translations."""
+        prefixes = [_PREFIX.value] * len(lines) if _PREFIX.value else None
+        found = scoring.translate_lines(lines, self._tokenizers, self._decoder, prefixes=prefixes)
+        if _SAMPLES.value:
+            texts = [one.texts[least_risk(one.texts)] if one.texts else "" for one in found]
+        else:
+            texts = [one.text for one in found]
+        if not _JSON.value:
+            return texts, found
+        values = [self._value(*pair) for pair in zip(lines, texts, found, strict=True)]
+        if self._forced:
+            self._align(self._forced, lines, values)
+        return [json.dumps(value, ensure_ascii=False) for value in values], found
+
+    def _value(self, line: str, text: str, one: scoring.Translated) -> dict:
+        value: dict = {"source": line, "translation": text, "cut": one.cut or one.source_cut}
+        if not one.hypotheses:
+            return value
+        scores = [
+            {"translation": text, "score": part.score, "log_probability": part.log_probability}
+            for text, part in zip(one.texts, one.hypotheses, strict=True)
+        ]
+        if _SAMPLES.value:
+            for score, expected in zip(scores, expected_chrf(one.texts), strict=True):
+                score["expected_chrf"] = expected
+            return {**value, "samples": scores}
+        value["score"] = scores[0]["score"]
+        value["log_probability"] = scores[0]["log_probability"]
+        return {**value, "alternatives": scores[: _N_BEST.value]} if _N_BEST.value > 1 else value
+
+    def _align(self, forced: ForcedDecoder, lines: list[str], values: list[dict]) -> None:
+        source, target = self._tokenizers
+        pairs = source.encode(lines), target.encode([value["translation"] for value in values])
+        for value, looks, *ids in zip(values, forced.score(*pairs), *pairs, strict=True):
+            value["alignment"] = word_alignment(
+                looks.attention, source.pieces(ids[0]), target.pieces(ids[1])
+            )
 
 
 def main(argv: list[str]) -> None:
     """Load, translate, write."""
     no_arguments(argv)
-    loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
-    tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
-    decoder = Decoder(loaded.model, search_options(loaded.facts.config.decode, _BEAM_SIZE.value))
-    _say(f"{'-'.join(loaded.facts.languages.values())}, step {loaded.step:,}\n")
+    if not _JSON.value and (_ALIGNMENTS.value or _N_BEST.value > 1):
+        raise UsageError("--n_best and --alignments need --json, which has room for them")
+    translator = Translator()
+    _say(f"{translator.name}\n")
     prompts = _INTERACTIVE.value or sys.stdin.isatty()
     reader = LineReader(sys.stdin.fileno(), 1 if prompts else _PIECE)
-    translated: list[scoring.Translated] = []
+    cut: list[scoring.Translated] = []
     _say("> " if prompts else "")
     for lines in reader.pieces():
-        piece = scoring.translate_lines(lines, tokenizers, decoder)
-        text = "".join(f"{one.text}\n" for one in piece)
-        sys.stdout.buffer.write(text.encode("utf-8"))
+        written, found = translator.translate(lines)
+        sys.stdout.buffer.write("".join(f"{line}\n" for line in written).encode("utf-8"))
         sys.stdout.buffer.flush()
-        translated += [one for one in piece if one.cut or one.source_cut]
+        cut += [one for one in found if one.cut or one.source_cut]
         _say("> " if prompts else f"\r{reader.lines:,} lines")
     _say("\n" if reader.lines else "")
-    scoring.warn_of_cuts(translated)
+    scoring.warn_of_cuts(cut)
     reader.warn_of_encoding()
 
 

@@ -111,7 +111,7 @@ class ForcedDecoder:
                 logits = model(source, segments[0], target, segments[1])  # [B, T, V]
             log_p = tf.nn.log_softmax(tf.cast(logits, tf.float32))
             results.append(tf.gather(log_p, target, batch_dims=2))  # [B, T]
-            looks.append(cross_attention(weights, len(model.decoder_layers)))
+            looks.append(cross_attention(weights, len(model.decoder.layers)))
         log_p = tf.reduce_logsumexp(tf.stack(results), 0) - tf.math.log(float(len(results)))
         return log_p, tf.reduce_mean(tf.stack(looks), 0)
 

@@ -86,7 +86,7 @@ class TranslationPredictor:
         for model, cache in zip(self._models, state["caches"], strict=True):
             with recorded_weights() as weights:
                 logits, cache = model.decode_step(tokens, cache, position, segments, ancestors)
-            looks.append(cross_attention(weights, len(model.decoder_layers)))  # [B, K, S]
+            looks.append(cross_attention(weights, len(model.decoder.layers)))  # [B, K, S]
             results.append(tf.nn.log_softmax(tf.cast(logits, tf.float32)))
             caches.append(cache)
         log_p = results[0]
