@@ -184,7 +184,7 @@ def main(argv: list[str]) -> None:
     metrics, scores = evaluation.score()
     if _OUTPUT.value:
         text = "".join(f"{line}\n" for line in scores.outputs)
-        write_output(_OUTPUT.value, text, "output")
+        write_output(_OUTPUT.value, text.encode("utf-8"), "output")
     print(_line(loaded.step, loaded, metrics, scores), flush=True)
 
 
