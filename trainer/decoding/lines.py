@@ -4,7 +4,7 @@ import os
 import select
 from collections.abc import Iterator
 
-from common.console import warn
+from common.console import StreamError, warn
 
 _BLOCK_BYTES = 1 << 16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -29,10 +29,16 @@ class LineReader:
         self._descriptor, self._most = descriptor, most
         self.lines = self.not_utf8 = 0
 
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._descriptor, _BLOCK_BYTES)
+        except OSError as error:
+            raise StreamError("standard input", error) from error
+
     def pieces(self) -> Iterator[list[str]]:
         """Yield at least one line each time, and as many as are there at once, up to `most`."""
         rest, waiting, first = b"", [], True
-        while block := os.read(self._descriptor, _BLOCK_BYTES):
+        while block := self._read():
             if first:
                 block, first = block.removeprefix(_BYTE_ORDER_MARK), False
             *ended, rest = (rest + block).split(b"\n")
