@@ -285,6 +285,58 @@ The company is celebrating its {nth} birthday on {weekday}.
     {place} ist von {span:from} bis {span:to} Uhr geöffnet.
 Please call me back on {weekday} at {time}.
     Bitte rufen Sie mich am {weekday} um {time} Uhr zurück.
+Today is {weekday}.
+    Heute ist {weekday}.
+Tomorrow is {weekday}.
+    Morgen ist {weekday}.
+Yesterday was {weekday}.
+    Gestern war {weekday}.
+Is today {weekday}?
+    Ist heute {weekday}?
+It is {time}.
+    Es ist {time} Uhr.
+What time is it in {city}?
+    Wie spät ist es in {city}?
+It is {weather} today.
+    Heute ist es {weather}.
+It is very {weather} in {city}.
+    In {city} ist es sehr {weather}.
+My name is {name}.
+    Ich heiße {name}.
+Good morning, {name}!
+    Guten Morgen, {name}!
+Good evening, {name}!
+    Guten Abend, {name}!
+How are you, {name}?
+    Wie geht es Ihnen, {name}?
+Thank you, {name}.
+    Danke, {name}.
+See you on {weekday}!
+    Bis {weekday}!
+I live in {city}.
+    Ich wohne in {city}.
+I come from {country}.
+    Ich komme {country:from}.
+Do you live in {city}?
+    Wohnen Sie in {city}?
+I speak {language}.
+    Ich spreche {language}.
+I am learning {language}.
+    Ich lerne {language}.
+Do you speak {language}?
+    Sprechen Sie {language}?
+Where is {place}?
+    Wo ist {place}?
+We are in {city} today.
+    Wir sind heute in {city}.
+I like {drink}.
+    Ich mag {drink}.
+I would like {food} and {drink}, please.
+    Ich hätte gern {food} und {drink}.
+{name} is {mood} today.
+    {name} ist heute {mood}.
+I am {age} years old.
+    Ich bin {age} Jahre alt.
 """
 
 

@@ -1,5 +1,6 @@
 """The built-in corpus: reproducible, disjoint splits, one right translation a sentence."""
 
+import collections
 import datetime
 import itertools
 import os
@@ -12,7 +13,13 @@ import pytest
 from common.errors import UsageError
 from data_pipeline.builtin import corpus as builtin_corpus
 from data_pipeline.builtin import frames as builtin_frames
-from data_pipeline.builtin.corpus import Frame, Generator, generate
+from data_pipeline.builtin.corpus import (
+    Frame,
+    Generator,
+    generate,
+    generate_labelled,
+    generate_paragraphs,
+)
 from data_pipeline.builtin.phrases import Dice, Forms, Side, distinct, long_date
 from data_pipeline.builtin.words import noun_phrase, sentence_slots, territory_forms
 
@@ -287,3 +294,35 @@ def test_an_exhausted_corpus_ends_with_an_error(monkeypatch):
     assert ("Spain", "Espagne") in found
     with pytest.raises(UsageError, match="different pairs found for train, not 500"):
         list(pairs)
+
+
+def test_everyday_sentences_are_in_training(sample):
+    """What the demo invites to translate, and the like; none of them is held out."""
+    pairs = dict(sample)
+    assert pairs["Today is Monday."] == "Heute ist Montag."
+    assert pairs["Tomorrow is Friday."] == "Morgen ist Freitag."
+    assert pairs["My name is Max."] == "Ich heiße Max."
+    assert pairs["Where is the station?"] == "Wo ist der Bahnhof?"
+
+
+def test_kinds_of_statements():
+    pairs = dict(generate_labelled("train", 4000))
+    kinds = collections.Counter(pairs.values())
+    assert sorted(kinds) == ["fact", "phrase", "plan", "question", "report", "request"]
+    assert min(kinds.values()) > 150
+    for text, kind in pairs.items():
+        assert (kind == "question") == (text[-1] == "?" and not text.startswith("Could you "))
+        if text.startswith(("Please ", "Let's ", "Could you ")):
+            assert kind == "request"
+        if " will " in text and text[-1] == "." and not text.startswith("If "):
+            assert kind == "plan"
+    assert list(pairs) == [source for source, _ in generate("train", 4000)]
+    german = dict(generate_labelled("valid", 200, locale="de"))
+    assert set(german.values()) == set(kinds) and any("ä" in text for text in german)
+
+
+def test_paragraphs_are_the_sentences_in_order():
+    sentences = [source for source, _ in generate("valid", 95)]
+    paragraphs = [text for (text,) in generate_paragraphs("valid", 95)]
+    assert len(paragraphs) == 10
+    assert " ".join(paragraphs).replace("\v", " ") == " ".join(sentences)
