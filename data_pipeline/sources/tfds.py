@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
+import numpy as np
+
 from common.errors import UsageError
 from data_pipeline.sources.chunk import Chunk, Wanted, chunk_rows, document_line
 from data_pipeline.sources.text_files import TextSource
@@ -232,7 +234,7 @@ def _find_features(
 
     def fits(name: str, feature: Any) -> bool:
         if name in labels and isinstance(feature, tfds.features.Tensor | tfds.features.Scalar):
-            return feature.shape == () and feature.np_dtype.kind in "iu"
+            return feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
         return isinstance(feature, tfds.features.Text)
 
     waiting: list[tuple[tuple[str, ...], Any]] = [((), features)]

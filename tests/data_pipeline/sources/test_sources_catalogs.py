@@ -331,3 +331,39 @@ def test_fingerprints_are_of_content_and_languages(tmp_path):
     marks += [parse_spec(spec, "en", "de")[0].fingerprint()]
     marks += [parse_spec(po, "en", "de")[0].fingerprint()]
     assert len(set(marks)) == 5
+
+
+@pytest.mark.parametrize(
+    "encoding", ["Shift_JIS", "EUC-JP", "GB18030", "Big5", "ISO-8859-15", "UTF-16", "utf-8-sig"]
+)
+def test_tmx_in_any_encoding(tmp_path, encoding):
+    text = (
+        "\u2019 \u20ac" if encoding == "GB18030" else "\u65e5" if "85" not in encoding else "\u20ac"
+    )
+    body = tmx(unit(("en", "a"), ("ja", text))).decode()
+    declared = body.replace('encoding="UTF-8"', f'encoding="{encoding.removesuffix("-sig")}"')
+    path = write(tmp_path / "a.tmx", declared.encode(encoding))
+    assert read(f"tmx:{path}", "en", "ja") == [("a", text)]
+
+
+def test_tmx_in_an_unknown_or_wrong_encoding(tmp_path):
+    body = tmx(unit(("en", "a"), ("de", "b"))).decode()
+    path = write(tmp_path / "a.tmx", body.replace("UTF-8", "Klingon-7").encode())
+    with pytest.raises(UsageError, match=r"a\.tmx: its encoding 'Klingon-7' is not known here; co"):
+        read(f"tmx:{path}")
+    path = write(tmp_path / "a.tmx", body.replace("UTF-8", "hex").encode())
+    with pytest.raises(UsageError, match=r"a\.tmx: its encoding 'hex' is not known here"):
+        read(f"tmx:{path}")
+    path = write(tmp_path / "a.tmx", body.replace("UTF-8", "Shift_JIS").encode() + b"\xfc\xff")
+    with pytest.raises(UsageError, match=r"a\.tmx: is not text in Shift_JIS \(.*iconv -t UTF-8"):
+        read(f"tmx:{path}")
+
+
+def test_tmx_unit_without_a_segment(tmp_path):
+    broken = b"<tu><tuv xml:lang='en'>a</tuv><tuv xml:lang='de'>b</tuv></tu>"
+    path = write(
+        tmp_path / "a.tmx",
+        tmx(unit(("en", "a"), ("de", "b"))).replace(b"</body>", broken + b"</body>"),
+    )
+    with pytest.raises(UsageError, match=r"a\.tmx, line \d+: a unit ends here that has no <seg>"):
+        read(f"tmx:{path}")

@@ -230,3 +230,21 @@ def test_fingerprint_is_of_the_content(tmp_path):
     write(tmp_path / "b", b"y\n")
     assert TextSource(a, b).fingerprint() != before
     assert TsvSource(a).fingerprint() != TsvSource(b).fingerprint()
+
+
+@pytest.mark.parametrize("content", [b"a\rb\rc\r", b"\xef\xbb\xbfa\rb", b"a\rb\rc\rd\n"])
+def test_carriage_returns_alone_are_refused(tmp_path, content):
+    """Else the file would be one line, and the whole text one pair."""
+    for name, other in (("en", "de"), ("de", "en")):
+        write(tmp_path / f"a.{name}", content)
+        write(tmp_path / f"a.{other}", b"a\nb\nc\n")
+        with pytest.raises(UsageError, match=rf"a\.{name}: its lines end with carriage returns"):
+            read(f"text:{tmp_path}/a.en,{tmp_path}/a.de")
+    write(tmp_path / "a.tsv", content.replace(b"\r", b"\tx\r"))
+    with pytest.raises(UsageError, match=r"a\.tsv: its lines end with carriage returns .*tr '"):
+        read(f"tsv:{tmp_path}/a.tsv")
+
+
+def test_a_carriage_return_inside_a_line_stays(tmp_path):
+    write(tmp_path / "a.tsv", b"a\rb\tc\nd\te\r\nf\tg")
+    assert read(f"tsv:{tmp_path}/a.tsv") == [("a\rb", "c"), ("d", "e"), ("f", "g")]
