@@ -1,4 +1,4 @@
-"""What the contenders of a speed comparison share: the setting, the corpus, the stop-watch."""
+"""What the contenders of a speed comparison share: the setting, the corpus and the stopwatch."""
 
 import dataclasses
 import time
@@ -47,21 +47,21 @@ def fitting_pairs(pairs: Examples, row_length: int) -> Examples:
 
 
 def target_tokens(pairs: Examples) -> int:
-    """Target tokens to be predicted: those of the corpus and an end of sentence a pair."""
+    """Return the number of target tokens to predict, including an end of sentence per pair."""
     return len(pairs.tokens["target"]) + len(pairs)
 
 
 class Meter:
-    """Stands between a training loop and the benchmark, which says when to run and when to rest.
+    """Connects a training loop with the benchmark, which decides when the loop runs and pauses.
 
     The loop calls `describe` and `first_step`, then `after_step` after every step, and ends when
-    that returns False. Between two rounds `after_step` blocks, so that the loop needs no structure
-    for it: `model.fit` is measured as it is. Only the time inside a round counts.
+    that returns False. Between two rounds `after_step` blocks, so the loop needs no code for it:
+    `model.fit` is measured as it is. Only the time inside a round counts.
 
     Args:
-        connection: multiprocessing pipe. In come lengths of rounds in seconds, None to end; out go
-            dictionaries, one when warm and one a round.
-        started: `time.time()` when the process was started.
+        connection: a multiprocessing pipe. It receives the length of each round in seconds, or
+            None to end; it sends a dictionary after the warm-up and after each round.
+        started: `time.time()` at the start of the process.
     """
 
     _WARM_UP = 3  # steps after the first
@@ -74,29 +74,29 @@ class Meter:
         self._begin, self._seconds = time.perf_counter(), 0.0
 
     def describe(self, **facts) -> None:
-        """Adds to what is reported when the contender is warm: "parameters", "version" and more."""
-        assert self._warm is not None, "too late: it has been reported"
+        """Add facts to the report after the warm-up: "parameters", "version" and others."""
+        assert self._warm is not None, "the report after the warm-up was sent already"
         self._warm |= facts
 
     def first_step(self, loss) -> None:
-        """Notes that the first step is done.
+        """Record that the first step is done.
 
         Args:
-            loss: what `float` can read; reading it waits until the device is done.
+            loss: a number or a scalar tensor; `float` waits until the device is done.
         """
         first = float(loss)
         self.describe(first_step_seconds=time.time() - self._started, first_loss=first)
 
     def after_step(self, tokens: int, loss, steps: int = 1) -> bool:
-        """Counts; at the end of a round reports, and waits for the next one.
+        """Count the steps; at the end of a round, report and wait for the next one.
 
         Args:
-            tokens: target tokens of the step (or of all `steps`), padding not counted.
-            loss: of the last step, a number or a scalar tensor; read at the end of a round only.
-            steps: how many steps these were.
+            tokens: target tokens of the step (or of all `steps`), without padding.
+            loss: the last step's, a number or a scalar tensor, read only at the end of a round.
+            steps: number of steps since the last call.
 
         Returns:
-            whether to go on.
+            Whether to continue.
         """
         self._tokens += tokens
         self._steps += steps
@@ -121,12 +121,12 @@ class Meter:
 
     @property
     def warming_up(self) -> bool:
-        """Whether no round has begun yet."""
+        """Whether the first round has not begun."""
         return self._warm is not None
 
     @property
     def seconds_left(self) -> float:
-        """Until the end of the round."""
+        """Seconds until the end of the round."""
         return self._seconds - (time.perf_counter() - self._begin)
 
     def _next_round(self) -> bool:

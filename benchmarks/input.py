@@ -1,10 +1,10 @@
-"""How fast the trainer's input is: target tokens a second on one core, and seconds to a far step.
+"""Measure the trainer's input: target tokens per second on one core, and seconds to a far step.
 
     python -m benchmarks.input --data_dir=DATA [--rows=400000] [--seconds=10]
 
-Reads the packed rows of a dataset as the trainer does, in one process on one core, which does
-nothing else; training leaves the input less than a core, and needs far fewer tokens. With --rows
-also a dataset of so many rows, made in a temporary directory by repeating those of --data_dir.
+Read the packed rows of a dataset as the trainer does, in one process on one core. Training leaves the
+input less than a core, but needs far fewer tokens. With --rows=N, also measure a dataset of N rows,
+made in a temporary directory by repeating the rows of --data_dir.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ from trainer.input.distribution import distribute
 from trainer.input.rows import StreamedData
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data/demo", "Dataset directory with packed rows.")
-_ROWS = flags.DEFINE_integer("rows", 0, "Also a dataset of so many rows; 0 for none.", 0)
-_SECONDS = flags.DEFINE_float("seconds", 10.0, "How long reading is measured.", 0.1)
+_ROWS = flags.DEFINE_integer("rows", 0, "Rows of a second, larger dataset; 0 for none.", 0)
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "Duration of the measurement.", 0.1)
 _BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", 24_576, "Target positions of a batch.", 1)
 
 
 def bytes_read() -> int:
-    """What this process has read so far, from the disk or its cache; 0 where nobody counts."""
+    """Return the bytes that this process has read; 0 if the system does not count them."""
     try:
         with open("/proc/self/io", encoding="utf-8") as file:
             return int(file.readline().split()[1])
@@ -41,7 +41,7 @@ def bytes_read() -> int:
 def repeat_rows(
     manifest: Manifest, info: RowsInfo, count: int, directory: str
 ) -> tuple[Manifest, RowsInfo]:
-    """Writes the whole blocks of a dataset again and again, to about `count` rows."""
+    """Write the whole blocks of a dataset repeatedly, up to about `count` rows."""
     size = info.block_rows * info.record_bytes
     contents, digests = [], []
     for file, of_file in zip(info.files, info.blocks, strict=True):
@@ -69,7 +69,7 @@ def repeat_rows(
 
 
 def measure(manifest: Manifest, info: RowsInfo, batch_tokens: int, seconds: float) -> str:
-    """Seeks to the middle of the third epoch and reads from there; returns a line."""
+    """Seek to the middle of the third epoch and read from there; return a line of the table."""
     data = StreamedData(manifest, info, max(1, batch_tokens // info.row_length), seed=1)
     strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
     read, began = bytes_read(), time.perf_counter()
@@ -90,7 +90,7 @@ def measure(manifest: Manifest, info: RowsInfo, batch_tokens: int, seconds: floa
 
 
 def main(argv: list[str]) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     no_arguments(argv)
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})

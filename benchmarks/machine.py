@@ -1,4 +1,4 @@
-"""What the machine is, for the head of a table of measurements."""
+"""Describe the machine, for the head of a table of measurements."""
 
 import os
 import platform
@@ -8,12 +8,12 @@ BUSY = 0.5
 
 
 def load_average() -> float:
-    """Processes that wanted a core, on average over the last minute; NaN where nobody counts."""
+    """Return the load average of the last minute; NaN if the system does not count it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
 def cpu_model() -> str:
-    """Such as "AMD EPYC 9654"."""
+    """Return the name of the CPU, such as "AMD EPYC 9654"."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
@@ -25,5 +25,5 @@ def cpu_model() -> str:
 
 
 def describe() -> str:
-    """CPU, cores and operating system in one line."""
+    """Return CPU, cores and operating system in one line."""
     return f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"

@@ -1,4 +1,4 @@
-"""This repository's trainer as a contender: what `trainer.run.Run` builds, on packed rows."""
+"""This repository's trainer as a contender, on packed rows."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from trainer.run import Run, assemble
 
 
 def build(setting: Setting, model_dir: str) -> Run:
-    """The run that `trainer.main --strategy=one_device` would make, with its output kept quiet."""
+    """Return the run that `trainer.main --strategy=one_device` would make, without its output."""
     precision = setting.precision
     strategy, _ = make_strategy("one_device")
     jit_compile = use_xla(setting.variant, strategy, precision)
@@ -29,7 +29,7 @@ def build(setting: Setting, model_dir: str) -> Run:
 
 
 def train(setting: Setting, meter: Meter) -> None:
-    """Trains in calls of several steps, as the trainer's loop does, until the meter says stop."""
+    """Train in calls of several steps, as the trainer's loop does, until the meter says stop."""
     with tempfile.TemporaryDirectory() as model_dir:
         run = build(setting, model_dir)
         run.writer.flush()
@@ -56,6 +56,6 @@ def train(setting: Setting, meter: Meter) -> None:
         step_seconds = (time.perf_counter() - began) / steps
         if not meter.after_step(tokens, loss, steps):
             return
-        # Whole calls of the trainer's size, and a smaller one at the end of a round.
+        # Calls have the trainer's size, except for a smaller one at the end of a round.
         left = round(meter.seconds_left / step_seconds)
         steps = 1 if meter.warming_up else min(max(1, left), setting.config.train.steps_per_loop)

@@ -1,13 +1,13 @@
-"""How long the data job takes, against SentencePiece alone, and how much memory.
+"""Measure the data job's time, compared with SentencePiece alone, and its memory.
 
     python -m benchmarks.preprocess --train=tsv:train.tsv.gz [--source_lang=en --target_lang=de]
         [--runs=5] [--workers=2]
 
 SentencePiece alone encodes both sides of the same lines, already in memory, with the same model, in
-one call a side, in a process of its own. The job, in one process, does everything from the file to
-the finished dataset directory: with that model given, and once with its training. The runs take
-turns, and the ratios are those of the medians. `--workers` runs the command with 1 and with so many
-workers instead, and compares the bytes: time and memory of whole processes.
+one call per side, in a separate process. The job, in one process, does everything from the file to
+the finished dataset directory: with that model given, and once including its training. The runs
+alternate; ratios are those of the medians. `--workers=N` instead runs the command with 1 and with N
+workers, reports time and memory of whole processes, and compares the bytes.
 """
 
 import os
@@ -35,13 +35,13 @@ from data_pipeline.sources.spec import parse_spec
 _TRAIN = flags.DEFINE_string("train", "builtin:train", "SPEC of training text.")
 _SOURCE_LANG = flags.DEFINE_string("source_lang", "en", "Source language.")
 _TARGET_LANG = flags.DEFINE_string("target_lang", "de", "Target language.")
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 8000, "Pieces of the vocabulary.")
+_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 8000, "Size of the vocabulary.")
 _RUNS = flags.DEFINE_integer("runs", 5, "Runs of each contender.", 1)
 _WORKERS = flags.DEFINE_integer("workers", 0, "Compare whole processes with 1 and this many.", 0)
 
 
 def job_seconds(directory: str, tokenizer: tuple[str, ...] = ()) -> float:
-    """Runs the job in this process, silently; returns its seconds."""
+    """Run the job in this process, silently; return its seconds."""
     settings = Settings(
         train=(_TRAIN.value,),
         valid=(),
@@ -58,8 +58,7 @@ def job_seconds(directory: str, tokenizer: tuple[str, ...] = ()) -> float:
     return time.perf_counter() - began
 
 
-# In a process of its own, as somebody would who has nothing else to do: beside TensorFlow's objects
-# Python's garbage collector takes longer.
+# In a separate process, because TensorFlow's objects slow down Python's garbage collector.
 _ALONE = """
 import sys, time
 import sentencepiece
@@ -76,13 +75,13 @@ print(time.perf_counter() - began)
 
 
 def sentencepiece_seconds(model: str, sides: list[str]) -> float:
-    """Encodes both sides, files of text, with one thread; returns the seconds."""
+    """Encode two text files with one thread; return the seconds."""
     command = [sys.executable, "-c", _ALONE, model, *sides]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def write_text(paths: list[str]) -> int:
-    """Writes both sides of the training text to files; returns the number of pairs."""
+    """Write both sides of the training text to files; return the number of pairs."""
     sides: list[list[str]] = [[], []]
     for source in parse_spec(_TRAIN.value, _SOURCE_LANG.value, _TARGET_LANG.value):
         for chunk in source.chunks():
@@ -95,7 +94,7 @@ def write_text(paths: list[str]) -> int:
 
 
 def in_process() -> None:
-    """The job against SentencePiece alone, in turns."""
+    """Compare the job with SentencePiece alone."""
     with tempfile.TemporaryDirectory() as parent:
         trained = os.path.join(parent, "trained")
         with_training = job_seconds(trained)
@@ -121,7 +120,7 @@ def in_process() -> None:
 
 
 def directory_digest(directory: str) -> str:
-    """Returns a digest of the names and bytes of all files."""
+    """Return a digest of the names and bytes of all files."""
     digest = hashlib.sha256()
     for name in sorted(os.listdir(directory)):
         with open(os.path.join(directory, name), "rb") as file:
@@ -130,7 +129,7 @@ def directory_digest(directory: str) -> str:
 
 
 def whole_processes() -> None:
-    """The command, with one and with several workers: seconds, memory, bytes."""
+    """Compare seconds, memory and bytes of the command with one and with several workers."""
     digests = []
     for workers in (1, _WORKERS.value):
         with tempfile.TemporaryDirectory() as parent:
@@ -147,7 +146,7 @@ def whole_processes() -> None:
             if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
                 raise UsageError("the data job failed")
             seconds = time.perf_counter() - began
-            # Of the largest process so far, so the row with more workers shows the larger of both.
+            # This is the largest process so far; the second row shows the larger of both runs.
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
             digests.append(directory_digest(directory))
             print(f"{workers} worker(s): {seconds:.1f} s, largest process {peak:.2f} GB")
@@ -155,7 +154,7 @@ def whole_processes() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     no_arguments(argv)
     print(f"{machine.describe()}, load {machine.load_average():.2f}")
     if _WORKERS.value:

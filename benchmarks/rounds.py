@@ -1,4 +1,4 @@
-"""Contenders that take turns, each in a process of its own."""
+"""Let contenders take turns, each in a separate process."""
 
 import contextlib
 import dataclasses
@@ -18,11 +18,11 @@ from benchmarks.common import Meter, Setting
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A training loop to be measured.
+    """A training loop to measure.
 
     Attributes:
-        name: its line in the table.
-        module: has `train(setting, meter)`; imported in its own process only.
+        name: its name in the table.
+        module: a module with `train(setting, meter)`, imported only in its own process.
         setting: what it trains.
     """
 
@@ -32,14 +32,14 @@ class Contender:
 
 
 class _WorkerError(Exception):
-    """A contender's process cannot go on; says why in one line."""
+    """A contender's process cannot continue; the message says why in one line."""
 
 
 class _Worker:
     """The process of a contender, warm and waiting for a round."""
 
     def __init__(self, contender: Contender):
-        # A fresh interpreter: no contender sees what another one imported.
+        # A fresh interpreter, so that no contender sees what another one imported.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -50,12 +50,12 @@ class _Worker:
         self.facts = self._receive()
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """One round; returns its "tokens", "seconds", "steps" and "loss"."""
+        """Run a round; return its "tokens", "seconds", "steps" and "loss"."""
         self._connection.send(seconds)
         return self._receive()
 
     def stop(self) -> None:
-        """Ends the process."""
+        """End the process."""
         with contextlib.suppress(OSError):
             self._connection.send(None)
         self._process.join(30)
@@ -73,7 +73,7 @@ class _Worker:
 
 
 def _work(contender: Contender, connection, started: float) -> None:
-    """What a contender's process does."""
+    """Run a contender, in its own process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # PyTorch may share the GPU with it.
@@ -93,22 +93,22 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)  # at once, also in the middle of a compilation
+    os._exit(1)  # at once, even during a compilation
 
 
 def measure(contenders: list[Contender], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Warms all contenders up, one after the other, then lets them take turns.
+    """Warm up all contenders, one after the other, then let them take turns.
 
     Args:
         contenders: in the order of the result.
-        rounds: how often each has its turn.
-        seconds: least length of a turn; it ends with the step that passes it.
+        rounds: number of turns of each contender.
+        seconds: length of a turn, which ends with the first step after it.
 
     Returns:
-        for each contender "name"; "missing", why it was not measured; or else the facts of
-        `Meter.first_step`, "first_step_seconds", "warm_seconds", "rounds" (tokens, seconds and
-        steps of each), and of target tokens per second the median over the rounds,
-        "tokens_per_second", "min" and "max".
+        For each contender "name" and either "missing", the reason why it was not measured, or the
+        facts of `Meter.describe`, "first_step_seconds", "warm_seconds", "rounds" (tokens, seconds
+        and steps of each), and the median, "min" and "max" of target tokens per second over the
+        rounds; the median is "tokens_per_second".
     """
     results: list[dict[str, Any]] = [{"name": contender.name} for contender in contenders]
     workers: dict[int, _Worker] = {}
@@ -133,7 +133,7 @@ def measure(contenders: list[Contender], rounds: int, seconds: float) -> list[di
 
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:
-    """Adds median, smallest and largest target tokens per second of a result's rounds."""
+    """Add the median, smallest and largest target tokens per second of a result's rounds."""
     if "missing" in result:
         return result
     speeds = [turn["tokens"] / turn["seconds"] for turn in result["rounds"]]

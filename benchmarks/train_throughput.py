@@ -1,28 +1,28 @@
-"""How fast does training go, next to PyTorch and to Keras' fit, on one corpus and one machine?
+"""Compare the speed of training with PyTorch and Keras' fit, on one corpus and one machine.
 
     python -m benchmarks.train_throughput --data_dir=DATA --model=tiny --precision=float32
     python -m benchmarks.train_throughput --data_dir=DATA --model=base \\
         --precision=mixed_bfloat16 --seconds=60 --rounds=3
 
-All contenders train a Transformer of the same size on the same sentence pairs, batches of about as
-many target tokens, with dropout 0.1 and Adam. What counts is target tokens per second, the end of
-a sentence included and padding not, after compilation and warm-up:
+All contenders train a Transformer of the same size on the same sentence pairs, in batches of about
+as many target tokens, with dropout 0.1 and Adam. The result is target tokens per second after
+compilation and warm-up, including ends of sentences but not padding:
 
     ours           the train step of this repository, packed rows, label smoothing, clipping
-    torch_eager    peers/torch_transformer.py: nn.Transformer, batches of like length, label
+    torch_eager    peers/torch_transformer.py: nn.Transformer, batches of similar length, label
                    smoothing, clipping, fused Adam; PyTorch's number of threads
-    torch_compile  the same through torch.compile(dynamic=True), all shapes compiled before
+    torch_compile  the same with torch.compile(dynamic=True), all shapes compiled before
     keras_fit      peers/keras_fit.py: Keras' layers, padded batches of shuffled sentences, fit
 
-Each has a process of its own and they take turns, one at a time, for several rounds, so that a
-machine that gets slower or busier meets all of them. The figure is the median over the rounds.
-PyTorch is no dependency of this project: pip install torch==2.13.0 for the comparison, in the same
-environment (its compiler wants a C++ compiler on a CPU). A second run finds part of what
-torch.compile made the first time in PyTorch's cache, and its first step is sooner.
+Each runs in a separate process. They take turns for several rounds, so that a machine that becomes
+slower or busier affects all of them. The result is the median over the rounds. PyTorch is not a
+dependency of this project: pip install torch==2.13.0 into the same environment for the comparison (on
+a CPU, its compiler needs a C++ compiler). In a second run PyTorch's cache shortens the first step of
+torch_compile.
 
-The last column is the model FLOPs utilisation (trainer/metrics/flops.py): useful floating-point
-operations, which those on padding are not, over the rate of a large matrix product, measured in the
-same run on a CPU and from the data sheet on a GPU.
+The last column is the model FLOPs utilization (trainer/metrics/flops.py): useful floating-point
+operations per second, without those on padding, divided by the rate of a large matrix product,
+which is measured in the same run on a CPU and taken from the data sheet on a GPU.
 """
 
 import json
@@ -51,13 +51,13 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _MODEL = flags.DEFINE_enum("model", "tiny", list(_MODELS), "configs/transformer_MODEL.py.")
 _PRECISION = flags.DEFINE_enum(
-    "precision", "float32", ["float32", "mixed_bfloat16"], "Of all contenders."
+    "precision", "float32", ["float32", "mixed_bfloat16"], "Precision of all contenders."
 )
 _BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", 4096, "Target positions in a batch.", 1)
 _ROW_LENGTH = flags.DEFINE_integer(
-    "row_length", 64, "Of the packed rows; longer sentences are left out, for all contenders.", 1
+    "row_length", 64, "Length of the packed rows; all contenders skip longer sentences.", 1
 )
-_SECONDS = flags.DEFINE_float("seconds", 30.0, "Of a round of one contender.", 0.0)
+_SECONDS = flags.DEFINE_float("seconds", 30.0, "Length of a contender's round.", 0.0)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds; the median counts.", 1)
 _OURS = flags.DEFINE_list("ours", ["auto"], "--jit_compile of trainer.main: auto, on, off.")
 _CONTENDERS = flags.DEFINE_list("peers", list(_PEERS), f"Of {', '.join(_PEERS)}; may be empty.")
@@ -65,10 +65,10 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON line besides the table.
 
 
 def make_config(model: str, batch_tokens: int, row_length: int) -> schema.Config:
-    """The configuration of that name, with the batch, and what the comparison fixes.
+    """Return the named configuration with the batch and the comparison's fixed settings.
 
     Raises:
-        UsageError: when the batch does not hold a whole number of rows.
+        UsageError: if the batch does not hold a whole number of rows.
     """
     config = _MODELS[model]()
     config.model.dropout, config.train.label_smoothing = 0.1, 0.1
@@ -82,10 +82,10 @@ def make_config(model: str, batch_tokens: int, row_length: int) -> schema.Config
 
 
 def make_contenders(setting: Setting, ours: list[str], peers: list[str]) -> list[rounds.Contender]:
-    """Those asked for, in the order of the table.
+    """Return the requested contenders, in the order of the table.
 
     Raises:
-        UsageError: for one that does not exist.
+        UsageError: if one does not exist.
     """
     for name, known in (("ours", ["auto", "on", "off"]), ("peers", list(_PEERS))):
         for item in {"ours": ours, "peers": peers}[name]:
@@ -102,7 +102,7 @@ def make_contenders(setting: Setting, ours: list[str], peers: list[str]) -> list
 
 
 def print_table(results: list[dict], flops_per_token: float, peak: float) -> None:
-    """One line a contender, and how much faster the first of ours is; `peak` in FLOP/s or NaN."""
+    """Print a line per contender, and how much faster our first one is; `peak` in FLOP/s or NaN."""
     ours = results[0]["tokens_per_second"]
     print(
         f"{'contender':14} {'parameters':>11} {'1st step':>9} {'tokens/s':>9} {'min':>9} "
@@ -126,12 +126,12 @@ def print_table(results: list[dict], flops_per_token: float, peak: float) -> Non
 
 
 def main(argv: list[str]) -> None:
-    """Flags to contenders to table."""
+    """Measure the contenders that the flags name, and print the table."""
     no_arguments(argv)
     config = make_config(_MODEL.value, _BATCH_TOKENS.value, _ROW_LENGTH.value)
     load = machine.load_average()
     manifest = load_manifest(_DATA_DIR.value)
-    manifest.split("valid")  # trainer.loop wants one
+    manifest.split("valid")  # the trainer needs one
     if not manifest.joint_vocabulary:
         raise UsageError(
             f"{_DATA_DIR.value} has two vocabularies, and the contenders share one embedding; "
@@ -153,12 +153,12 @@ def main(argv: list[str]) -> None:
     for name, fact in facts.items():
         print(f"{name:13} {fact}", flush=True)
     if load > machine.BUSY:
-        print("WARNING       other processes are busy: the figures below are too low, or uneven")
+        print("WARNING       other processes are busy: the results below are too low, or uneven")
     results = rounds.measure(contenders, _ROUNDS.value, _SECONDS.value)
     measured = [result for result in results if "flops_per_token" in result]
     if "missing" in results[0] or not measured:
         raise UsageError(f"{results[0]['name']} was not measured: {results[0].get('missing')}")
-    # Every variant of ours has measured it; a busy moment makes it too low.
+    # Each of our variants measured it; the largest was disturbed least.
     peak = max(result["peak_flops"] or math.nan for result in measured)
     flops_per_token = measured[0]["flops_per_token"]
     versions = dict.fromkeys(r["version"] for r in results if "version" in r)
