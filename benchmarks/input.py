@@ -2,9 +2,9 @@
 
     python -m benchmarks.input --data_dir=DATA [--rows=400000] [--seconds=10]
 
-Read the packed rows of a dataset as the trainer does, in one process on one core. Training leaves the
-input less than a core, but needs far fewer tokens. With --rows=N, also measure a dataset of N rows,
-made in a temporary directory by repeating the rows of --data_dir.
+Read the packed rows of a dataset as the trainer does, in one process on one core. Training
+leaves the input less than a core, but needs far fewer tokens. With --rows=N, also measure a dataset
+of N rows, made in a temporary directory by repeating the rows of --data_dir.
 """
 
 import dataclasses

@@ -16,8 +16,8 @@ compilation and warm-up, including ends of sentences but not padding:
 
 Each runs in a separate process. They take turns for several rounds, so that a machine that becomes
 slower or busier affects all of them. The result is the median over the rounds. PyTorch is not a
-dependency of this project: pip install torch==2.13.0 into the same environment for the comparison (on
-a CPU, its compiler needs a C++ compiler). In a second run PyTorch's cache shortens the first step of
+dependency of this project: pip install torch==2.13.0 into the same environment to compare (on a
+CPU, its compiler needs a C++ compiler). In a second run PyTorch's cache shortens the first step of
 torch_compile.
 
 The last column is the model FLOPs utilization (trainer/metrics/flops.py): useful floating-point
