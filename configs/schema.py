@@ -129,6 +129,10 @@ class TrainConfig:
     micro_batches: int = 1
     """Parts in which each replica works through its share of the batch, adding up gradients: the
     same update, in a fraction of the memory."""
+    remat: str = "none"
+    """"layers": the backward pass computes each layer again, in place of keeping what it needs of
+    the forward pass (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, section 4):
+    less memory, about a third more work. "none": keep everything."""
     label_smoothing: float = 0.1
     rdrop_alpha: float = 0.0
     """Weight of R-Drop (Liang et al. 2021): two passes with other dropout masks must agree. Half
@@ -218,6 +222,7 @@ _CHOICES = {
     "data.batching": ("packed", "bucketed"),
     "optimizer.name": ("adam", "adamw", "adafactor", "lion", "muon"),
     "optimizer.schedule": ("inverse_sqrt", "cosine", "linear", "constant"),
+    "train.remat": ("none", "layers"),
     "train.bad_steps": ("abort", "skip", "rollback"),
     "decode.normalization": ("gnmt", "length"),
 }

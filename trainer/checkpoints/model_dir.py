@@ -27,6 +27,7 @@ _FREE = {
     "train.steps",
     "train.steps_per_loop",
     "train.micro_batches",
+    "train.remat",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.keep_best",

@@ -25,9 +25,12 @@ class DecoderOnly(keras.Model):
         config: of the model.
         vocab_size: V.
         bos_id: the token that opens a text.
+        remat: see `trainer.model.stack.Stack`.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, *, bos_id: int, **kwargs):
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, *, bos_id: int, remat: bool = False, **kwargs
+    ):
         super().__init__(**kwargs)
         self.config = config
         self.bos_id = bos_id
@@ -41,7 +44,7 @@ class DecoderOnly(keras.Model):
         depth, scales = config.decoder_layers, UNSCALED
         if config.norm == "deepnorm":
             _, scales = deepnorm_scales(0, depth)
-        self.decoder = Stack(self, config, "decoder", depth, scales=scales)
+        self.decoder = Stack(self, config, "decoder", depth, scales=scales, remat=remat)
         self.decoder_norm = final_norm(config, "decoder_norm")
         self.positions = PositionEncoding(config, causal=True, name="positions")
         number_dropouts(self)

@@ -23,9 +23,12 @@ class EncoderClassifier(keras.Model):
         config: of the model.
         vocab_size: pieces of the vocabulary.
         classes: C.
+        remat: see `trainer.model.stack.Stack`.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, classes: int, **kwargs):
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, classes: int, *, remat: bool = False, **kwargs
+    ):
         super().__init__(**kwargs)
         self.config = config
         self.embedding = token_embedding(vocab_size, config.width, "embedding")
@@ -33,7 +36,7 @@ class EncoderClassifier(keras.Model):
         depth, scales = config.encoder_layers, UNSCALED
         if config.norm == "deepnorm":
             scales, _ = deepnorm_scales(depth, 0)
-        self.encoder = Stack(self, config, "encoder", depth, scales=scales)
+        self.encoder = Stack(self, config, "encoder", depth, scales=scales, remat=remat)
         self.encoder_norm = final_norm(config, "encoder_norm")
         self.positions = PositionEncoding(config, causal=False, name="positions")
         self.classes = dense(config.width, classes, name="classes")

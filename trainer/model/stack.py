@@ -4,6 +4,8 @@ Axis letters: B batch, L length, S length of what the encoder read, T decoded le
 G heads of keys and values, H size of a head, D width.
 """
 
+from dataclasses import replace
+
 import keras
 import tensorflow as tf
 
@@ -32,6 +34,9 @@ class Stack:
         depth: passes from input to output.
         cross_attention: whether the layers attend to an encoder's output.
         scales: DeepNorm's.
+        remat: whether the backward pass computes each layer again, in place of keeping what it
+            needs of the forward pass (Chen et al. 2016, Training Deep Nets with Sublinear Memory
+            Cost, section 4).
     """
 
     def __init__(
@@ -43,8 +48,9 @@ class Stack:
         *,
         cross_attention: bool = False,
         scales: Scales = UNSCALED,
+        remat: bool = False,
     ):
-        self.config = config
+        self.config, self.remat = config, remat
         count = 1 if config.share_layers else depth
         made = [
             TransformerLayer(
@@ -80,7 +86,8 @@ class Stack:
             x, layer_rng = self._begin_pass(x, depth), rng
             if self.config.share_layers and rng is not None:  # other masks in every pass
                 layer_rng = tf.random.experimental.stateless_fold_in(rng, depth, alg="philox")
-            x = layer(x, memory, layer_rng, sight=sight, cross_sight=cross_sight)
+            run = _recomputed if self.remat else _run
+            x = run(layer, x, memory, layer_rng, sight, cross_sight)
         return x
 
     def start_cache(
@@ -135,3 +142,24 @@ class Stack:
             return x
         encoding = sinusoidal_positions(tf.constant([[depth]]), self.config.width)  # [1, 1, D]
         return x + tf.cast(encoding, x.dtype)
+
+
+def _run(layer: TransformerLayer, x, memory, rng, sight: Sight, cross_sight) -> tf.Tensor:
+    return layer(x, memory, rng, sight=sight, cross_sight=cross_sight)
+
+
+def _recomputed(layer: TransformerLayer, x, memory, rng, sight: Sight, cross_sight) -> tf.Tensor:
+    """Like `_run`, but keep only the arguments for the backward pass.
+
+    What has a gradient must be an argument of the recomputed function; masks must not be, since
+    TensorFlow looks for the gradient of every argument.
+    """
+    arguments = [x, *(tensor for tensor in (memory, sight.bias) if tensor is not None)]
+
+    def run(x, *others):
+        rest = list(others)
+        read = None if memory is None else rest.pop(0)
+        bias = None if sight.bias is None else rest.pop(0)
+        return _run(layer, x, read, rng, replace(sight, bias=bias), cross_sight)
+
+    return tf.recompute_grad(run)(*arguments)

@@ -26,6 +26,7 @@ class Transformer(keras.Model):
         target_vocab_size: V, pieces of the target vocabulary.
         joint: whether both are one vocabulary, so that the embeddings may be shared (3.4).
         bos_id: the token that opens a target sentence.
+        remat: see `trainer.model.stack.Stack`.
 
     Raises:
         ValueError: the configuration shares all embeddings, and there are two vocabularies.
@@ -39,6 +40,7 @@ class Transformer(keras.Model):
         *,
         joint: bool,
         bos_id: int,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -66,7 +68,9 @@ class Transformer(keras.Model):
             encoder_scales, decoder_scales = deepnorm_scales(
                 config.encoder_layers, config.decoder_layers
             )
-        self.encoder = Stack(self, config, "encoder", config.encoder_layers, scales=encoder_scales)
+        self.encoder = Stack(
+            self, config, "encoder", config.encoder_layers, scales=encoder_scales, remat=remat
+        )
         self.decoder = Stack(
             self,
             config,
@@ -74,6 +78,7 @@ class Transformer(keras.Model):
             config.decoder_layers,
             cross_attention=True,
             scales=decoder_scales,
+            remat=remat,
         )
         self.encoder_norm = final_norm(config, "encoder_norm")
         self.decoder_norm = final_norm(config, "decoder_norm")

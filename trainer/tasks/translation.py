@@ -87,6 +87,7 @@ class Translation(Task):
             self.target_vocab_size,
             joint=self.joint,
             bos_id=self.bos_id,
+            remat=self.config.train.remat == "layers",
         )
 
     def sums(self, model, batch: Batch, rng, *, training: bool) -> dict:

@@ -1,0 +1,54 @@
+"""Layers that are computed again in the backward pass give the same step."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.model.dropout import step_rng
+from trainer.model.transformer import Transformer
+
+BATCH = [np.array([[5, 6, 7, 3, 8, 3]]), np.array([[1, 1, 1, 1, 2, 2]])] * 2
+
+
+def gradients(strategy, config, remat: bool, jit_compile: bool):
+    """Logits and gradients of a model with dropout, on the first replica; products in the graph."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = Transformer(config, 30, 30, joint=True, bos_id=2, remat=remat)
+
+    @tf.function(jit_compile=jit_compile or None, autograph=False)
+    def compute(*features):
+        with tf.GradientTape() as tape:
+            logits = model(*features, rng=step_rng(1, 2, 3))
+            loss = tf.reduce_sum(logits**2)
+        variables = [variable.value for variable in model.trainable_variables]
+        return logits, [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
+
+    @tf.function(autograph=False)
+    def run(*features):
+        return strategy.run(lambda *part: compute(*part), args=features)
+
+    features = [tf.constant(array, tf.int32) for array in BATCH]
+    results = [
+        strategy.experimental_local_results(value)[0].numpy()
+        for value in tf.nest.flatten(run(*features))
+    ]
+    graph = str(run.get_concrete_function(*features).graph.as_graph_def())
+    return results, graph.count('op: "BatchMatMulV2"')
+
+
+@pytest.mark.parametrize(("replicas", "jit_compile"), [(1, True), (1, False), (2, False)])
+def test_the_same_gradients(tiny_config, one_device, two_replicas, replicas, jit_compile):
+    """To rounding, with dropout, which draws the same masks again, and T5's learned biases."""
+    rates = {"dropout": 0.2, "attention_dropout": 0.2}
+    config = tiny_config(model={"encoder_layers": 2, "positions": "t5", **rates}).model
+    strategy = one_device if replicas == 1 else two_replicas
+    (kept, few), (again, more) = (
+        gradients(strategy, config, remat, jit_compile) for remat in (False, True)
+    )
+    assert more > few  # it does compute them again
+    assert len(kept) == len(again) > 40
+    for one, other in zip(kept, again, strict=True):  # biases of keys have none but rounding
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=2e-5)
+    assert sum(np.abs(one).max() > 0.01 for one in kept) > 35
