@@ -9,7 +9,7 @@ from configs.schema import Config, DataConfig, OptimizerConfig, TrainConfig
 
 
 def get_config() -> Config:
-    """Small enough for two CPU cores and a short wait."""
+    """Return a configuration for two CPU cores and a short wait."""
     config = transformer_tiny.get_config()
     config.model.dropout = 0.0
     config.data = DataConfig(row_length=64)

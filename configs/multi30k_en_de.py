@@ -7,10 +7,10 @@
     python -m trainer.main --strategy=mirrored --config=configs/multi30k_en_de.py
     python -m trainer.evaluate --model_dir=models/multi30k_en_de --split=test
 
-On two CPU cores, shared with other work, test BLEU (sacreBLEU, cased, detokenised) was 39.6 after
+On two CPU cores, shared with other work, test BLEU (sacreBLEU, cased, detokenized) was 39.6 after
 60 minutes, at step 4,484, and 39.3 at the end; docs/results.md has the curve. The model is the
-smallest one that published systems use for this corpus (Wu et al. 2021, Good for Misconceived
-Reasons): larger ones did worse there, with so little text.
+smallest that published systems use for this corpus (Wu et al. 2021, Good for Misconceived Reasons),
+where larger models did worse on so little text.
 """
 
 from configs import transformer_tiny
@@ -18,10 +18,10 @@ from configs.schema import Config, DataConfig, DecodeConfig, OptimizerConfig, Tr
 
 
 def get_config() -> Config:
-    """60 epochs of 118 steps; the cosine reaches zero at the end, so `steps` is the budget."""
+    """Return 60 epochs of 118 steps; the cosine ends at zero, so `steps` is the budget."""
     config = transformer_tiny.get_config()
     config.model.dropout = 0.2
-    # Captions are short: a row of 64 wastes little attention and is still 96 % full.
+    # Captions are short: rows of 64 waste little attention and are still 96 % full.
     config.data = DataConfig(row_length=64)
     config.optimizer = OptimizerConfig(
         schedule="cosine", learning_rate=4e-3, warmup_steps=800, clip_norm=1.0

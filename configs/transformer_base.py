@@ -8,6 +8,8 @@ from configs.schema import Config
 
 
 def get_config() -> Config:
-    """The defaults of the schema are the paper's base model and its training: 100,000 steps of
-    24,576 target positions, which 96 rows of 256 make and up to 32 replicas can share."""
+    """Return the defaults of the schema, which are the paper's base model and its training.
+
+    100,000 steps of 24,576 target positions: 96 rows of 256, which up to 32 replicas can share.
+    """
     return Config()

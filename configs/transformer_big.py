@@ -8,7 +8,7 @@ from configs.schema import Config, ModelConfig, OptimizerConfig, TrainConfig
 
 
 def get_config() -> Config:
-    """300,000 steps; the peak of the learning rate is 1024**-0.5 * 4000**-0.5."""
+    """Return the paper's big model: 300,000 steps, peak rate 1024**-0.5 * 4000**-0.5."""
     return Config(
         model=ModelConfig(width=1024, feed_forward=4096, heads=16, dropout=0.3),
         optimizer=OptimizerConfig(learning_rate=4.94e-4, warmup_steps=4000),

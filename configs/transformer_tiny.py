@@ -1,16 +1,16 @@
-"""The tiny Transformer: 4 + 4 layers of width 128, about 1.3 million parameters and the embeddings.
+"""The tiny Transformer: 4 + 4 layers of width 128, 1.3 million parameters without embeddings.
 
 python -m trainer.main --strategy=mirrored --config=configs/transformer_tiny.py --data_dir=DATA
 
-20,000 steps of 4,096 target positions, 80 million tokens. What the model reaches on a real corpus
-is in configs/multi30k_en_de.py.
+20,000 steps of 4,096 target positions, 80 million tokens. configs/multi30k_en_de.py says what the
+model reaches on a real corpus.
 """
 
 from configs.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 
 def get_config() -> Config:
-    """The model of Wu et al. 2021 for small corpora; trains on a laptop."""
+    """Return the model of Wu et al. 2021 for small corpora, which trains on a laptop."""
     return Config(
         model=ModelConfig(
             width=128,
