@@ -6,14 +6,10 @@ import subprocess
 import sys
 
 from common.errors import UsageError
+from configs.flags import SMALL_MODEL
 
 FLAGS = (
-    "--config.model.width=32",
-    "--config.model.feed_forward=64",
-    "--config.model.heads=2",
-    "--config.model.encoder_layers=1",
-    "--config.model.decoder_layers=1",
-    "--config.data.row_length=64",
+    *SMALL_MODEL,
     "--config.train.batch_tokens=2048",
     "--jit_compile=off",
 )

@@ -10,17 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import same_run
+from configs.flags import SMALL_MODEL
 from tests.services.gcs import FAULTS, GcsService
 
 _ROOT = Path(__file__).parents[2]
 _FLAGS = (
-    "--config.model.width=32",
-    "--config.model.feed_forward=64",
-    "--config.model.heads=2",
-    "--config.model.encoder_layers=1",
-    "--config.model.decoder_layers=1",
+    *SMALL_MODEL,
     "--config.optimizer.ema_decay=0.9",
-    "--config.data.row_length=64",
     "--config.train.batch_tokens=1024",
     "--config.train.steps=16",
     "--config.train.steps_per_loop=2",
