@@ -8,6 +8,7 @@ until the last step, early stopping or a request to stop:
 """
 
 import math
+import os
 import time
 
 import tensorflow as tf
@@ -66,6 +67,7 @@ class Loop:
         self._most_steps = 1  # that the next call may take
         self._call: dict[str, tf.Tensor] | None = None  # the last one
         self._rollbacks: list[int] = []  # the steps returned to
+        self._profiles = False
 
     def train(self) -> int:
         """Train; see `train` above."""
@@ -97,6 +99,7 @@ class Loop:
         every = (config.steps_per_loop, config.evaluate_every, config.checkpoint_every)
         # The first step of a start is reported alone: its time is compilation, not training.
         end = self._step + 1 if alone else min(config.steps, *(_next(self._step, n) for n in every))
+        end = min([end, *(step for step in self._run.profile_steps if step > self._step)])
         first, calls, began, stops = self._step, [], time.monotonic(), False
         while self._step < end and not stops:
             steps = min(end - self._step, self._most_steps)
@@ -108,6 +111,8 @@ class Loop:
         self._run.reporter.submit(
             Stretch(self._step, self._step - first, calls, began, alone, self._run.data_offset)
         )
+        if self._step in self._run.profile_steps and self._run.worker.is_chief:
+            self._switch_profiler(calls[-1])
         evaluates = self._run.validation.is_due(self._step)
         saves = stops or evaluates or self._step % config.checkpoint_every == 0
         if alone or saves:
@@ -115,6 +120,18 @@ class Loop:
             # step is never saved.
             self._run.reporter.wait()
         return self._evaluate_and_save(stops) if saves else False
+
+    def _switch_profiler(self, call: dict[str, tf.Tensor]) -> None:
+        """Start the profiler after the first of `profile_steps`, and stop it after the second."""
+        first, last = self._run.profile_steps
+        call["step_seconds"].numpy()  # waits until the step has run
+        if self._step == first and not self._profiles:
+            tf.profiler.experimental.start(os.path.join(self._run.model_dir, "tensorboard"))
+            self._profiles = True
+        elif self._step == last and self._profiles:
+            tf.profiler.experimental.stop()
+            self._profiles = False
+            self._run.say(f"profile of steps {first + 1:,} to {last:,} written for TensorBoard")
 
     def _is_asked_to_stop(self, call: dict[str, tf.Tensor]) -> bool:
         """Return whether to stop; if not, agree on how many steps the next call may take.

@@ -70,6 +70,17 @@ _GRACE = flags.DEFINE_float(
 )
 
 place.define_flags()
+_PICTURES = flags.DEFINE_boolean(
+    "pictures",
+    True,
+    "Let TensorBoard show attention, histograms and embeddings, in at most 2 % of the time.",
+)
+_PROFILE = flags.DEFINE_list(
+    "profile_steps",
+    [],
+    "FIRST,LAST: profile the steps between them, for TensorBoard's profile plugin, xprof.",
+)
+
 flags.adopt_module_key_flags(place)  # so that --help lists them too
 parse_flags = functools.partial(config_flags.parse, default=config_flags.DEMO_FILE)
 
@@ -131,6 +142,8 @@ def _train(stop: StopRequest, watch: Watch) -> int:
             init_from=_INIT_FROM.value,
             stop=stop,
             grace_seconds=_GRACE.value,
+            pictures=_PICTURES.value,
+            profile_steps=profile_steps(_PROFILE.value),
         )
         watch.saving = made.checkpoints.wait
         code = loop.train(made) or finish.report(
@@ -144,6 +157,20 @@ def _train(stop: StopRequest, watch: Watch) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def profile_steps(texts: list[str]) -> tuple[int, ...]:
+    """Return the two steps of --profile_steps, or none.
+
+    Raises:
+        UsageError: they are not two rising numbers.
+    """
+    if not texts:
+        return ()
+    steps = tuple(int(text) if text.isdecimal() else 0 for text in texts)
+    if len(steps) != 2 or not 1 <= steps[0] < steps[1]:
+        raise UsageError(f"--profile_steps={','.join(texts)}: two rising steps, such as 10,20")
+    return steps
 
 
 def prepare_demo_corpus(directory: str, row_length: int) -> None:

@@ -21,12 +21,14 @@ from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.files import Keep
 from trainer.checkpoints.model_dir import RunFacts
 from trainer.checkpoints.saver import Checkpoints
+from trainer.decoding.search import decoding_device
 from trainer.distributed import cluster
 from trainer.distributed.cluster import Worker
 from trainer.input import load
 from trainer.input.evaluation import evaluation_batches
 from trainer.input.protocol import TrainingData
 from trainer.metrics.flops import Hardware
+from trainer.metrics.gallery import Gallery
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.writer import MetricsWriter
 from trainer.optim.loss_scale import LossScale
@@ -42,6 +44,7 @@ GRACE_SECONDS = 30.0
 and the end."""
 _CALLS_IN_GRACE = 4  # two may be in progress when the signal comes, and saving takes time too
 _EXAMPLES = 5  # shown at the start
+_MOST_PICTURED = 100  # among these, the pictures find examples that are short
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Run:
     flops_per_unit: float
     hardware: Hardware
     say: Callable[[str], None]
+    profile_steps: tuple[int, ...]
 
     @property
     def data_offset(self) -> int:
@@ -127,6 +131,8 @@ def assemble(
     init_from: str | None = None,
     stop: StopRequest | None = None,
     grace_seconds: float = GRACE_SECONDS,
+    pictures: bool = True,
+    profile_steps: tuple[int, ...] = (),
 ) -> Run:
     """Assemble a new run, or the one that `model_dir` holds, at its last checkpoint.
 
@@ -144,6 +150,9 @@ def assemble(
         stop: this process's requests to stop; None for none.
         grace_seconds: time from a request to stop to the end of the process. Calls of the train
             step are kept so short that there is time to save.
+        pictures: let TensorBoard show pictures, histograms and embeddings too.
+        profile_steps: the step after which the profiler starts, and the one after which it stops;
+            () for none.
 
     Raises:
         UsageError: data, configuration or model directory do not allow the run.
@@ -178,8 +187,23 @@ def assemble(
             state += f", weights of {found.path}"
     steps = Steps(strategy, task, model, optimizer, loss_scale, config, jit_compile=jit_compile)
     tokenizers = examples.load_tokenizers(manifest)
-    writer = MetricsWriter(model_dir, restored or 0, task.BEST, active=worker.is_chief)
+    writer = MetricsWriter(model_dir, restored or 0, active=worker.is_chief)
     stopwatch = Stopwatch(float(checkpoints.state.seconds.numpy()))
+    gallery = None
+    device = decoding_device(model)
+    if worker.is_chief and pictures and device:
+        gallery = Gallery(
+            writer,
+            task,
+            model,
+            tokenizers,
+            examples.read_first_examples(manifest, "valid", _MOST_PICTURED),
+            closing_id=manifest.closing_id,
+            device=device,
+            schedule=optimizer.schedule,
+            steps=config.train.steps,
+            seconds=lambda: stopwatch.seconds,
+        )
     validation = Validation(
         config.train,
         steps,
@@ -191,6 +215,7 @@ def assemble(
         writer,
         stops,
         say,
+        gallery.add if gallery else None,
     )
     reporter = Reporter(
         config.train,
@@ -226,6 +251,7 @@ def assemble(
         flops_per_unit=flops_per_unit,
         hardware=hardware,
         say=say,
+        profile_steps=profile_steps,
     )
     lines = _describe(run, manifest, state)
     say("\n".join(lines))

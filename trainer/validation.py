@@ -33,6 +33,7 @@ class Validation:
         writer: gets the results.
         stops: checked between batches.
         say: prints a line, on the chief only.
+        picture: shows the model as it is after a step, on the chief only.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Validation:
         writer: MetricsWriter,
         stops: Agreement,
         say: Callable[[str], None],
+        picture: Callable[[int], None] | None = None,
     ):
         self._config, self._steps, self._batches, self._scorer = config, steps, batches, scorer
         self._state, self._writer, self._stops, self._say = state, writer, stops, say
+        self._picture = picture
         self._warned_of_tie = False
 
     def is_due(self, step: int) -> bool:
@@ -99,6 +102,8 @@ class Validation:
         shown = [scores.samples[place] for place in places]
         self._writer.text("valid", step, task.OUTPUTS, samples_table(shown))
         self._writer.outputs(task.OUTPUTS, "valid", step, scores.outputs)
+        if self._picture:
+            self._picture(step)
         self._say(
             f"valid {step:>6,}  {task.summary(result)}  {scores.summary}  "
             f"({result['evaluate_seconds']:.0f} s){'  best so far' if better else ''}"

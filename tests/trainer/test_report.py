@@ -87,7 +87,7 @@ def test_page_of_one_run_stands_alone_and_has_its_scores_and_samples(tmp_path):
     parsed = outline(text)
     assert parsed.references == [] and "script" not in parsed.tags and "url(" not in text
     assert "<strong>29.50</strong> test BLEU, step 40" in text
-    assert "step 40 of 40" in text and "25.0 s of training" in text
+    assert "translation en-de" in text and "step 40 of 40" in text and "25.0 s of training" in text
     assert "<td>31.25</td>" in text and "tok:13a" in text
     assert "a &lt;b&gt;" in text  # text of the dataset is escaped
     assert "zweitens <mark>20</mark>" in text and "zweitens <mark>40</mark>" in text

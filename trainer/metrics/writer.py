@@ -14,6 +14,7 @@ import tensorflow as tf
 from common.console import error_text, warn
 from common.errors import UsageError
 from common.files import write_bytes
+from trainer.metrics import boards
 
 
 def clock(seconds: float) -> str:
@@ -38,17 +39,14 @@ class MetricsWriter:
         step: the step that the run starts from. Later steps run again: metrics.jsonl loses their
             lines, and TensorBoard's files, which are only ever added to, say that those points
             do not count.
-        quality: metrics that TensorBoard shows in a group of charts of their own.
         active: False for a writer that writes nothing, on workers that are not the chief.
 
     Raises:
         UsageError: when metrics.jsonl cannot be read or rewritten.
     """
 
-    def __init__(
-        self, model_dir: str, step: int, quality: Collection[str] = (), *, active: bool = True
-    ):
-        self._active, self._quality = active, quality
+    def __init__(self, model_dir: str, step: int, *, active: bool = True):
+        self._active = active
         self._model_dir = model_dir
         self._path = os.path.join(model_dir, "metrics.jsonl")
         self._spool: tempfile.TemporaryDirectory | None = None
@@ -147,8 +145,7 @@ class MetricsWriter:
         with self._tolerant(), self._writer(split).as_default(step=step):
             for name, value in metrics.items():
                 if isinstance(value, int | float):
-                    group = "quality" if name in self._quality else "training"
-                    tf.summary.scalar(f"{group}/{name}", value)
+                    tf.summary.scalar(boards.tag_of(name), value)
 
     def _write_waiting(self) -> None:
         with self._tolerant():
@@ -177,8 +174,47 @@ class MetricsWriter:
         """Show a text, in Markdown, under TensorBoard's Text tab."""
         if not self._active:
             return
-        with self._tolerant(), self._writer(split).as_default(step=step):
+        with self.board(split, step):
             tf.summary.text(name, markdown)
+
+    def start_boards(
+        self,
+        step: int,
+        settings: Mapping[str, Any],
+        scores: Collection[str],
+        rates: Collection[str],
+    ) -> None:
+        """Lay out TensorBoard's first page, and enter the run into its table of runs.
+
+        Args:
+            step: that the run starts from.
+            settings: of the configuration, "group.field" -> value.
+            scores: metrics of evaluations, to sort the runs by.
+            rates: metrics of training, per second.
+        """
+        if not self._active:
+            return
+        with self.board("valid", step):
+            for summary in (
+                boards.first_page([*scores, *rates]),
+                *boards.table_of_runs(settings, scores),
+            ):
+                tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=step)
+
+    @contextlib.contextmanager
+    def board(self, split: str, step: int) -> Iterator[None]:
+        """Let tf.summary write to TensorBoard, on the chief only; an error there ends the block."""
+        with self._tolerant(), self._writer(split).as_default(step=step):
+            yield
+
+    def board_files(self, split: str, contents: Mapping[str, str]) -> None:
+        """Put files of TensorBoard's plugins beside the events of a split."""
+        folder = os.path.join(self._boards, split)
+        with self._tolerant():
+            tf.io.gfile.makedirs(folder)
+            for name, content in contents.items():
+                with tf.io.gfile.GFile(os.path.join(folder, name), "w") as file:
+                    file.write(content)
 
     def outputs(self, name: str, split: str, step: int, lines: Sequence[str]) -> None:
         """Write NAME/SPLIT-STEP.txt, what the model produced, a line an example."""

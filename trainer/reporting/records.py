@@ -89,7 +89,7 @@ def read_run(directory: str, name: str) -> RunRecord:
         raise UsageError(
             f"{directory} has no metrics yet; wait for the first lines of metrics.jsonl"
         )
-    outputs = _outputs(os.path.join(directory, "translations"))
+    outputs = _outputs(directory)
     sources, references = _raw_text(str(facts.get("data_dir", "")))
     return RunRecord(name, directory, facts, lines, outputs, sources, references)
 
@@ -148,13 +148,15 @@ def _metrics(text: str, where: str) -> list[dict[str, Any]]:
     return lines
 
 
-def _outputs(directory: str) -> dict[int, list[str]]:
+def _outputs(model_dir: str) -> dict[int, list[str]]:
+    """Read the folder with outputs, which each task names its own way."""
     found = {}
-    for name in _names(directory):
-        match = _OUTPUT_FILE.fullmatch(name)
-        if match and match["split"] == "valid":
-            text = _text(os.path.join(directory, name)) or ""
-            found[int(match["step"])] = text.split("\n")[:-1]
+    for folder in _names(model_dir):
+        for name in _names(os.path.join(model_dir, folder)):
+            match = _OUTPUT_FILE.fullmatch(name)
+            if match and match["split"] == "valid":
+                text = _text(os.path.join(model_dir, folder, name)) or ""
+                found[int(match["step"])] = text.split("\n")[:-1]
     return dict(sorted(found.items()))
 
 

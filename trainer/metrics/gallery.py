@@ -1,0 +1,163 @@
+"""What TensorBoard shows of a model besides numbers: pictures, histograms, embeddings."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline.dataset import packing
+from data_pipeline.dataset.examples import Examples
+from data_pipeline.dataset.tokenizer import Tokenizer
+from trainer.metrics import boards, pictures
+from trainer.metrics.attention_maps import attention_maps
+from trainer.metrics.writer import MetricsWriter
+from trainer.tasks.base import Task
+
+LARGEST_SHARE = 0.02
+"""Of the training time, for everything here together."""
+_FIRST_GUESS = 1.0  # seconds that the first pictures take
+_SHOWN = 2  # examples whose attention is drawn
+_LONGEST = 40  # tokens of an example that is drawn
+_EMBEDDINGS = 5000  # pieces in the projector
+
+
+class Gallery:
+    """Shows how a model changes, after evaluations, for at most a small share of the time.
+
+    When the pictures of an evaluation would take more than `LARGEST_SHARE` of the training time so
+    far, they are left out; so the first ones come after a minute or so.
+
+    Args:
+        writer: gets everything.
+        task: what the model learns.
+        model: as it is when `add` is called.
+        tokenizers: sequence -> its tokenizer.
+        examples: some of the validation split, the same each time.
+        closing_id: as in `Manifest.closing_id`.
+        device: where the model's weights are; not a TPU, which runs compiled programs only.
+        schedule: a function of the number of finished steps.
+        steps: of the whole run.
+        seconds: returns the training time so far.
+    """
+
+    def __init__(
+        self,
+        writer: MetricsWriter,
+        task: Task,
+        model: keras.Model,
+        tokenizers: Mapping[str, Tokenizer],
+        examples: Examples,
+        *,
+        closing_id: int | None,
+        device: str,
+        schedule: Callable,
+        steps: int,
+        seconds: Callable[[], float],
+    ):
+        self._writer, self._task, self._model = writer, task, model
+        self._tokenizers, self._closing_id, self._device = tokenizers, closing_id, device
+        self._schedule, self._steps, self._seconds = schedule, steps, seconds
+        short = np.flatnonzero(examples.lengths().max(axis=0) < _LONGEST)[:_SHOWN]
+        self._examples = [(examples.example(i), _label(examples, i)) for i in short]
+        self._spent, self._last = 0.0, _FIRST_GUESS
+        self._before: dict[str, np.ndarray] = {}
+        self._drawn = False
+
+    def add(self, step: int) -> None:
+        """Show the model as it is now, if there is time for it."""
+        if self._spent + self._last > LARGEST_SHARE * self._seconds():
+            return
+        began = time.monotonic()
+        with tf.device(self._device), self._writer.board("valid", step):
+            if not self._drawn:
+                self._add_start()
+            self._add_attention()
+            self._add_weights()
+            if step >= self._steps:
+                self._writer.board_files("valid", boards.projector_files(*self._embeddings()))
+        self._last = time.monotonic() - began
+        self._spent += self._last
+
+    def _add_start(self) -> None:
+        """Show what does not change."""
+        width = getattr(getattr(self._model, "config", None), "width", None)
+        if width:
+            _image("positions", pictures.draw_positions(width, 64))
+        _image("schedule", pictures.draw_schedule({"learning rate": self._schedule}, self._steps))
+        self._drawn = True
+
+    def _add_attention(self) -> None:
+        for number, (example, label) in enumerate(self._examples, start=1):
+            maps = attention_maps(
+                self._model,
+                self._task,
+                example,
+                self._tokenizers,
+                closing_id=self._closing_id,
+                label=label,
+            )
+            for one in maps:
+                title = f"{one.kind} attention, example {number}"
+                _image(f"attention/{one.kind}/{number}", pictures.draw_attention(one, title))
+
+    def _add_weights(self) -> None:
+        """Show the distributions of weights and gradients, and how far the weights have moved."""
+        names = _names(self._model)
+        moved = []
+        variables = self._model.trainable_variables
+        for variable, gradient in zip(variables, self._gradients(), strict=True):
+            if len(variable.shape) < 2:
+                continue  # biases and norms: too many charts
+            name, value = names[id(variable)], variable.numpy()
+            tf.summary.histogram(f"weights/{name}", value)
+            tf.summary.histogram(f"gradients/{name}", gradient)
+            if name in self._before and (size := np.linalg.norm(value)) > 0:
+                moved.append(np.linalg.norm(value - self._before[name]) / size)
+            self._before[name] = value
+        if moved:
+            tf.summary.histogram("update_to_weight", moved)
+
+    def _gradients(self) -> list[np.ndarray]:
+        """Return the gradients of the loss of the shown examples, without dropout."""
+        ids = {name: [example[name] for example, _ in self._examples] for name in self._tokenizers}
+        labels = [label for _, label in self._examples if label is not None]
+        examples = Examples.of_lists(ids, labels or None)
+        rows = packing.pack(examples, _SHOWN * _LONGEST, self._closing_id)
+        batch = {name: tf.constant(array) for name, array in rows.arrays.items()}
+        with tf.GradientTape() as tape:
+            loss = self._task.sums(self._model, batch, None, training=False)["loss"]
+        values = [variable.value for variable in self._model.trainable_variables]
+        zero = tf.UnconnectedGradients.ZERO
+        found = tape.gradient(loss, values, unconnected_gradients=zero)
+        return [tf.convert_to_tensor(gradient).numpy() for gradient in found]
+
+    def _embeddings(self) -> tuple[list[str], np.ndarray]:
+        """Return the first pieces of the last sequence's vocabulary, and their vectors."""
+        *_, tokenizer = self._tokenizers.values()
+        layers = self._model._flatten_layers()
+        tables = [layer for layer in layers if isinstance(layer, keras.layers.Embedding)]
+        table = max(tables, key=lambda layer: layer.input_dim)  # the others are of positions
+        vectors = table.embeddings.numpy()[:_EMBEDDINGS]
+        return tokenizer.pieces(range(len(vectors))), vectors
+
+
+def _names(layer: keras.Layer, prefix: str = "") -> dict[int, str]:
+    """Return id of a variable -> its name, with those of the layers around it.
+
+    The paths that Keras gives do not have them, as layers here are built before they are called.
+    """
+    found: dict[int, str] = {}
+    for child in layer._flatten_layers(recursive=False, include_self=False):
+        found = _names(child, f"{prefix}{child.name}/") | found
+    own = {id(variable): f"{prefix}{variable.name}" for variable in layer.trainable_variables}
+    return own | found
+
+
+def _label(examples: Examples, index: int) -> int | None:
+    return None if examples.labels is None else int(examples.labels[index])
+
+
+def _image(name: str, png: bytes) -> None:
+    tf.summary.image(name, tf.io.decode_png(png, channels=3)[tf.newaxis])
