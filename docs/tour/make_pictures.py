@@ -25,6 +25,7 @@ from data_pipeline.dataset.manifest import load_manifest
 from trainer.checkpoints import model_dir as model_directory
 from trainer.metrics import pictures
 from trainer.metrics.attention_maps import AttentionMap, attention_maps
+from trainer.model.encodings import alibi_slopes, rotary_angles, rotate, t5_buckets
 from trainer.model.positions import causal_mask, same_segment_mask
 from trainer.optim.schedule import Schedule
 from trainer.reporting.records import RunRecord, read_run
@@ -116,6 +117,7 @@ def draw_data(model_dir: str, save: Callable) -> None:
         for name in ("inverse_sqrt", "cosine", "linear", "constant")
     }
     save("schedule", pictures.draw_schedule(schedules, 800))
+    save("family", _distances())
     manifest = load_manifest(model_directory.read_facts(model_dir).data_dir)
     rows = packing.pack(read_examples(manifest, "valid"), 64, manifest.closing_id)
     title = f"target side of 12 rows of 64; fill rate of all rows {rows.fill_rate():.3f}"
@@ -196,6 +198,27 @@ def _squares(masks: dict[str, np.ndarray]) -> Figure:
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("key")
         axis.set_ylabel("query")
+    return figure
+
+
+def _distances() -> Figure:
+    """Draw what three schemes say about distances up to 64."""
+    distance = np.arange(65, dtype=np.int32)
+    figure = Figure(figsize=(9.5, 2.8), layout="constrained")
+    alibi, t5, rotary = figure.subplots(1, 3)
+    for colour, slope in zip(_COLOURS, alibi_slopes(4), strict=False):
+        alibi.plot(distance, -slope * distance, color=colour)
+    alibi.set_title("ALiBi: bias of each head", fontsize=10)
+    buckets = t5_buckets(tf.constant(-distance), two_sided=False).numpy()
+    t5.step(distance, buckets, color=_COLOURS[0])
+    t5.set_title("T5: bucket, looking back", fontsize=10)
+    ones = tf.ones([1, 1, len(distance), 32]) / 32**0.5
+    turned = rotate(ones, rotary_angles(tf.constant(distance), 32)).numpy()[0, 0]
+    rotary.plot(distance, turned @ turned[0], color=_COLOURS[0])
+    rotary.set_title("rotary: product of equal vectors", fontsize=10)
+    for axis in (alibi, t5, rotary):
+        axis.set_xlabel("distance")
+        axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 

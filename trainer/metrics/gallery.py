@@ -70,15 +70,18 @@ class Gallery:
         if self._spent + self._last > LARGEST_SHARE * self._seconds():
             return
         began = time.monotonic()
-        with tf.device(self._device), self._writer.board("valid", step):
-            if not self._drawn:
-                self._add_start()
-            self._add_attention()
-            self._add_weights()
-            if step >= self._steps:
-                self._writer.board_files("valid", boards.projector_files(*self._embeddings()))
+        with tf.device(self._device):
+            self._writer.show("valid", step, self._add_all)
+        if step >= self._steps:
+            self._writer.board_files("valid", boards.projector_files(*self._embeddings()))
         self._last = time.monotonic() - began
         self._spent += self._last
+
+    def _add_all(self) -> None:
+        if not self._drawn:
+            self._add_start()
+        self._add_attention()
+        self._add_weights()
 
     def _add_start(self) -> None:
         """Show what does not change."""

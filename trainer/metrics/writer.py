@@ -174,7 +174,7 @@ class MetricsWriter:
         """Show a text, in Markdown, under TensorBoard's Text tab."""
         if not self._active:
             return
-        with self.board(split, step):
+        with self._tolerant(), self._writer(split).as_default(step=step):
             tf.summary.text(name, markdown)
 
     def start_boards(
@@ -194,18 +194,17 @@ class MetricsWriter:
         """
         if not self._active:
             return
-        with self.board("valid", step):
-            for summary in (
-                boards.first_page([*scores, *rates]),
-                *boards.table_of_runs(settings, scores),
-            ):
+        page, table = boards.first_page([*scores, *rates]), boards.table_of_runs(settings, scores)
+        with self._tolerant(), self._writer("valid").as_default(step=step):
+            for summary in (page, *table):
                 tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=step)
 
-    @contextlib.contextmanager
-    def board(self, split: str, step: int) -> Iterator[None]:
-        """Let tf.summary write to TensorBoard, on the chief only; an error there ends the block."""
+    def show(self, split: str, step: int, draw: Callable[[], Any]) -> None:
+        """Call a function that writes with tf.summary, so that it writes to a split's board."""
+        if not self._active:
+            return
         with self._tolerant(), self._writer(split).as_default(step=step):
-            yield
+            draw()
 
     def board_files(self, split: str, contents: Mapping[str, str]) -> None:
         """Put files of TensorBoard's plugins beside the events of a split."""

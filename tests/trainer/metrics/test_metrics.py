@@ -63,7 +63,7 @@ def points(directory, split: str) -> list[tuple[int, float]]:
     """What TensorBoard's own reader makes of the event files."""
     folder = directory / "tensorboard" / split
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
-    found = [(point.step, point.tensor_proto) for point in events.Tensors("training/loss")]
+    found = [(point.step, point.tensor_proto) for point in events.Tensors("quality/loss")]
     return [(step, float(tf.make_ndarray(value))) for step, value in found]
 
 
