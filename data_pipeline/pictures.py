@@ -162,13 +162,22 @@ def _figure(width: float, height: float) -> Iterator["Figure"]:
 
 
 def _save(figure: "Figure", path: str) -> str:
+    from tensorflow import errors
     from tensorflow.io import gfile
 
     content = io.BytesIO()
     # Without the version of Matplotlib, so that the same data gives the same bytes.
     figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
-    gfile.makedirs(os.path.dirname(path) or ".")
-    files.write_bytes(path, content.getvalue())
+    try:
+        gfile.makedirs(os.path.dirname(path) or ".")
+        files.write_bytes(path, content.getvalue())
+    except files.passing_errors():
+        raise
+    except errors.OpError as error:
+        raise UsageError(
+            f"--pictures={os.path.dirname(path)}: cannot be written ({error.message}); name "
+            "another directory"
+        ) from error
     return path
 
 

@@ -243,6 +243,13 @@ def test_pictures(dataset, tmp_path):
     assert Path(path).read_bytes() == Path(again).read_bytes()
 
 
+def test_pictures_that_cannot_be_written(dataset, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match=r"--pictures=.*/file: cannot be written .* is not a dir"):
+        shown(dataset.directory, 0, verify=False, picture_directory=str(tmp_path / "file"))
+
+
 def test_pictures_without_matplotlib(dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install -e '\.\[pictures\]'"):
