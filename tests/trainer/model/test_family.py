@@ -247,6 +247,24 @@ def test_language_model(make, fields):
     assert_near(steps(model, TEXTS[0], model.start_cache(1, 9)), first)
 
 
+@pytest.mark.parametrize("name", ["t5", "grouped", "window", "shared"])
+def test_two_continuations_share_a_cache(make, name):
+    """They have the first two tokens in common, which the second one wrote, and then part."""
+    model = make(DecoderOnly, **VARIANTS[name])
+    texts = [[5, 6, 7, 8, 9], [5, 6, 20, 21, 22]]
+    cache = model.start_cache(1, 6, 2)
+    inputs = np.array([[BOS, *text[:-1]] for text in texts], np.int32)  # [K, T]
+    for position in range(5):
+        ancestors = np.full([1, 2, 6], -1, np.int32)
+        ancestors[0, :, : position + 1] = [[0], [1]]
+        ancestors[0, :, : min(position + 1, 2)] = 1
+        logits, cache = model.decode_step(
+            tf.constant(inputs[np.newaxis, :, position]), cache, tf.constant(position), ancestors
+        )
+        for k, text in enumerate(texts):
+            assert_near(logits[0, k], language_model(model, text)[position])
+
+
 @ALL
 def test_translation(make, fields):
     """Two pairs packed into a row, and one decoded with the cache."""
