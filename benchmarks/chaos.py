@@ -32,7 +32,7 @@ from collections.abc import Callable
 from absl import flags
 
 from benchmarks import same_run, small
-from benchmarks.victim import PHASES, Hit, Times, Victim, expected_codes
+from benchmarks.victim import PHASES, Hit, Times, Victim, verdict
 from common.errors import UsageError, run_app
 
 _KILLS = flags.DEFINE_integer("kills", 0, "SIGKILLs.", lower_bound=0)
@@ -111,14 +111,6 @@ def disturb(
     counts = {phase: sum(hit.phase == phase for hit in hits) for phase in PHASES}
     print("faults by phase:", ", ".join(f"{count} {phase}" for phase, count in counts.items()))
     return hits, wrong
-
-
-def verdict(fault: str, hit: Hit, code: int | None) -> str:
-    """Say what is wrong with the end of a struck training; "" if nothing is."""
-    if not hit.ended:
-        return "  WRONG: it did not end, and was killed"
-    expected = expected_codes(fault, hit)
-    return "" if code in expected else f"  WRONG: ended with {code}, not {sorted(expected)}"
 
 
 def main(argv: list[str]) -> int:

@@ -280,6 +280,14 @@ def expected_codes(name: str, hit: Hit) -> set[int]:
     return {42, struck} if hit.phase == "start" else {42}
 
 
+def verdict(fault: str, hit: Hit, code: int | None) -> str:
+    """Say what is wrong with the end of a struck training; "" if nothing is."""
+    if not hit.ended:
+        return "  WRONG: it did not end, and was killed"
+    expected = expected_codes(fault, hit)
+    return "" if code in expected else f"  WRONG: ended with {code}, not {sorted(expected)}"
+
+
 @contextmanager
 def _stopped(pid: int) -> Iterator[None]:
     """Stop a process for the length of the block; begin when all its threads stand still."""

@@ -10,9 +10,8 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import same_run
-from benchmarks.chaos import verdict
 from benchmarks.small import command
-from benchmarks.victim import CheckpointFiles, Hit, Times, Victim, expected_codes
+from benchmarks.victim import CheckpointFiles, Hit, Times, Victim, expected_codes, verdict
 from common.errors import UsageError
 from trainer.checkpoints import files
 
