@@ -280,6 +280,10 @@ class Tokenizer:
         """Returns the text of each id sequence; specials come out as nothing."""
         return self._processor.decode([[int(i) for i in row] for row in ids])
 
+    def serialized(self) -> bytes:
+        """Return the model, as SentencePiece reads it."""
+        return self._processor.serialized_model_proto()
+
     def mismatch(self) -> str | None:
         """Returns what about the model is not as `train` makes it and as we need it, or None."""
         model = self._processor

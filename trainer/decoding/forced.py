@@ -69,7 +69,7 @@ class ForcedDecoder:
         self._models, self._batch_tokens = list(models), batch_tokens
         self._device, self._special = device, special
         signature = [tf.TensorSpec([None, None], tf.int32)] * 2
-        self._function = tf.function(self._forward, input_signature=signature, autograph=False)
+        self._function = tf.function(self.forward, input_signature=signature, autograph=False)
 
     def score(self, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[Forced]:
         """Return what the model says about each pair, in order.
@@ -102,7 +102,7 @@ class ForcedDecoder:
             row[: len(ids) + 1] = [*ids, self._special.eos]
         return rows
 
-    def _forward(self, source: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def forward(self, source: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """int32 [B, S] and [B, T] to log probabilities [B, T] and attention [B, T, S]."""
         segments = [tf.cast(ids > 0, tf.int32) for ids in (source, target)]
         results, looks = [], []
