@@ -23,9 +23,9 @@ $(INSTALLED): pyproject.toml requirements/$(EXTRA).txt
 $(INSTALLED_ALL): $(INSTALLED) requirements/preflight.txt requirements/extras.txt
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: make test-all needs Python 3.11 or later: make PYTHON=python3.11 test-all"; exit 2; }
-	@echo "installing Dask, MkDocs, py3langid, JAX and libtpu, a minute or two"
+	@echo "installing CTranslate2, Dask, MkDocs, TensorFlow Text, py3langid, JAX and libtpu, a minute or two"
 	@$(PIP) --constraint requirements/$(EXTRA).txt --constraint requirements/preflight.txt \
-		--constraint requirements/extras.txt --editable '.[$(EXTRA),dev,dask,docs,langid,preflight]'
+		--constraint requirements/extras.txt --editable '.[$(EXTRA),dev,dask,docs,export,langid,preflight]'
 	@touch $@
 
 $(INSTALLED_DOCS): $(INSTALLED) requirements/extras.txt
@@ -39,7 +39,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTEST)
 
-# Also the tests marked distributed, docs, faults, langid and preflight, and more examples of each property.
+# Also the tests marked distributed, docs, export, faults, langid and preflight, and more examples of each property.
 test-all: $(INSTALLED_ALL)
 	TEST_EXAMPLES=2000 $(PYTEST) -m ''
 
