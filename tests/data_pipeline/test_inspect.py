@@ -3,7 +3,6 @@ import dataclasses
 import io
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from data_pipeline.dataset.manifest import SequenceInfo
 from data_pipeline.dataset.packing import Rows
 from data_pipeline.dataset.verify import verify_rows
 from data_pipeline.job import prepare
+from tests.commands import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -262,29 +262,18 @@ def test_usage(dataset):
             inspect.main(argv)
 
 
-def run(directory: Path | str) -> subprocess.CompletedProcess:
-    """Runs the command."""
-    return subprocess.run(
-        [sys.executable, "-m", "data_pipeline.inspect", str(directory), "--samples=1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_command(dataset, tmp_path):
-    result = run(dataset.directory)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "every checksum and record is right" in result.stdout
+    code, output, error = run_command("data_pipeline.inspect", dataset.directory, "--samples=1")
+    assert (code, error) == (0, "")
+    assert "every checksum and record is right" in output
     copy = Path(shutil.copytree(dataset.directory, tmp_path / "copy"))
     shard = copy / "train-00002-of-00003.tfrecord"
     content = bytearray(shard.read_bytes())
     content[100] ^= 4
     shard.write_bytes(content)
-    result = run(copy)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
+    code, _, error = run_command("data_pipeline.inspect", str(copy), "--samples=1")
+    assert code == 2
+    (line,) = error.splitlines()
     assert line.startswith("error: ") and shard.name in line and "--overwrite" in line
 
 

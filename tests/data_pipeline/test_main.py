@@ -15,6 +15,7 @@ from data_pipeline.dataset.manifest import Manifest, load_manifest
 from data_pipeline.dataset.normalization import normalize_text
 from data_pipeline.dataset.verify import verify
 from data_pipeline.job import prepare
+from tests.commands import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,10 +48,11 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def assert_one_error_line(result: subprocess.CompletedProcess) -> str:
-    """Asserts exit code 2 and a single line on standard error; returns it."""
-    assert result.returncode == 2, result.stderr
-    (line,) = result.stderr.splitlines()
+def error_line(*arguments: str) -> str:
+    """Run the command in this process; return its one line on standard error, with code 2."""
+    code, _, error = run_command("data_pipeline.main", *arguments)
+    assert code == 2, error
+    (line,) = error.splitlines()
     assert line.startswith("error: ")
     return line
 
@@ -334,10 +336,10 @@ def test_command_tells_errors_in_one_line(corpus, tmp_path):
     (tmp_path / "bad.en").write_bytes(b"fine\n\xc3(\n")
     (tmp_path / "bad.de").write_bytes(b"gut\ngut\n")
     out = f"--output_dir={tmp_path / 'out'}"
-    line = assert_one_error_line(run_main(f"--train=text:{tmp_path}/bad.en,{tmp_path}/bad.de", out))
+    line = error_line(f"--train=text:{tmp_path}/bad.en,{tmp_path}/bad.de", out)
     assert f"{tmp_path}/bad.en, line 2: not valid UTF-8" in line
     assert not (tmp_path / "out").exists()
-    line = assert_one_error_line(run_main(f"--train={corpus['train']}", out, "--vocab_sise=300"))
+    line = error_line(f"--train={corpus['train']}", out, "--vocab_sise=300")
     assert "--vocab_sise=300" in line
-    line = assert_one_error_line(run_main(f"--train={corpus['train']}", out, "--vocab_size=many"))
+    line = error_line(f"--train={corpus['train']}", out, "--vocab_size=many")
     assert "vocab_size" in line

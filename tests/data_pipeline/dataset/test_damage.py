@@ -8,8 +8,6 @@ the very batches, texts and ids that the undamaged files give.
 import json
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from data_pipeline.dataset.examples import load_tokenizers, read_examples, read_
 from data_pipeline.dataset.manifest import Manifest, load_manifest
 from data_pipeline.dataset.verify import verify
 from data_pipeline.job import prepare
+from tests.commands import run_command
 from trainer.input.load import load_training_data
 from trainer.input.rows import StreamedData
 
@@ -329,11 +328,9 @@ def test_commands(whole, tmp_path, module):
             f"--data_dir={directory}",
             f"--model_dir={tmp_path / 'model'}",
         ]
-    result = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    code, _, error = run_command(module, *arguments)
+    assert code == 2, error
+    assert "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("error:")]
     assert line.startswith(f"error: {path}: has ")
     assert line.endswith("make it again with data_pipeline.main --overwrite")
