@@ -1,11 +1,11 @@
 """A disk that becomes full while the data job writes."""
 
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.commands import run_command
 
 _ROOT = Path(__file__).parents[2]
 _FLAGS = (
@@ -18,20 +18,16 @@ _FLAGS = (
 )
 
 
-def _run(directory: Path, most_bytes: int | None = None) -> subprocess.CompletedProcess:
-    def limit() -> None:
+def _run(directory: Path, most_bytes: int | None = None) -> tuple[int, str, str]:
+    """Run the job; return its exit code, standard output and standard error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
         if most_bytes:
             # Stands in for a full disk without the right to mount one: no file may be larger.
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-
-    return subprocess.run(
-        [sys.executable, "-m", "data_pipeline.main", *_FLAGS, f"--output_dir={directory}"],
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=limit,
-        check=False,
-    )
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+        return run_command("data_pipeline.main", *_FLAGS, f"--output_dir={directory}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _contents(directory: Path) -> dict[str, bytes]:
@@ -42,8 +38,8 @@ def _contents(directory: Path) -> dict[str, bytes]:
 def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     """A dataset made with all the room there is."""
     directory = tmp_path_factory.mktemp("undisturbed") / "data"
-    done = _run(directory)
-    assert done.returncode == 0, done.stderr
+    code, _, error = _run(directory)
+    assert code == 0, error
     return _contents(directory)
 
 
@@ -52,13 +48,13 @@ def test_full_and_then_mended(undisturbed, tmp_path, most_bytes):
     """One line, no dataset; with room again the same command makes the same bytes."""
     assert max(map(len, undisturbed.values())) > most_bytes
     directory = tmp_path / "data"
-    done = _run(directory, most_bytes)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert done.returncode == 2, done.stderr
-    assert len(errors) == 1 and "Traceback" not in done.stderr
+    code, _, error = _run(directory, most_bytes)
+    errors = [line for line in error.splitlines() if line.startswith("error:")]
+    assert code == 2, error
+    assert len(errors) == 1 and "Traceback" not in error
     assert "File too large" in errors[0] and "start the same command again" in errors[0]
     assert not (directory / "dataset.json").exists()
-    done = _run(directory)
-    assert done.returncode == 0, done.stderr
-    assert "goes on with what an interrupted job has left" in done.stdout
+    code, output, error = _run(directory)
+    assert code == 0, error
+    assert "continues from what an interrupted job has left" in output
     assert _contents(directory) == undisturbed
