@@ -255,6 +255,7 @@ def assemble(
     )
     lines = _describe(run, manifest, state)
     say("\n".join(lines))
+    writer.start_boards((restored or 0) + 1, schema.flat(config), task.BEST, task.RATES)
     writer.text("train", (restored or 0) + 1, "run", "\n".join(f"    {line}" for line in lines))
     return run
 

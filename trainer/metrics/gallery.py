@@ -19,7 +19,7 @@ LARGEST_SHARE = 0.02
 """Of the training time, for everything here together."""
 _FIRST_GUESS = 1.0  # seconds that the first pictures take
 _SHOWN = 2  # examples whose attention is drawn
-_LONGEST = 40  # tokens of an example that is drawn
+_SHORTEST, _LONGEST = 4, 40  # tokens drawn of an example
 _EMBEDDINGS = 5000  # pieces in the projector
 
 
@@ -59,15 +59,17 @@ class Gallery:
         self._writer, self._task, self._model = writer, task, model
         self._tokenizers, self._closing_id, self._device = tokenizers, closing_id, device
         self._schedule, self._steps, self._seconds = schedule, steps, seconds
-        short = np.flatnonzero(examples.lengths().max(axis=0) < _LONGEST)[:_SHOWN]
-        self._examples = [(examples.example(i), _label(examples, i)) for i in short]
+        lengths = examples.lengths()  # [sequences, n]
+        order = np.argsort(lengths.max(axis=0) > _LONGEST, kind="stable")  # short ones first
+        chosen = [i for i in order if lengths[:, i].min() >= _SHORTEST][:_SHOWN]
+        self._examples = [(_start(examples, i), _label(examples, i)) for i in chosen]
         self._spent, self._last = 0.0, _FIRST_GUESS
         self._before: dict[str, np.ndarray] = {}
         self._drawn = False
 
     def add(self, step: int) -> None:
         """Show the model as it is now, if there is time for it."""
-        if self._spent + self._last > LARGEST_SHARE * self._seconds():
+        if not self._examples or self._spent + self._last > LARGEST_SHARE * self._seconds():
             return
         began = time.monotonic()
         with tf.device(self._device):
@@ -127,7 +129,7 @@ class Gallery:
         ids = {name: [example[name] for example, _ in self._examples] for name in self._tokenizers}
         labels = [label for _, label in self._examples if label is not None]
         examples = Examples.of_lists(ids, labels or None)
-        rows = packing.pack(examples, _SHOWN * _LONGEST, self._closing_id)
+        rows = packing.pack(examples, _SHOWN * (_LONGEST + 1), self._closing_id)
         batch = {name: tf.constant(array) for name, array in rows.arrays.items()}
         with tf.GradientTape() as tape:
             loss = self._task.sums(self._model, batch, None, training=False)["loss"]
@@ -156,6 +158,10 @@ def _names(layer: keras.Layer, prefix: str = "") -> dict[int, str]:
         found = _names(child, f"{prefix}{child.name}/") | found
     own = {id(variable): f"{prefix}{variable.name}" for variable in layer.trainable_variables}
     return own | found
+
+
+def _start(examples: Examples, index: int) -> dict[str, np.ndarray]:
+    return {name: ids[:_LONGEST] for name, ids in examples.example(index).items()}
 
 
 def _label(examples: Examples, index: int) -> int | None:

@@ -187,7 +187,7 @@ class MetricsWriter:
         """Lay out TensorBoard's first page, and enter the run into its table of runs.
 
         Args:
-            step: that the run starts from.
+            step: the first one that is about to run.
             settings: of the configuration, "group.field" -> value.
             scores: metrics of evaluations, to sort the runs by.
             rates: metrics of training, per second.
