@@ -72,7 +72,7 @@ def test_carriage_returns_alone_are_line_ends_with_a_warning(pipe, capsys):
     pieces, _ = read_all(pipe, b"one\rtwo\r\rthree\r")
     assert joined(pieces) == ["one", "two", "", "three"]
     (warning,) = capsys.readouterr().err.splitlines()
-    assert "no line feed, but 3 carriage returns" in warning
+    assert "no line feed, but 3 carriage return(s)" in warning
 
 
 def test_lines_that_are_not_utf8_are_empty_and_counted(pipe, capsys):
