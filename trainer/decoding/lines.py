@@ -59,7 +59,9 @@ class LineReader:
         returns = text.rstrip(b"\r").count(b"\r")
         if not returns:
             return [text]
-        warn(f"the input has no line feed, but {returns:,} carriage return(s): it is split at these")
+        warn(
+            f"the input has no line feed, but {returns:,} carriage return(s): it is split at these"
+        )
         return text.removesuffix(b"\r").split(b"\r")
 
     def _decode(self, lines: list[bytes]) -> list[str]:
