@@ -19,6 +19,7 @@ from trainer import bad_steps
 from trainer.bad_steps import BadStepsError
 from trainer.distributed import cluster
 from trainer.input.distribution import distribute
+from trainer.metrics.call_times import Call, CallTimer
 from trainer.metrics.reporter import Stretch
 from trainer.run import Run
 from trainer.runtime.signals import StopAskedError
@@ -65,7 +66,8 @@ class Loop:
         self._iterators = [distribute(run.data, run.strategy, self._step + run.data_offset)]
         self._compiled = False
         self._most_steps = 1  # that the next call may take
-        self._call: dict[str, tf.Tensor] | None = None  # the last one
+        self._timer = CallTimer()
+        self._call: Call | None = None  # the last one
         self._rollbacks: list[int] = []  # the steps returned to
         self._profiles = False
 
@@ -100,16 +102,18 @@ class Loop:
         # The first step of a start is reported alone: its time is compilation, not training.
         end = self._step + 1 if alone else min(config.steps, *(_next(self._step, n) for n in every))
         end = min([end, *(step for step in self._run.profile_steps if step > self._step)])
-        first, calls, began, stops = self._step, [], time.monotonic(), False
+        first, calls, stops = self._step, [], False
         while self._step < end and not stops:
             steps = min(end - self._step, self._most_steps)
-            calls.append(self._run.steps.train(self._iterators[-1], tf.constant(steps)))
+            start = time.monotonic()
+            results = self._run.steps.train(self._iterators[-1], tf.constant(steps))
+            calls.append(self._timer.watch(results, steps, start))
             self._step += steps
             self._compiled = True
             self._run.stops.hold()
             stops = self._is_asked_to_stop(calls[-1])
         self._run.reporter.submit(
-            Stretch(self._step, self._step - first, calls, began, alone, self._run.data_offset)
+            Stretch(self._step, self._step - first, calls, alone, self._run.data_offset)
         )
         if self._step in self._run.profile_steps and self._run.worker.is_chief:
             self._switch_profiler(calls[-1])
@@ -121,10 +125,10 @@ class Loop:
             self._run.reporter.wait()
         return self._evaluate_and_save(stops) if saves else False
 
-    def _switch_profiler(self, call: dict[str, tf.Tensor]) -> None:
+    def _switch_profiler(self, call: Call) -> None:
         """Start the profiler after the first of `profile_steps`, and stop it after the second."""
         first, last = self._run.profile_steps
-        call["step_seconds"].numpy()  # waits until the step has run
+        call.timing.result()  # waits until the step has run
         if self._step == first and not self._profiles:
             tf.profiler.experimental.start(os.path.join(self._run.model_dir, "tensorboard"))
             self._profiles = True
@@ -133,15 +137,15 @@ class Loop:
             self._profiles = False
             self._run.say(f"profile of steps {first + 1:,} to {last:,} written for TensorBoard")
 
-    def _is_asked_to_stop(self, call: dict[str, tf.Tensor]) -> bool:
+    def _is_asked_to_stop(self, call: Call) -> bool:
         """Return whether to stop; if not, agree on how many steps the next call may take.
 
         A call always runs to its end, so it must not take longer than the time there is to stop.
         This waits for the call before `call`: no more than two are in progress.
         """
         before, self._call = self._call, call
-        slowest = before["step_seconds"].numpy().max() if before else math.inf
-        fitting = min(self._run.longest_call / max(slowest, 1e-9), self._config.steps)
+        step_seconds = before.timing.result().seconds / before.steps if before else math.inf
+        fitting = min(self._run.longest_call / max(step_seconds, 1e-9), self._config.steps)
         try:
             self._most_steps = max(1, int(self._run.stops.from_chief(fitting)))
         except StopAskedError:

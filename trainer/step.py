@@ -83,34 +83,36 @@ class Steps:
             - "parameter_norm", "update_norm" and "loss_scale", float32: after the last step;
             - "bad", float32 [steps, 3]: the mean loss of each step, the norm of its gradient, and
               1 if it was skipped as bad (and not because a loss scale was too high);
-            - "step_seconds", float64 [steps], and "input_seconds", float64: the time of each step,
-              and the time that all of them waited for their batches.
+            - "input_seconds", float64: the host's time in which the steps waited for their
+              batches;
+            - with `train.step_times` "step_seconds", float64 [steps]: the time of each step. An
+              accelerator then has nothing to do between two steps.
         """
         sums = {key: tf.zeros([]) for key in (*self._sum_names, "gradient_norm", "skipped")}
+        timed = self.config.train.step_times
         starts = tf.TensorArray(tf.float64, size=steps)
         bad = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
         input_seconds = tf.zeros([], tf.float64)
         for number in tf.range(steps):
-            # An iteration begins when the one before is done, update included.
-            start = self._time_after(sums["loss"])
-            starts = starts.write(number, start)
+            # With times, an iteration begins when the one before is done, update included.
+            start = self._time_after(sums["loss"] if timed else number)
+            if timed:
+                starts = starts.write(number, start)
             batch = next(iterator)
             input_seconds += tf.maximum(self._time_after(batch) - start, 0.0)
             new = self._global_step(batch)
             bad = bad.write(number, new["bad"])
             sums = {key: sums[key] + new[key] for key in sums}
-        times = tf.concat([starts.stack(), [self._time_after(sums["loss"])]], axis=0)  # [steps + 1]
-        return {
-            **sums,
-            **self._norms(),
-            "bad": bad.stack(),
-            "step_seconds": times[1:] - times[:-1],
-            "input_seconds": input_seconds,
-        }
+        results = {**sums, **self._norms(), "bad": bad.stack(), "input_seconds": input_seconds}
+        if timed:
+            end = self._time_after(sums["loss"])
+            times = tf.concat([starts.stack(), [end]], axis=0)  # [steps + 1]
+            results["step_seconds"] = times[1:] - times[:-1]
+        return results
 
     @tf.autograph.experimental.do_not_convert
     def _time_after(self, value) -> tf.Tensor:
-        """Return the host's time when `value` is computed, in seconds, float64."""
+        """Return the host's time when `value` is there, in seconds, float64."""
         local = self.strategy.experimental_local_results(tf.nest.flatten(value)[0])[0]
         with tf.control_dependencies([local]):
             return tf.timestamp()

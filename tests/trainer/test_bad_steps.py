@@ -1,6 +1,7 @@
 """Steps that go wrong: aborted, skipped, rolled back; and evaluations that a stop cuts short."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -265,3 +266,26 @@ def test_calls_are_cut_to_the_time_there_is(start, tmp_path, monkeypatch):
     for ours, theirs in zip(*lines, strict=True):
         for name in ("loss", "grad_norm", "token_accuracy", "fill_rate", "learning_rate"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-6)
+
+
+def test_training_goes_on_while_a_slow_reporter_writes(start, tmp_path, monkeypatch):
+    """A report is written only after the next call of the train step has begun."""
+    run = start(tmp_path / "run", steps=5, steps_per_loop=2, checkpoint_every=5, evaluate_every=5)
+    train, write, begun, waited = run.steps.train, run.writer.write, threading.Event(), []
+
+    def note(iterator, steps):
+        if int(run.optimizer.iterations.numpy()) >= 2:
+            begun.set()
+        return train(iterator, steps)
+
+    def write_slowly(split, step, metrics):
+        if (split, step) == ("train", 2):
+            waited.append(begun.wait(60))
+        write(split, step, metrics)
+
+    note.get_concrete_function = train.get_concrete_function
+    monkeypatch.setattr(run.steps, "train", note)
+    monkeypatch.setattr(run.writer, "write", write_slowly)
+    assert loop.train(run) == 0
+    assert waited == [True]
+    assert [line["step"] for line in _lines(tmp_path / "run")] == [1, 2, 4, 5]

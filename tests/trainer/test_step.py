@@ -255,7 +255,7 @@ def test_the_loss_scale_changes_nothing_else(rows_of, tiny_config, one_device):
 
 def test_what_a_call_reports(rows_of, tiny_config, two_replicas):
     """Times, and norms as NumPy has them."""
-    config = tiny_config(optimizer={"epsilon": 1e-6})
+    config = tiny_config(optimizer={"epsilon": 1e-6}, train={"step_times": True})
     steps = make_steps(two_replicas, config)
     iterator = distributed(two_replicas, random_batches(rows_of, 4))
     steps.train(iterator, tf.constant(1))  # traces

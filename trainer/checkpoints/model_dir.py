@@ -26,6 +26,7 @@ _FREE = {
     "train.loss_limit",
     "train.steps",
     "train.steps_per_loop",
+    "train.step_times",
     "train.micro_batches",
     "train.remat",
     "train.checkpoint_every",

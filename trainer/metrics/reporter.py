@@ -1,7 +1,6 @@
 """Turns the results of the train step into metrics, while training goes on."""
 
 import math
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from common.errors import UsageError
 from configs.schema import TrainConfig
 from trainer import bad_steps
 from trainer.bad_steps import BadStepsError, BatchSaver
+from trainer.metrics.call_times import Call
 from trainer.metrics.flops import Hardware, peak_memory_bytes
 from trainer.metrics.writer import MetricsWriter, clock
 from trainer.optim.loss_scale import SMALLEST
@@ -31,27 +31,33 @@ class Stretch:
     Attributes:
         step: the step that the last call ended at.
         steps: number of steps in all calls.
-        calls: the results, perhaps not computed yet.
-        began: when the first call was made, by time.monotonic().
+        calls: the calls, perhaps not done yet.
         compiles: whether the first call had to be compiled.
         data_offset: batches that rollbacks left out before.
     """
 
     step: int
     steps: int
-    calls: list[dict[str, tf.Tensor]]
-    began: float
+    calls: list[Call]
     compiles: bool
     data_offset: int
 
     def fetch(self) -> dict[str, np.ndarray]:
         """Wait for all calls and return their results together."""
-        parts = [{key: value.numpy() for key, value in call.items()} for call in self.calls]
+        parts = [{key: value.numpy() for key, value in call.results.items()} for call in self.calls]
         results = dict(parts[-1])
         for key in results.keys() - _OF_LAST_STEP:
             values = [part[key] for part in parts]
             results[key] = np.concatenate(values) if values[0].ndim else np.sum(values)
+        if "step_seconds" not in results:
+            means = [call.timing.result().seconds / call.steps for call in self.calls]
+            results["step_seconds"] = np.repeat(means, [call.steps for call in self.calls])
         return results
+
+    @property
+    def seconds(self) -> float:
+        """The time that the calls took."""
+        return sum(call.timing.result().seconds for call in self.calls)
 
 
 class Reporter:
@@ -95,7 +101,6 @@ class Reporter:
         self._seconds, self._scaled, self._say, self._saver = seconds, scaled, say, saver
         self._thread = ThreadPoolExecutor(1, "reporter")
         self._pending: Future | None = None
-        self._last_end = 0.0
         self._peak: float | None = None  # FLOP/s of all devices
         self._bad_in_a_row = 0
 
@@ -123,9 +128,7 @@ class Reporter:
         arrays = stretch.fetch()
         step_seconds, bad = arrays.pop("step_seconds"), arrays.pop("bad")
         results = {key: float(value) for key, value in arrays.items()}
-        end = time.monotonic()
-        seconds = end - max(stretch.began, self._last_end)
-        self._last_end = end
+        seconds = stretch.seconds
         if stretch.compiles:
             PHASES.end("first step")
             status.report(seconds_to_first_step=PHASES.seconds)
