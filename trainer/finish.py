@@ -10,6 +10,8 @@ from trainer.averaging import average_at_end
 from trainer.checkpoints import model_dir as model_directory
 from trainer.distributed.cluster import Worker
 from trainer.metrics.writer import MetricsWriter
+from trainer.reporting.records import read_metrics
+from trainer.reporting.times import summary
 from trainer.runtime.signals import StopAskedError
 from trainer.tasks.base import Task
 from trainer.validation import show
@@ -40,6 +42,8 @@ def report(
             if "test" in manifest.splits:
                 _test(task, model_dir, manifest, writer, stops)
             writer.flush()
+            lines = read_metrics(model_dir)
+            print(f"time  {summary(lines, worker.count * (os.cpu_count() or 1))}")
             _say_where_to_look(task, model_dir)
         stops.poll_for_chief()
     except StopAskedError:

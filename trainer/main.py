@@ -29,6 +29,7 @@ from trainer.distributed import cluster
 from trainer.distributed.heartbeat import Watch
 from trainer.distributed.strategy import check_paths, use_xla
 from trainer.metrics.flops import Hardware
+from trainer.metrics.live import live_table
 from trainer.runtime import google_cloud, maintenance
 from trainer.runtime.signals import StopRequest
 from trainer.runtime.startup import PHASES
@@ -146,7 +147,9 @@ def _train(stop: StopRequest, watch: Watch) -> int:
             profile_steps=profile_steps(_PROFILE.value),
         )
         watch.saving = made.checkpoints.wait
-        code = loop.train(made) or finish.report(
+        with live_table(config.train.steps, made.writer, made.reporter):
+            code = loop.train(made)
+        code = code or finish.report(
             made.task, model_dir, manifest, made.writer, worker, made.stops
         )
     if worker.count > 1:

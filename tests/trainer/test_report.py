@@ -117,10 +117,16 @@ def test_best_evaluation_follows_best_metric(tmp_path):
 
 
 def test_time_spent_adds_up(tmp_path):
-    spent = times.time_spent(records.read_run(str(make_run(tmp_path / "model")), "model"))
+    lines = records.read_metrics(str(make_run(tmp_path / "model")))
+    spent = times.time_spent(lines)
     # 30 steps of 0.5 s, a tenth of it waiting; the clock says 25 s, and 2 s of evaluation follow.
     expected = {"steps": 13.5, "input": 1.5, "compilation": 3.0, "evaluation": 4.0, "the rest": 5.0}
     assert spent == pytest.approx(expected)
+    assert times.summary(lines, cores=4) == (
+        "27.0 s: steps 50%, input 6%, compilation 11%, evaluation 15%, the rest 19%; "
+        "0.03 core-hours on 4 cores"
+    )
+    assert times.summary([], cores=4) == "0.0 s; 0.00 core-hours on 4 cores"
 
 
 def test_a_single_point_is_a_dot_and_no_point_no_chart():

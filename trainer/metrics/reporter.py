@@ -78,6 +78,9 @@ class Reporter:
         scaled: whether there is a dynamic loss scale.
         say: prints a line, on the chief only.
         saver: keeps the batches of bad steps; None on workers that are not the chief.
+
+    Attributes:
+        prints: whether every report is a line on the console, and not only one with skipped steps.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Reporter:
         self._pending: Future | None = None
         self._peak: float | None = None  # FLOP/s of all devices
         self._bad_in_a_row = 0
+        self.prints = True
 
     def submit(self, stretch: Stretch) -> None:
         """Start to report on a stretch, once the one before is reported.
@@ -152,6 +156,8 @@ class Reporter:
         skipped = f"  {results['skipped']:.0f} skipped" if results["skipped"] else ""
         if results["empty_rows"]:
             skipped += f"  {results['empty_rows']:.0f} corrupt rows left empty"
+        if not self.prints and not skipped:
+            return
         self._say(
             f"step {stretch.step:>7,}/{self._config.steps:,}  epoch {result['epoch']:6.2f}  "
             f"{self._task.progress(result)}  lr {result['learning_rate']:.2e}  {speed}  "

@@ -41,12 +41,16 @@ class MetricsWriter:
             do not count.
         active: False for a writer that writes nothing, on workers that are not the chief.
 
+    Attributes:
+        listener: gets the split, step and metrics of every line too; None for none.
+
     Raises:
         UsageError: when metrics.jsonl cannot be read or rewritten.
     """
 
     def __init__(self, model_dir: str, step: int, *, active: bool = True):
         self._active = active
+        self.listener: Callable[[str, int, dict[str, Any]], None] | None = None
         self._model_dir = model_dir
         self._path = os.path.join(model_dir, "metrics.jsonl")
         self._spool: tempfile.TemporaryDirectory | None = None
@@ -140,6 +144,8 @@ class MetricsWriter:
         if not self._active:
             return
         line = {"step": step, "time": round(time.time(), 3), "split": split, **metrics}
+        if self.listener:
+            self.listener(split, step, metrics)
         self._waiting.append(json.dumps(line))
         self._write_waiting()
         with self._tolerant(), self._writer(split).as_default(step=step):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.reporting.charts import Series, line_chart
-from trainer.reporting.records import RunRecord
+from trainer.reporting.records import RunRecord, duration
 from trainer.reporting.style import CSS
 from trainer.reporting.times import PARTS, time_spent
 
@@ -216,7 +216,7 @@ def marked(output: str, reference: str | None) -> str:
 def _times(runs: Sequence[RunRecord]) -> str:
     rows, bars = [], []
     for run in runs:
-        spent = time_spent(run)
+        spent = time_spent(run.lines)
         total = sum(spent.values())
         if not total:
             continue
@@ -236,16 +236,6 @@ def _times(runs: Sequence[RunRecord]) -> str:
     )
     table = _table(["run", *PARTS, "in all"], rows)
     return f'<h2>Where the time went</h2><div class="legend">{legend}</div>{"".join(bars)}{table}'
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people: 4.2 s, 5 min 38 s, 2 h 03 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _settings(runs: Sequence[RunRecord]) -> str:

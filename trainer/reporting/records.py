@@ -83,8 +83,7 @@ def read_run(directory: str, name: str) -> RunRecord:
     facts = _json(config, f"{directory}/config.json")
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         raise UsageError(f"{directory}/config.json is not what trainer.main writes")
-    text = _text(os.path.join(directory, "metrics.jsonl"))
-    lines = _metrics(text or "", f"{directory}/metrics.jsonl")
+    lines = read_metrics(directory)
     if not lines:
         raise UsageError(
             f"{directory} has no metrics yet; wait for the first lines of metrics.jsonl"
@@ -137,10 +136,15 @@ def _json(text: str, where: str) -> Any:
         raise UsageError(f"{where} is not JSON: {error}") from error
 
 
-def _metrics(text: str, where: str) -> list[dict[str, Any]]:
-    """Parse metrics.jsonl; half a line at the end, as a running or killed job leaves, is left."""
+def read_metrics(model_dir: str) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl, but not half a line at the end, of a run in progress.
+
+    Raises:
+        UsageError: a line is damaged.
+    """
+    where = os.path.join(model_dir, "metrics.jsonl")
     lines = []
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
+    for number, line in enumerate((_text(where) or "").split("\n")[:-1], start=1):
         value = _json(line, f"{where}, line {number},")
         if not isinstance(value, dict) or "step" not in value or "split" not in value:
             raise UsageError(f"{where}, line {number}, has no step and split; delete the line")
@@ -169,3 +173,13 @@ def _raw_text(data_dir: str) -> tuple[list[str] | None, list[str] | None]:
     texts = [_text(os.path.join(data_dir, file["name"])) for file in split.get("raw_text", ())]
     lines = [None if text is None else text.split("\n")[:-1] for text in texts]
     return (lines[0], lines[1]) if len(lines) == 2 else (None, None)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: 4.2 s, 5 min 38 s, 2 h 03 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
