@@ -173,6 +173,19 @@ def test_experiments_run(path, demo, monkeypatch, capsys):
             assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.docs
+def test_notebook_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "tour" / "notebook.py")],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cross (4, 4, " in done.stdout
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """Return a folder with data/demo and models/demo, trained for a few steps only."""
