@@ -5,7 +5,7 @@ python -m trainer.main --strategy=mirrored
 """
 
 from configs import transformer_tiny
-from configs.schema import Config, DataConfig, OptimizerConfig, TrainConfig
+from configs.schema import Config, DataConfig, OptimizerConfig, PrepareConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -23,4 +23,5 @@ def get_config() -> Config:
         evaluate_every=200,
         checkpoint_every=200,
     )
+    config.prepare = PrepareConfig(train="builtin:train")
     return config

@@ -79,6 +79,9 @@ class DataConfig:
     """Tokens a row holds on each side. Training sentences longer than that are left out, and
     counted in the log; of validation sentences the tail is cut off. Rows of the length that
     data_pipeline.main was given are read from files as needed; others are packed in memory."""
+    attend_across_documents: bool = False
+    """Of a language model: whether a token sees all that is before it in its packed row, as GPT-2
+    and GPT-3 do (Brown et al. 2020, section 2.1 and appendix B), or only its own document."""
     buckets: tuple[int, ...] = (16, 32, 64, 128, 256)
     """Row lengths of the "bucketed" form, rising; there the last one takes the part of
     `row_length`."""
@@ -145,6 +148,9 @@ class TrainConfig:
     loss_limit: float = 0.0
     """Loss per target token above which a step is bad, such as twice that of guessing, which is the
     logarithm of the vocabulary's size; 0 for none."""
+    class_weights: str = "none"
+    """Of a classifier: "none", or "balanced": a class with few texts counts as much in the loss of
+    training as one with many, by n / (classes * texts of the class)."""
     seed: int = 1
     """Decides the initial weights, the order of the data and the dropout masks."""
     steps_per_loop: int = 50
@@ -203,6 +209,22 @@ class DecodeConfig:
 
 
 @dataclass
+class PrepareConfig:
+    """The text that a configuration brings with it.
+
+    trainer.main runs the data job on it where --data_dir is not given and the default directory
+    holds no dataset yet. The fields are the flags of data_pipeline.main of the same names.
+    """
+
+    train: str = ""
+    """SPEC, such as "builtin:train"; empty for a configuration that needs a dataset."""
+    valid: str = "builtin:valid"
+    test: str = "builtin:test"
+    vocab_size: int = 4000
+    model_type: str = "unigram"
+
+
+@dataclass
 class Config:
     """Everything that decides a training run."""
 
@@ -213,6 +235,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
 
 
 _CHOICES = {
@@ -226,6 +249,7 @@ _CHOICES = {
     "optimizer.name": ("adam", "adamw", "adafactor", "lion", "muon"),
     "optimizer.schedule": ("inverse_sqrt", "cosine", "linear", "constant"),
     "train.remat": ("none", "layers"),
+    "train.class_weights": ("none", "balanced"),
     "train.bad_steps": ("abort", "skip", "rollback"),
     "decode.normalization": ("gnmt", "length"),
 }
@@ -251,11 +275,13 @@ _MAY_BE_ZERO = {
 
 # The trainer checks these names: it knows the tasks and their metrics.
 _NAMES = {"task", "train.best_metric"}
+# The data job checks these.
+_SPECS = ("prepare.train", "prepare.valid", "prepare.test", "prepare.model_type")
 
 
 def _check_field(name: str, value: Any) -> str | None:
     """Return what the value of a field must be, or None if it is fine."""
-    if name in _NAMES:
+    if name in _NAMES or name in _SPECS:
         return None
     if name in _CHOICES:
         choices = _CHOICES[name]

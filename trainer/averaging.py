@@ -5,17 +5,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tensorflow as tf
-
-from data_pipeline.dataset.examples import read_examples
 from data_pipeline.dataset.manifest import Manifest
 from trainer.checkpoints import averages, files, saver
 from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.files import Checkpoint
 from trainer.checkpoints.model_dir import LoadedModel
-from trainer.input.evaluation import evaluation_batches
-from trainer.step import Steps
-from trainer.validation import total_metrics
+from trainer.split_scores import SplitScorer
 
 
 def average(
@@ -36,15 +31,10 @@ def average(
         decay: see `averages.load_average`.
         between: called after every batch; what it raises ends the work.
     """
-    facts, config = loaded.facts.of_checkpoint(), loaded.facts.config
+    facts = loaded.facts.of_checkpoint()
     averages.load_average(loaded.model, checkpoints, facts, decay)
-    strategy = tf.distribute.get_strategy()
-    steps = Steps(strategy, loaded.task, loaded.model, None, None, config, jit_compile=False)
-    examples = read_examples(manifest, "valid")
-    batches = evaluation_batches(examples, config, manifest.closing_id, strategy)
-    metrics = total_metrics(steps, batches, between)
-    score = loaded.task.scorer(loaded.model, manifest, "valid", loaded.tokenizers, quick=True)
-    found = {**metrics, **score(between).metrics}
+    metrics, scores = SplitScorer(loaded, manifest, "valid", quick=True).score(between)
+    found = {**metrics, **scores.metrics}
     numbers = {
         name: value
         for name, value in found.items()

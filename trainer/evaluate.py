@@ -16,17 +16,15 @@ from absl import flags
 
 from common.errors import UsageError, no_arguments, run_app
 from common.files import check_output, write_output
-from data_pipeline.dataset.examples import read_examples, read_raw_text
+from data_pipeline.dataset.examples import read_raw_text
 from data_pipeline.dataset.manifest import Manifest, load_manifest
 from trainer.checkpoints import files, saver
 from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.model_dir import LoadedModel
 from trainer.decoding import comparison
 from trainer.decoding.scoring import bleu_tokenizer
-from trainer.input.evaluation import evaluation_batches
-from trainer.step import Steps
+from trainer.split_scores import SplitScorer
 from trainer.tasks.base import Scores
-from trainer.validation import total_metrics
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", "Split to score: valid or test.")
@@ -38,7 +36,9 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Dataset directory; default: the training's.")
 _BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "Beams; 0 for the configuration's.", 0)
-_OUTPUT = flags.DEFINE_string("output", None, "Also write the translations to this file.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Also write what the model produces to this file, a line each."
+)
 _TOKENIZED = flags.DEFINE_bool(
     "tokenized", False, "Also count BLEU as old papers did: on tokenised text, lower-cased."
 )
@@ -61,20 +61,12 @@ class Evaluation:
 
     def __init__(self, loaded: LoadedModel, manifest: Manifest, split: str):
         self._manifest, self._split = manifest, split
-        config, strategy = loaded.facts.config, tf.distribute.get_strategy()
-        self._steps = Steps(
-            strategy, loaded.task, loaded.model, None, None, config, jit_compile=False
-        )
-        examples = read_examples(manifest, split)
-        self._batches = evaluation_batches(examples, config, manifest.closing_id, strategy)
-        self._scorer = loaded.task.scorer(
-            loaded.model, manifest, split, loaded.tokenizers, quick=False
-        )
+        self._decode = loaded.facts.config.decode
+        self._scorer = SplitScorer(loaded, manifest, split, quick=False)
 
     def score(self) -> tuple[dict[str, Any], Scores]:
         """Return the metrics of the model as it is now, and its outputs."""
-        result = total_metrics(self._steps, self._batches)
-        scores = self._scorer(None)
+        result, scores = self._scorer.score()
         metrics = {key: round(value, 5) for key, value in result.items()} | dict(scores.metrics)
         return metrics | self._more_scores(scores), scores
 
@@ -82,7 +74,12 @@ class Evaluation:
         if self._manifest.task != "translation":
             return {}
         references = read_raw_text(self._manifest, self._split)["target"]
-        more = comparison.edit_rate(scores.outputs, references)
+        more: dict[str, Any] = {
+            "sentences": len(scores.outputs),
+            "beam_size": self._decode.beam_size,
+            "length_penalty": self._decode.length_penalty,
+        }
+        more |= comparison.edit_rate(scores.outputs, references)
         if _TOKENIZED.value:
             more |= comparison.tokenized_bleu(scores.outputs, references)
         if _COMPARE.value:
@@ -130,18 +127,8 @@ def _check(manifest: Manifest, loaded: LoadedModel) -> None:
         raise UsageError("--tokenized and --compare_with are for translation models")
 
 
-def _line(step: int, loaded: LoadedModel, metrics: dict[str, Any], scores: Scores) -> str:
-    decode = loaded.facts.config.decode
-    return json.dumps(
-        {
-            "split": _SPLIT.value,
-            "step": step,
-            "sentences": len(scores.outputs),
-            **metrics,
-            "beam_size": decode.beam_size,
-            "length_penalty": decode.length_penalty,
-        }
-    )
+def _line(step: int, metrics: dict[str, Any]) -> str:
+    return json.dumps({"split": _SPLIT.value, "step": step, **metrics})
 
 
 def _evaluate_all(loaded: LoadedModel, evaluation: Evaluation) -> None:
@@ -153,8 +140,8 @@ def _evaluate_all(loaded: LoadedModel, evaluation: Evaluation) -> None:
     for step in files.steps(directory):
         found = saver.find(_MODEL_DIR.value, files.prefix(directory, step))
         saver.restore_model(loaded.model, found, loaded.facts.of_checkpoint())
-        metrics, scores = evaluation.score()
-        print(_line(step, loaded, metrics, scores), flush=True)
+        metrics, _ = evaluation.score()
+        print(_line(step, metrics), flush=True)
         rows.append((step, metrics))
         with writer.as_default(step=step):
             for name, value in metrics.items():
@@ -185,7 +172,7 @@ def main(argv: list[str]) -> None:
     if _OUTPUT.value:
         text = "".join(f"{line}\n" for line in scores.outputs)
         write_output(_OUTPUT.value, text.encode("utf-8"), "output")
-    print(_line(loaded.step, loaded, metrics, scores), flush=True)
+    print(_line(loaded.step, metrics), flush=True)
 
 
 if __name__ == "__main__":

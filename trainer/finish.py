@@ -13,8 +13,9 @@ from trainer.metrics.writer import MetricsWriter
 from trainer.reporting.records import read_metrics
 from trainer.reporting.times import summary
 from trainer.runtime.signals import StopAskedError
+from trainer.split_scores import SplitScorer
 from trainer.tasks.base import Task
-from trainer.validation import show
+from trainer.validation import show, show_details
 
 _SAMPLES = 10
 
@@ -61,12 +62,15 @@ def _test(
 ) -> None:
     loaded = model_directory.load(model_dir, "best")
     print(f"testing the best model, of step {loaded.step:,} ...", flush=True)
-    score = task.scorer(loaded.model, manifest, "test", loaded.tokenizers, quick=False)
-    scores = score(stops.poll)
-    writer.write("test", loaded.step, dict(scores.metrics))
+    metrics, scores = SplitScorer(loaded, manifest, "test", quick=False).score(stops.poll)
+    writer.write("test", loaded.step, {**metrics, **scores.metrics})
+    show_details(writer, "test", loaded.step, scores)
     for sample in scores.samples[:: max(1, len(scores.samples) // _SAMPLES)][:_SAMPLES]:
         print("\n" + "\n".join(show(sample, indent=2)))
-    print(f"\ntest  {scores.summary}  {scores.details}")
+    if scores.table:
+        print(f"\n{scores.table}")
+    parts = (task.summary(metrics), scores.summary, scores.details)
+    print(f"\ntest  {'  '.join(filter(None, parts))}")
 
 
 def _say_where_to_look(task: Task, model_dir: str) -> None:

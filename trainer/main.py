@@ -4,7 +4,8 @@
     python -m trainer.main --strategy=mirrored --config=configs/transformer_base.py \\
         --data_dir=DATA --model_dir=MODEL --config.train.steps=50000
 
-The first prepares the built-in corpus and trains the demonstration. A model directory that holds a
+The first prepares the built-in corpus and trains the demonstration, as --config=configs/char_lm.py
+and --config=configs/classifier.py do for a language model and a classifier. A model directory that holds a
 run is continued. Exit codes: 0 done; 1 another worker is lost, or a bug; 2 bad input; 42 stopped on
 request with everything saved, start me again.
 """
@@ -23,6 +24,7 @@ from common.console import error_text
 from common.errors import UsageError, no_arguments, run_app
 from common.files import passing_errors
 from configs import flags as config_flags
+from configs.schema import Config
 from data_pipeline.dataset.manifest import MANIFEST_FILE, Manifest, load_manifest
 from trainer import finish, loop, place, run
 from trainer.distributed import cluster
@@ -35,7 +37,6 @@ from trainer.runtime.signals import StopRequest
 from trainer.runtime.startup import PHASES
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-DEMO = "demo"
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Dataset directory, from data_pipeline.main. Default: data/<config's name>."
@@ -118,9 +119,9 @@ def _train(stop: StopRequest, watch: Watch) -> int:
     data_dir = _DATA_DIR.value or os.path.join("data", name)
     model_dir = _MODEL_DIR.value or os.path.join("models", name)
     check_paths(flags.FLAGS.strategy, strategy, data_dir, model_dir)
-    if name == DEMO and _DATA_DIR.value is None:
+    if config.prepare.train and _DATA_DIR.value is None:
         if worker.is_chief:
-            prepare_demo_corpus(data_dir, config.data.row_length)
+            prepare_own_text(config, data_dir)
         cluster.barrier(strategy)
     manifest = open_dataset(data_dir)
     print(
@@ -176,21 +177,24 @@ def profile_steps(texts: list[str]) -> tuple[int, ...]:
     return steps
 
 
-def prepare_demo_corpus(directory: str, row_length: int) -> None:
-    """Prepare the built-in corpus, unless it is there."""
+def prepare_own_text(config: Config, directory: str) -> None:
+    """Run the data job on the text that the configuration brings, unless that is done."""
     if not tf.io.gfile.exists(os.path.join(directory, MANIFEST_FILE)):
         from data_pipeline import job
 
-        print(f"preparing the built-in corpus in {directory}", flush=True)
+        own = config.prepare
+        print(f"preparing {own.train} in {directory}", flush=True)
         settings = job.Settings(
-            train=("builtin:train",),
-            valid=("builtin:valid",),
-            test=("builtin:test",),
+            train=(own.train,),
+            valid=(own.valid,) if own.valid else (),
+            test=(own.test,) if own.test else (),
             source_lang="en",
             target_lang="de",
             output_dir=directory,
-            vocab_size=4000,
-            row_length=row_length,
+            task=config.task,
+            vocab_size=own.vocab_size,
+            model_type=own.model_type,
+            row_length=config.data.row_length,
         )
         job.prepare(settings)
 

@@ -207,6 +207,7 @@ def assemble(
     validation = Validation(
         config.train,
         steps,
+        manifest.splits["valid"],
         evaluation_batches(
             examples.read_examples(manifest, "valid"), config, manifest.closing_id, strategy
         ),
@@ -220,6 +221,7 @@ def assemble(
     reporter = Reporter(
         config.train,
         task,
+        manifest.splits["train"],
         writer,
         hardware=hardware,
         flops_per_unit=flops_per_unit,

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from common.console import warn
 from common.errors import UsageError
 from configs.schema import TrainConfig
+from data_pipeline.dataset.manifest import SplitInfo
 from trainer.agreement import Agreement
 from trainer.checkpoints.saver import RunState
 from trainer.distributed import cluster
@@ -27,7 +29,8 @@ class Validation:
     Args:
         config: says when, and which metric decides.
         steps: of the model.
-        batches: the validation split, a distributed dataset.
+        split: the validation split, of the manifest.
+        batches: the same, a distributed dataset.
         scorer: of the same split; used on the chief only.
         state: of the run; keeps what is the best so far.
         writer: gets the results.
@@ -40,6 +43,7 @@ class Validation:
         self,
         config: TrainConfig,
         steps: Steps,
+        split: SplitInfo,
         batches: Iterable,
         scorer: Scorer,
         state: RunState,
@@ -48,7 +52,8 @@ class Validation:
         say: Callable[[str], None],
         picture: Callable[[int], None] | None = None,
     ):
-        self._config, self._steps, self._batches, self._scorer = config, steps, batches, scorer
+        self._config, self._steps, self._split = config, steps, split
+        self._batches, self._scorer = batches, scorer
         self._state, self._writer, self._stops, self._say = state, writer, stops, say
         self._picture = picture
         self._warned_of_tie = False
@@ -78,7 +83,7 @@ class Validation:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         began, strategy, task = time.monotonic(), self._steps.strategy, self._steps.task
-        result = total_metrics(self._steps, self._batches, self._stops.poll)
+        result = total_metrics(self._steps, self._batches, self._split, self._stops.poll)
         scores, numbers = None, [math.nan] * len(task.SCORES)
         if cluster.worker_of(strategy).is_chief:
             scores = self._scorer(self._stops.poll)
@@ -100,12 +105,15 @@ class Validation:
         count = len(scores.samples)
         places = np.linspace(0, count - 1, min(_SAMPLES, count), dtype=int)
         shown = [scores.samples[place] for place in places]
-        self._writer.text("valid", step, task.OUTPUTS, samples_table(shown))
-        self._writer.outputs(task.OUTPUTS, "valid", step, scores.outputs)
+        if shown:
+            self._writer.text("valid", step, task.OUTPUTS, samples_table(shown))
+        if scores.outputs:
+            self._writer.outputs(task.OUTPUTS, "valid", step, scores.outputs)
+        show_details(self._writer, "valid", step, scores)
         if self._picture:
             self._picture(step)
         self._say(
-            f"valid {step:>6,}  {task.summary(result)}  {scores.summary}  "
+            f"valid {step:>6,}  {'  '.join(filter(None, (task.summary(result), scores.summary)))}  "
             f"({result['evaluate_seconds']:.0f} s){'  best so far' if better else ''}"
         )
         for sample in shown[:_PRINTED]:
@@ -139,19 +147,37 @@ class Validation:
         self._warned_of_tie = True
 
 
+def show_details(writer: MetricsWriter, split: str, step: int, scores: Scores) -> None:
+    """Show the table and the pictures of some scores in TensorBoard."""
+    if scores.table:
+        writer.text(split, step, "details", f"```\n{scores.table}\n```")
+    if scores.pictures:
+        writer.show(split, step, lambda: _images(scores.pictures))
+
+
+def _images(pictures: Mapping[str, bytes]) -> None:
+    for title, png in pictures.items():
+        tf.summary.image(title, tf.io.decode_png(png, channels=3)[tf.newaxis])
+
+
 def show(sample: Mapping[str, str], indent: int) -> list[str]:
     """Return the lines that show a sample on the console."""
-    return [f"{' ' * indent}{label:<12} {text}" for label, text in sample.items()]
+    below = "\n" + " " * (indent + 13)
+    return [
+        f"{' ' * indent}{label:<12} {text.replace(chr(10), below)}"
+        for label, text in sample.items()
+    ]
 
 
 def total_metrics(
-    steps: Steps, batches: Iterable, between: Callable[[], Any] | None = None
+    steps: Steps, batches: Iterable, split: SplitInfo, between: Callable[[], Any] | None = None
 ) -> dict[str, float]:
     """Return the task's metrics over all batches of an evaluation dataset.
 
     Args:
         steps: of the model.
         batches: a distributed dataset.
+        split: of the manifest, the one that the batches hold.
         between: called after every batch; what it raises ends the work.
 
     Raises:
@@ -165,4 +191,4 @@ def total_metrics(
             between()
     if not totals or not totals[steps.task.DIVISOR]:
         raise UsageError(f"the split holds no {steps.task.UNIT}s; is its text empty?")
-    return steps.task.metrics(totals)
+    return steps.task.metrics(totals, split)

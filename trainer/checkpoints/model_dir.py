@@ -39,6 +39,11 @@ _FREE = {
 }
 
 
+# Groups that change nothing in what is trained: how to decode, and how to make the dataset, whose
+# fingerprint says what it is.
+_OUTSIDE = ("decode.", "prepare.")
+
+
 @dataclasses.dataclass
 class RunFacts:
     """What config.json holds.
@@ -56,6 +61,7 @@ class RunFacts:
         bos_id: the token that opens a sequence.
         eos_id: the token that closes one.
         versions: of the libraries.
+        label_counts: label -> training examples; empty without labels.
     """
 
     config: schema.Config
@@ -70,6 +76,7 @@ class RunFacts:
     bos_id: int
     eos_id: int
     versions: dict[str, str]
+    label_counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def joint_vocabulary(self) -> bool:
@@ -82,7 +89,7 @@ class RunFacts:
         for name, value in schema.flat(self.config).items():
             if name.startswith("model.") and not name.endswith("dropout"):
                 facts["model"][name] = value
-            elif not name.startswith("decode.") and name not in _FREE:
+            elif not name.startswith(_OUTSIDE) and name not in _FREE:
                 facts["run"][name] = value
         for name, info in self.tokenizers.items():
             vocabulary = f"{info.vocab_size} pieces, sha256 {info.sha256[:12]}"
@@ -104,6 +111,7 @@ class RunFacts:
                 vocab_sizes={name: info.vocab_size for name, info in self.tokenizers.items()},
                 joint_vocabulary=self.joint_vocabulary,
                 labels=self.labels,
+                label_counts=self.label_counts,
                 bos_id=self.bos_id,
                 eos_id=self.eos_id,
             ),
@@ -134,6 +142,7 @@ def facts_of(config: schema.Config, manifest: Manifest, precision: str) -> RunFa
         bos_id=manifest.bos_id,
         eos_id=manifest.eos_id,
         versions={"tensorflow": tf.__version__, "keras": keras.__version__},
+        label_counts=dict(manifest.split("train").labels),
     )
 
 
@@ -189,7 +198,7 @@ def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
     differences = [
         f"{name} {value!r} -> {now_fields[name]!r}"
         for name, value in schema.flat(old.config).items()
-        if value != now_fields[name] and name not in _FREE and not name.startswith("decode.")
+        if value != now_fields[name] and name not in _FREE and not name.startswith(_OUTSIDE)
     ]
     if old.precision != new.precision:
         differences.append(f"precision {old.precision} -> {new.precision}")

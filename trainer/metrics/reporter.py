@@ -12,6 +12,7 @@ from common import status
 from common.console import warn
 from common.errors import UsageError
 from configs.schema import TrainConfig
+from data_pipeline.dataset.manifest import SplitInfo
 from trainer import bad_steps
 from trainer.bad_steps import BadStepsError, BatchSaver
 from trainer.metrics.call_times import Call
@@ -69,6 +70,7 @@ class Reporter:
     Args:
         config: of the training.
         task: names the metrics.
+        split: the training split.
         writer: gets them.
         hardware: for the model FLOPs utilisation.
         flops_per_unit: FLOPs of training a unit (`Task.UNIT`).
@@ -87,6 +89,7 @@ class Reporter:
         self,
         config: TrainConfig,
         task: Task,
+        split: SplitInfo,
         writer: MetricsWriter,
         *,
         hardware: Hardware,
@@ -98,7 +101,7 @@ class Reporter:
         say: Callable[[str], None],
         saver: BatchSaver | None,
     ):
-        self._config, self._task, self._writer = config, task, writer
+        self._config, self._task, self._split, self._writer = config, task, split, writer
         self._hardware, self._flops_per_unit = hardware, flops_per_unit
         self._batches_per_epoch, self._schedule = batches_per_epoch, schedule
         self._seconds, self._scaled, self._say, self._saver = seconds, scaled, say, saver
@@ -144,7 +147,7 @@ class Reporter:
             if self._scaled:
                 self._report_overflow(stretch, results["loss_scale"])
             return
-        result = self._task.metrics(results) | self._state(stretch, results)
+        result = self._task.metrics(results, self._split) | self._state(stretch, results)
         if stretch.compiles:
             result["compile_seconds"] = PHASES.seconds["tracing"] + seconds
             speed, left = f"compiled in {result['compile_seconds']:.0f} s", "-:--:--"

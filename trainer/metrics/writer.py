@@ -262,7 +262,11 @@ def samples_table(samples: Sequence[Mapping[str, str]]) -> str:
     """Return a Markdown table of samples: a row for each, with a column for each label."""
 
     def row(cells) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return (
+            "| "
+            + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+            + " |"
+        )
 
     labels = list(samples[0]) if samples else []
     lines = [row(labels), "|" + "---|" * len(labels)]

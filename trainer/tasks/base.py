@@ -18,7 +18,7 @@ sum that the task names. So any number of replicas and micro-batches gives the s
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import keras
@@ -40,6 +40,7 @@ class DataFacts:
         vocab_sizes: sequence -> number of token ids.
         joint_vocabulary: whether all sequences share one vocabulary.
         labels: names of the classes; () without labels.
+        label_counts: label -> training examples; empty where it does not matter.
         bos_id: the token that opens a sequence.
         eos_id: the token that closes one.
     """
@@ -50,6 +51,7 @@ class DataFacts:
     labels: tuple[str, ...]
     bos_id: int
     eos_id: int
+    label_counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Scores:
         details: what they were counted on, for the console.
         outputs: what the model produced, one line an example.
         samples: examples to show: label -> text, such as source, reference and translation.
+        table: a text of several lines with the details, for the console and TensorBoard; or "".
+        pictures: title -> a PNG image, for TensorBoard.
     """
 
     metrics: Mapping[str, Any]
@@ -70,6 +74,8 @@ class Scores:
     details: str
     outputs: Sequence[str]
     samples: Sequence[Mapping[str, str]]
+    table: str = ""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 Scorer = Callable[[Callable[[], Any] | None], Scores]
@@ -140,10 +146,12 @@ class Task(Protocol):
         """
         ...
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float], split: SplitInfo) -> dict[str, float]:
         """Return the metrics for metrics.jsonl: quotients of the sums over many steps or batches.
 
-        The sums may all be 0, where only damaged data was skipped.
+        Args:
+            sums: named as in `SUMS`. They may all be 0, where only damaged data was skipped.
+            split: of the manifest, the one that they were counted on.
         """
         ...
 

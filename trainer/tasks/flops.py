@@ -4,7 +4,7 @@ import numpy as np
 
 from common.errors import UsageError
 from configs.schema import ModelConfig
-from data_pipeline.dataset.manifest import SplitInfo
+from data_pipeline.dataset.manifest import SequenceInfo, SplitInfo
 
 
 def forward_flops(
@@ -140,3 +140,28 @@ def train_flops_of_split(
         cross_pairs=float(count @ (source * target)),
     )
     return flops / target_tokens
+
+
+def tokens_and_pairs(
+    info: SequenceInfo, longest_row: int, closing_tokens: int
+) -> tuple[float, float]:
+    """Return the tokens of a split, and the (query, key) pairs of their self-attention.
+
+    Args:
+        info: the lengths of the examples, each of which sees itself only.
+        longest_row: leaves out what is longer, as the input does.
+        closing_tokens: tokens that packing adds to every example.
+
+    Raises:
+        UsageError: there is nothing to count.
+    """
+    histogram = np.array(info.lengths, np.float64).reshape(-1, 2)
+    lengths, counts = histogram[:, 0] + closing_tokens, histogram[:, 1]
+    kept = (lengths <= longest_row) & (lengths > 0)
+    if not kept.any():
+        raise UsageError(
+            "the training split has no text that fits into a row; check the dataset, or raise "
+            "data.row_length"
+        )
+    lengths, counts = lengths[kept], counts[kept]
+    return float(counts @ lengths), float(counts @ lengths**2)

@@ -130,7 +130,7 @@ class Translation(Task):
         result["loss"] += 0.25 * train.rdrop_alpha * divergence
         return result
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float], split: SplitInfo) -> dict[str, float]:
         """Return the metrics per target token, see `losses.token_metrics`."""
         return losses.token_metrics(sums)
 

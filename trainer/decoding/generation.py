@@ -1,0 +1,150 @@
+"""Continuing texts with a language model: sampling token by token, with a cache of keys and values.
+
+A model sees at most a row, as in training. A text that outgrows the row goes on with its last half
+in view, read again from the start of the row.
+
+Axis letters: R rows, T tokens of a row, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.decoding.options import NEVER, SamplingOptions, SpecialTokens
+from trainer.decoding.sampling import candidate_probabilities, uniform_numbers
+from trainer.decoding.search import decoding_device
+
+
+class _Texts(NamedTuple):
+    """Texts between two tokens.
+
+    Attributes:
+        position: int32 scalar, tokens read or written so far.
+        written: int32 [R, T]; after `position` stands the rest of the prompt, then 0.
+        ended: bool [R], whose document is over.
+        cache: of `DecoderOnly`.
+    """
+
+    position: tf.Tensor
+    written: tf.Tensor
+    ended: tf.Tensor
+    cache: Any
+
+
+class TextGenerator:
+    """Continues texts with one model.
+
+    Args:
+        model: `trainer.model.decoder_only.DecoderOnly`.
+        sampling: how to draw; its `samples` are for the caller, who repeats the prompt.
+        row_length: T, tokens that the model sees at most.
+        special: the special token ids.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        sampling: SamplingOptions,
+        row_length: int,
+        special: SpecialTokens = SpecialTokens(),  # noqa: B008
+    ):
+        self._model, self._sampling, self._special = model, sampling, special
+        self._room, self._device = row_length, decoding_device(model)
+        on_gpu = self._device is not None and "GPU" in self._device
+        compiled = {"jit_compile": on_gpu or None, "autograph": False}
+        self._start = tf.function(self._start_texts, **compiled)
+        self._advance = tf.function(self._advance_texts, **compiled)
+
+    def stream(self, prompts: np.ndarray, length: int, at_once: int) -> Iterator[np.ndarray]:
+        """Yield what follows the prompts, as it grows.
+
+        The same text comes whatever the other rows are: row i draws with the numbers of sample i.
+
+        Args:
+            prompts: int32 [R, P], without padding; P is 0 to begin documents. Of a prompt that does
+                not fit into the row, its end counts.
+            length: tokens to write at most.
+            at_once: tokens to write between two results.
+
+        Yields:
+            int32 [R, n], n rising up to `length`: the new tokens, and 0 after the end of a document.
+        """
+        rows, room = len(prompts), self._room
+        uniform = np.stack([uniform_numbers(self._sampling, 0, row, length) for row in range(rows)])
+        new, ended = np.zeros([rows, 0], np.int32), np.zeros(rows, bool)
+        while new.shape[1] < length and not ended.all():
+            seen = np.concatenate([prompts, new], axis=1)
+            if seen.shape[1] >= room:
+                seen = seen[:, seen.shape[1] - room // 2 :]
+            begin, done = seen.shape[1], new.shape[1]
+            end = min(room, begin + length - done)
+            numbers = np.zeros([rows, room], np.float32)
+            numbers[:, begin:end] = uniform[:, done : done + end - begin]
+            written = np.pad(seen, [[0, 0], [0, room - begin]]).astype(np.int32)
+            with tf.device(self._device):
+                state = self._start(tf.constant(written), tf.constant(ended))
+                for stop in [*range(begin + at_once, end, at_once), end]:
+                    state = self._advance(state, tf.constant(numbers), tf.constant(stop))
+                    part = state.written.numpy()[:, begin:stop]  # [R, stop - begin]
+                    yield np.concatenate([new, part], axis=1)
+            new, ended = np.concatenate([new, part], axis=1), state.ended.numpy()
+
+    def generate(self, prompts: np.ndarray, length: int) -> np.ndarray:
+        """Return all that follows the prompts, int32 [R, n]; see `stream`."""
+        *_, found = self.stream(prompts, length, length)
+        return found
+
+    def _start_texts(self, written: tf.Tensor, ended: tf.Tensor) -> _Texts:
+        cache = self._model.start_cache(tf.shape(written)[0], self._room)
+        return _Texts(tf.constant(0), written, ended, cache)
+
+    def _advance_texts(self, texts: _Texts, uniform: tf.Tensor, stop: tf.Tensor) -> _Texts:
+        """Read and write until `stop` tokens stand in the rows, or all have ended."""
+
+        def goes_on(*fields):
+            state = _Texts(*fields)
+            return (state.position < stop) & ~tf.reduce_all(state.ended)
+
+        def extend(*fields):
+            return tuple(self._extend(_Texts(*fields), uniform))
+
+        return _Texts(*tf.while_loop(goes_on, extend, tuple(texts)))
+
+    def _extend(self, texts: _Texts, uniform: tf.Tensor) -> _Texts:
+        position, written, special = texts.position, texts.written, self._special
+        last = tf.gather(written, tf.maximum(position - 1, 0), axis=1)  # [R]
+        last = tf.where(position == 0, special.bos, last)[:, tf.newaxis]  # [R, 1]
+        logits, cache = self._model.decode_step(last, texts.cache, position)  # [R, 1, V]
+        log_p = tf.nn.log_softmax(logits[:, 0])
+        never = tf.range(log_p.shape[-1])[:, tf.newaxis] == [
+            special.pad,
+            special.unknown,
+            special.bos,
+        ]
+        log_p = tf.where(tf.reduce_any(never, axis=-1), NEVER, log_p)  # [R, V]
+        drawn = draw(log_p, tf.gather(uniform, position, axis=1), self._sampling)  # [R]
+        given = tf.gather(written, position, axis=1)  # [R]
+        is_end = (given == 0) & (drawn == special.eos)
+        ended = texts.ended | is_end
+        token = tf.where(given > 0, given, tf.where(ended, special.pad, drawn))
+        here = tf.range(tf.shape(written)[1]) == position
+        written = tf.where(here, token[:, tf.newaxis], written)
+        return _Texts(position + 1, written, ended, cache)
+
+
+def draw(log_p: tf.Tensor, uniform: tf.Tensor, options: SamplingOptions) -> tf.Tensor:
+    """Draw one token a row, int32 [R].
+
+    Args:
+        log_p: float32 [R, V].
+        uniform: float32 [R], in [0, 1): what decides.
+        options: temperature, top_k and top_p.
+    """
+    tokens, probabilities = candidate_probabilities(log_p, options)  # [R, C]
+    ends_at = tf.cumsum(probabilities, axis=1)
+    place = tf.reduce_sum(tf.cast(ends_at <= uniform[:, tf.newaxis], tf.int32), axis=1)
+    # Rounding may leave the sum below the number drawn: then it is the last that counts.
+    count = tf.reduce_sum(tf.cast(probabilities > 0, tf.int32), axis=1)
+    return tf.gather(tokens, tf.minimum(place, count - 1), batch_dims=1)
