@@ -4,10 +4,10 @@
     python -m trainer.main --strategy=mirrored --config=configs/transformer_base.py \\
         --data_dir=DATA --model_dir=MODEL --config.train.steps=50000
 
-The first prepares the built-in corpus and trains the demonstration, as --config=configs/char_lm.py
-and --config=configs/classifier.py do for a language model and a classifier. A model directory that holds a
-run is continued. Exit codes: 0 done; 1 another worker is lost, or a bug; 2 bad input; 42 stopped on
-request with everything saved, start me again.
+The first prepares the built-in corpus and trains the demonstration. --config=configs/char_lm.py and
+--config=configs/classifier.py do the same for a language model and a classifier. A model directory
+that holds a run is continued. Exit codes: 0 done; 1 another worker is lost, or a bug; 2 bad input;
+42 stopped on request with everything saved, start me again.
 """
 
 import contextlib

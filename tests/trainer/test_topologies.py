@@ -8,6 +8,8 @@ and far below the real gradients keeps it out.
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import re
@@ -22,6 +24,7 @@ import pytest
 import tensorflow as tf
 
 from configs import schema
+from data_pipeline.dataset.examples import Examples
 from tests.trainer.worker_script import EOS, Result, load_results, make_steps, save_runs, train_run
 from trainer.input.memory import training_data
 from trainer.model.dropout import step_rng
@@ -62,6 +65,36 @@ def one_replica(pairs, config_of, one_device) -> Result:
 def with_dropout(pairs, config_of, two_replicas) -> Result:
     """Two replicas with two micro-batches each, all with masks of their own."""
     return train_run(make_steps(two_replicas, config_of(2, 0.2)), pairs, STEPS)
+
+
+@pytest.fixture(scope="module")
+def of_tasks(pairs, config_of) -> dict[str, tuple[schema.Config, Examples]]:
+    """Configuration and data of every task, with rows of very unequal fill."""
+    lengths = np.random.default_rng(2).integers(1, 16, 200)
+    tokens = np.random.default_rng(3).integers(4, 30, lengths.sum()).astype(np.int32)
+    text = {"text": tokens}, {"text": np.concatenate([[0], np.cumsum(lengths)])}
+    labels = (lengths // 6).astype(np.int32)
+    found = {
+        "translation": (config_of(), pairs),
+        "language_model": (config_of(), Examples(*text)),
+        "classification": (config_of(), Examples(*text, labels)),
+    }
+    for name, (config, examples) in found.items():
+        found[name] = (dataclasses.replace(config, task=name), examples)
+    found["classification"][0].train.class_weights = "balanced"
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(of_tasks, one_device):
+    """Returns the run of a task on one replica."""
+
+    @functools.cache
+    def run(name: str) -> Result:
+        config, examples = of_tasks[name]
+        return train_run(make_steps(one_device, config), examples, STEPS)
+
+    return run
 
 
 def mirrored(replicas: int) -> tf.distribute.Strategy:
@@ -105,6 +138,17 @@ def test_replicas_and_micro_batches(pairs, config_of, one_replica, replicas, mic
     """However the global batch is split, the run is the same."""
     steps = make_steps(mirrored(replicas), config_of(micro_batches))
     assert_same_run(train_run(steps, pairs, STEPS), one_replica)
+
+
+@pytest.mark.parametrize("task", ["language_model", "classification"])
+def test_replicas_of_the_other_tasks(of_tasks, alone, task):
+    """Four of them, with two micro-batches each; two are tested as two workers."""
+    config, examples = of_tasks[task]
+    train = dataclasses.replace(config.train, micro_batches=2)
+    steps = make_steps(mirrored(4), dataclasses.replace(config, train=train))
+    assert_same_run(train_run(steps, examples, STEPS), alone(task))
+    mean = alone(task)["loss"] / alone(task)[steps.task.DIVISOR]
+    assert mean[-4:].mean() < 0.97 * mean[0]
 
 
 def test_the_same_run_twice(pairs, config_of, two_replicas, with_dropout, one_replica):
@@ -167,20 +211,26 @@ def run_workers(count: int, runs: Path, folder: Path) -> list[list[Result]]:
     return [load_results(result) for result in results]
 
 
-def test_two_workers(pairs, config_of, one_replica, with_dropout, tmp_path):
-    """As one process, without dropout; with it, as two replicas: masks follow the replica."""
+def test_two_workers(pairs, config_of, one_replica, with_dropout, of_tasks, alone, tmp_path):
+    """As one process, without dropout; with it, as two replicas: masks follow the replica. The
+    other tasks too."""
     runs = tmp_path / "runs.npz"
-    save_runs(runs, pairs, [config_of(), config_of(2, 0.2)], STEPS)
-    (plain, dropout), others = run_workers(2, runs, tmp_path)
+    tasks = {name: one for name, one in of_tasks.items() if name != "translation"}
+    configs = [(config_of(), pairs), (config_of(2, 0.2), pairs), *tasks.values()]
+    save_runs(runs, configs, STEPS)
+    (plain, dropout, *results), others = run_workers(2, runs, tmp_path)
     assert_same_run(plain, one_replica)
     assert_same_run(dropout, with_dropout)
     assert_identical(others[0], plain)
     assert_identical(others[1], dropout)
+    for name, ours, other in zip(tasks, results, others[2:], strict=True):
+        assert_same_run(ours, alone(name))
+        assert_identical(other, ours)
 
 
 def test_four_workers(pairs, config_of, one_replica, tmp_path):
     runs = tmp_path / "runs.npz"
-    save_runs(runs, pairs, [config_of()], STEPS)
+    save_runs(runs, [(config_of(), pairs)], STEPS)
     (first,), *others = run_workers(4, runs, tmp_path)
     assert_same_run(first, one_replica)
     for (other,) in others:
@@ -193,7 +243,7 @@ _MEMORY_SCRIPT = """
 import json, sys
 import tensorflow as tf
 from configs import schema
-from trainer.task import FEATURES
+from trainer.tasks.translation import FEATURES
 from worker_script import make_steps
 
 strategy = tf.distribute.OneDeviceStrategy("CPU:0")

@@ -14,24 +14,39 @@ import tensorflow as tf
 
 from configs import schema
 from data_pipeline.dataset.examples import Examples
+from data_pipeline.dataset.manifest import SEQUENCES
 from trainer.distributed.strategy import make_strategy
 from trainer.input.distribution import distribute
 from trainer.input.memory import training_data
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 from trainer.step import Steps
-from trainer.tasks.translation import Translation
+from trainer.tasks.base import DataFacts, Task
+from trainer.tasks.lookup import make_task
 
 VOCAB, BOS, EOS = 30, 2, 3
-_SEQUENCES = ("source", "target")
+LABELS = ("few", "some", "many")
 
 Result = dict[str, np.ndarray]
+
+
+def task_of(config: schema.Config) -> Task:
+    """The task of a configuration, on data of `VOCAB` tokens and `LABELS`."""
+    labels = LABELS if config.task == "classification" else ()
+    sizes = dict.fromkeys(SEQUENCES[config.task], VOCAB)
+    counts = dict(zip(labels, (1, 2, 3), strict=False))
+    return make_task(config, DataFacts(config.task, sizes, True, labels, BOS, EOS, counts))
+
+
+def closing_id(config: schema.Config) -> int | None:
+    """As in `Manifest.closing_id`."""
+    return None if config.task == "language_model" else EOS
 
 
 def make_steps(strategy, config, *, jit_compile: bool = False, weights_seed: int = 3) -> Steps:
     """Steps of a fresh model; the same initial weights every time."""
     keras.utils.set_random_seed(weights_seed)
-    task = Translation(config, VOCAB, VOCAB, joint=True, bos_id=BOS)
+    task = task_of(config)
     with strategy.scope():
         model = task.build_model()
         optimizer = Optimizer(config.optimizer, config.train.steps, model.trainable_variables)
@@ -39,15 +54,15 @@ def make_steps(strategy, config, *, jit_compile: bool = False, weights_seed: int
     return Steps(strategy, task, model, optimizer, loss_scale, config, jit_compile=jit_compile)
 
 
-def train_run(steps: Steps, pairs: Examples, count: int) -> Result:
-    """Trains `count` steps, one a call, on the batches that a run on `pairs` begins with.
+def train_run(steps: Steps, examples: Examples, count: int) -> Result:
+    """Trains `count` steps, one a call, on the batches that a run on `examples` begins with.
 
     Returns:
         float32 [count] each: the sums and norms of every step; and "weight/0", "weight/1" ... the
         final weights, of the first replica of this worker.
     """
     replicas = steps.strategy.num_replicas_in_sync
-    data = training_data(pairs, steps.config, EOS, replicas)
+    data = training_data(examples, steps.config, closing_id(steps.config), replicas)
     iterator = distribute(data, steps.strategy, first_step=0)
     calls = [steps.train(iterator, tf.constant(1)) for _ in range(count)]
     result = {
@@ -63,11 +78,17 @@ def train_run(steps: Steps, pairs: Examples, count: int) -> Result:
     return result
 
 
-def save_runs(path, pairs: Examples, configs: list[schema.Config], count: int) -> None:
-    """What the workers shall run: `count` steps of each configuration, one after the other."""
-    arrays = {f"{name}_tokens": array for name, array in pairs.tokens.items()}
-    arrays |= {f"{name}_offsets": array for name, array in pairs.offsets.items()}
-    np.savez(path, configs=json.dumps([schema.to_dict(c) for c in configs]), count=count, **arrays)
+def save_runs(path, runs: list[tuple[schema.Config, Examples]], count: int) -> None:
+    """What the workers shall run, one after the other: `count` steps of each."""
+    arrays = {}
+    for number, (_, examples) in enumerate(runs):
+        for name, tokens in examples.tokens.items():
+            arrays[f"{number}/{name}_tokens"] = tokens
+            arrays[f"{number}/{name}_offsets"] = examples.offsets[name]
+        if examples.labels is not None:
+            arrays[f"{number}/labels"] = examples.labels
+    configs = json.dumps([schema.to_dict(config) for config, _ in runs])
+    np.savez(path, configs=configs, count=count, **arrays)
 
 
 def load_results(path) -> list[Result]:
@@ -84,19 +105,21 @@ def load_results(path) -> list[Result]:
 
 def _work(runs_path: str, result_path: str) -> None:
     strategy, _ = make_strategy("multi_worker", timeout_seconds=100)
-    with np.load(runs_path) as runs:
-        pairs = Examples(
-            {name: runs[f"{name}_tokens"] for name in _SEQUENCES},
-            {name: runs[f"{name}_offsets"] for name in _SEQUENCES},
-        )
-        configs = [schema.from_dict(values) for values in json.loads(str(runs["configs"]))]
-        count = int(runs["count"])
+    runs = np.load(runs_path)
+    configs = [schema.from_dict(values) for values in json.loads(str(runs["configs"]))]
+    count = int(runs["count"])
     worker = strategy.cluster_resolver.task_id
     arrays = {}
     for number, config in enumerate(configs):
         # Other initial weights on every worker: those of the first one, the chief, must count.
         steps = make_steps(strategy, config, weights_seed=3 + worker)
-        for key, value in train_run(steps, pairs, count).items():
+        names = SEQUENCES[config.task]
+        examples = Examples(
+            {name: runs[f"{number}/{name}_tokens"] for name in names},
+            {name: runs[f"{number}/{name}_offsets"] for name in names},
+            runs[f"{number}/labels"] if steps.task.DATASET == "classification" else None,
+        )
+        for key, value in train_run(steps, examples, count).items():
             arrays[f"{number}/{key}"] = value
     np.savez(result_path, **arrays)  # type: ignore[arg-type]  # NumPy's stub: bool
 

@@ -69,7 +69,7 @@ class TextGenerator:
             at_once: tokens to write between two results.
 
         Yields:
-            int32 [R, n], n rising up to `length`: the new tokens, and 0 after the end of a document.
+            int32 [R, n], n rising up to `length`: the new tokens, and 0 after a document's end.
         """
         rows, room = len(prompts), self._room
         uniform = np.stack([uniform_numbers(self._sampling, 0, row, length) for row in range(rows)])

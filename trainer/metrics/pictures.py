@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_HEADS = 8  # drawn of each layer
 _MOST_LAYERS = 6
+_MOST_NUMBERS = 30  # classes of a confusion matrix with numbers in its cells
 _DPI = 130
 _WEIGHTS = "Blues"  # white for 0
 _SIGNED = "RdBu_r"
@@ -135,6 +136,35 @@ def draw_schedule(schedules: dict[str, Any], steps: int) -> bytes:
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
+        return _png(figure)
+
+
+def draw_confusion(counts: np.ndarray, labels: Sequence[str]) -> bytes:
+    """Draw a confusion matrix, each row as shares of its true class.
+
+    Args:
+        counts: int [true class, predicted class].
+        labels: names of the classes.
+
+    Returns:
+        A PNG image.
+    """
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    size = 0.45 * len(labels) + 2.0
+    with _figure(size + 0.6, size) as figure:
+        axis = figure.subplots()
+        drawn = axis.imshow(shares, cmap=_WEIGHTS, vmin=0.0, vmax=1.0)
+        axis.set_xticks(range(len(labels)), labels, rotation=90)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.set_xlabel("predicted")
+        axis.set_ylabel("true")
+        axis.tick_params(length=0, labelsize=8)
+        if len(labels) <= _MOST_NUMBERS:
+            for row, column in np.argwhere(counts):
+                color = "white" if shares[row, column] > 0.5 else "black"
+                text = f"{counts[row, column]:,}"
+                axis.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+        figure.colorbar(drawn, ax=axis, shrink=0.8)
         return _png(figure)
 
 

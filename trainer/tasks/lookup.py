@@ -5,12 +5,14 @@ import dataclasses
 from common.errors import UsageError
 from configs.schema import Config
 from trainer.tasks.base import DataFacts, Task
+from trainer.tasks.classification import Classification
 from trainer.tasks.language_model import LanguageModel
 from trainer.tasks.translation import Translation
 
 TASKS: dict[str, type[Task]] = {
     "translation": Translation,
     "language_model": LanguageModel,
+    "classification": Classification,
 }
 
 
