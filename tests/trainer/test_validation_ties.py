@@ -14,7 +14,7 @@ def validation(one_device) -> Validation:
     task = SimpleNamespace(BEST={"bleu": True})
     steps = SimpleNamespace(task=task, strategy=one_device)
     config = SimpleNamespace(best_metric="bleu")
-    return Validation(config, steps, [], None, RunState(), None, None, print)
+    return Validation(config, steps, None, [], None, RunState(), None, None, print)
 
 
 def test_of_equal_values_the_lower_loss_is_better(validation, capsys):
