@@ -10,6 +10,8 @@ The pictures that compare runs need these in --runs_dir, of 150 steps each with
 import io
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,6 +27,7 @@ from data_pipeline.dataset.manifest import load_manifest
 from trainer.checkpoints import model_dir as model_directory
 from trainer.metrics import pictures
 from trainer.metrics.attention_maps import AttentionMap, attention_maps
+from trainer.model.attention import recorded_weights
 from trainer.model.encodings import alibi_slopes, rotary_angles, rotate, t5_buckets
 from trainer.model.positions import causal_mask, same_segment_mask
 from trainer.optim.schedule import Schedule
@@ -54,6 +57,7 @@ def main(argv: list[str]) -> None:
     for draw in (draw_model, draw_data):
         draw(_MODEL_DIR.value, save)
     draw_curves(read_run(_MODEL_DIR.value, "demo"), save)
+    draw_experiments(save)
     if _RUNS_DIR.value:
         draw_comparisons(_RUNS_DIR.value, save)
 
@@ -132,6 +136,38 @@ def draw_curves(run: RunRecord, save: Callable) -> None:
     speed = {"": run.points("train", "target_tokens_per_second")}
     waits = {"": run.points("train", "input_wait")}
     save("scaling", _two(speed, "target tokens/s", waits, "waiting for input"))
+
+
+def draw_experiments(save: Callable) -> None:
+    """Run the experiments of two pages, and draw the models that they train; reads data/demo."""
+    model = _run_page("language_model")["model"]
+    text = SENTENCE.encode()[:24]
+    row = tf.constant([list(text)])
+    with recorded_weights() as recorded:
+        model(row, tf.ones_like(row))
+    weights = np.stack([one.numpy()[0] for one in recorded])
+    labels = [chr(byte) for byte in text]
+    found = AttentionMap("decoder", weights, ["<s>", *labels[:-1]], ["<s>", *labels[:-1]])
+    save("language_model", pictures.draw_attention(found, "self-attention of a language model"))
+    model = _run_page("classifier")["model"]
+    lines = {}
+    for sentence in (SENTENCE, TRANSLATION):
+        points = []
+        for length in range(1, 41):
+            row = tf.constant([list(sentence.encode()[:length])])
+            german = tf.nn.softmax(model(row, tf.ones_like(row))[0, 0])[1]
+            points.append((length, float(german)))
+        lines[sentence[:40]] = points
+    save("classifier", _curves(lines, "probability of German", "bytes read"))
+
+
+def _run_page(name: str) -> dict[str, Any]:
+    """Run the experiment of a page, and return its variables."""
+    page = (Path(__file__).parent / f"{name}.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    variables: dict[str, Any] = {}
+    exec(compile(code, name, "exec"), variables)
+    return variables
 
 
 def draw_comparisons(runs_dir: str, save: Callable) -> None:
@@ -244,11 +280,11 @@ def _draw_lines(axis, lines: dict, label: str) -> None:
         axis.legend(frameon=False)
 
 
-def _curves(lines: dict, label: str) -> Figure:
+def _curves(lines: dict, label: str, below: str = "step") -> Figure:
     figure = Figure(figsize=(6.5, 3), layout="constrained")
     axis = figure.subplots()
     _draw_lines(axis, lines, label)
-    axis.set_xlabel("step")
+    axis.set_xlabel(below)
     return figure
 
 
