@@ -253,6 +253,8 @@ _CHOICES = {
     "train.bad_steps": ("abort", "skip", "rollback"),
     "decode.normalization": ("gnmt", "length"),
 }
+# Optimizers with a weight decay; the others refuse one.
+_DECAYING = ("adamw", "lion", "muon")
 _MAY_BE_ZERO = {
     "model.kv_heads",
     "model.attention_window",
@@ -323,10 +325,11 @@ def validate(config: Config) -> None:
         wanted = _check_type(defaults[name], value) or _check_field(name, value)
         if wanted:
             raise ValueError(f"--config.{name} is {value!r}, but must be {wanted}")
-    if config.optimizer.weight_decay and config.optimizer.name in ("adam", "adafactor"):
+    if config.optimizer.weight_decay and config.optimizer.name not in _DECAYING:
+        *others, last = _DECAYING
         raise ValueError(
-            f"--config.optimizer.weight_decay is for --config.optimizer.name=adamw, lion or muon, "
-            f"and the name is {config.optimizer.name}"
+            f"--config.optimizer.weight_decay is for --config.optimizer.name={', '.join(others)} "
+            f"or {last}, and the name is {config.optimizer.name}"
         )
     _validate_model(config.model, config.data.longest_row)
 
