@@ -24,7 +24,6 @@ from launch.tpu_compiler import chips, compiler, report, run
 from launch.tpu_compiler.run import PROGRAMS
 
 DOES_NOT_FIT = 3
-_BOS_ID = 2
 _DECODE_ON_HOST = "note: evaluation during training decodes on the host's CPU; decode is for a chip"
 _BUCKETS = "note: batching is bucketed; only the longest bucket was compiled"
 _EMPTY = "note: positions include padding; multiply by the fill rate of your rows for tokens"
@@ -64,13 +63,12 @@ def main(argv: list[str]) -> int:
     compiler.check_installed()
     manifest = load_manifest(_DATA_DIR.value) if _DATA_DIR.value else None
     from trainer.checkpoints import model_dir
-    from trainer.tasks.translation import Translation
+    from trainer.tasks.lookup import make_task_without_data
 
-    size = _VOCAB_SIZE.value
     task = (
         model_dir.facts_of(config, manifest, _PRECISION.value).task()
         if manifest
-        else Translation(config, size, size, joint=True, bos_id=_BOS_ID)
+        else make_task_without_data(config, _VOCAB_SIZE.value)
     )
     preflight = run.Preflight(config, task, tpu, _PRECISION.value)
     run.say(f"compiling {', '.join(_PROGRAMS.value)} for {tpu.name}; large models take minutes ...")

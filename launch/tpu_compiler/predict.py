@@ -11,7 +11,7 @@ No prediction was compared with a run on a TPU. For one step on one chip:
 The all-reduce is added in full: the compiler puts all gradients into one operation, which starts
 after the last gradient, so nothing overlaps it. The prediction leaves out waiting for input, the
 host's work between steps, evaluation and checkpoints. MFU counts the FLOPs of
-`trainer.tasks.flops.train_flops` for full rows; the trainer reports less, because it does not
+`Task.program_flops`, for full rows; the trainer reports less, because it does not
 count padding, nor attention between the sentences of a packed row.
 """
 
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 from launch.tpu_compiler.chips import Chip, Slice, slices
 from launch.tpu_compiler.compiler import Compiled
-from trainer.tasks import flops
 
 _GRADIENT_BYTES = 4  # float32, in every precision
 SCALING = (8, 16, 32, 64, 128, 256)  # chips
@@ -58,33 +57,6 @@ def speed_of(program: Compiled, chip: Chip) -> Speed:
     return Speed(
         program.product_flops / chip.peak_flops, hbm / chip.hbm_bandwidth, cycles / chip.clock, hbm
     )
-
-
-def step_flops(config, vocab_size: int, rows: int, length: int) -> float:
-    """Return the FLOPs of a train step on full rows, by the formula of the trainer's MFU."""
-    return _per_pass(config) * flops.train_flops(
-        config.model, vocab_size, **_full_rows(rows, length)
-    )
-
-
-def forward_flops(config, vocab_size: int, rows: int, length: int) -> float:
-    """Return the FLOPs of an evaluation step on full rows."""
-    return flops.forward_flops(config.model, vocab_size, **_full_rows(rows, length))
-
-
-def _per_pass(config) -> int:
-    return 2 if config.train.rdrop_alpha else 1
-
-
-def _full_rows(rows: int, length: int) -> dict[str, float]:
-    tokens, pairs = float(rows * length), float(rows * length**2)
-    return {
-        "source_tokens": tokens,
-        "target_tokens": tokens,
-        "source_pairs": pairs,
-        "target_pairs": pairs,
-        "cross_pairs": pairs,
-    }
 
 
 @dataclass(frozen=True)

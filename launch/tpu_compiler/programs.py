@@ -17,9 +17,6 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.distribute import one_device_strategy
 
-from trainer.decoding.beam import BeamSearch
-from trainer.decoding.options import SearchOptions
-from trainer.decoding.predictor import TranslationPredictor
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 from trainer.step import Steps
@@ -165,7 +162,7 @@ class Programs:
 
     def __init__(self, config, task, replicas: int, precision: str):
         keras.config.set_dtype_policy(precision)
-        self.config, self._features = config, task.FEATURES
+        self.config, self.task, self._features = config, task, task.FEATURES
         self._strategy = _OneOfMany(replicas)
         with self._strategy.scope():
             self.model = task.build_model()
@@ -211,15 +208,9 @@ class Programs:
         return Program("evaluate", sums, [(rows, length)] * len(self._features))
 
     def decode(self, rows: int, length: int) -> Program:
-        """Return the search of `trainer.evaluate`, run to the last position."""
-        options = SearchOptions.of(self.config.decode)
-        longest = options.longest(length)
-        beam = BeamSearch(TranslationPredictor([self.model]), options)
-
-        def search(source):
-            return beam.run(source, tf.fill([rows], longest), longest)
-
-        return Program("decode", search, [(rows, length)], longest)
+        """Return what a user runs, such as the search for translations, to the last position."""
+        made = self.task.decoding(self.model, rows, length)
+        return Program("decode", made.function, list(made.shapes), made.trips)
 
 
 def line_of(operation: tf.Operation) -> str:

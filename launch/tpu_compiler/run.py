@@ -38,7 +38,7 @@ class Preflight:
         from launch.tpu_compiler.programs import Programs
         from trainer.input.protocol import batch_rows
 
-        self.config, self.tpu, self.vocab_size = config, tpu, task.target_vocab_size
+        self.config, self.tpu, self.task = config, tpu, task
         self.length = config.data.longest_row
         self.rows = batch_rows(config.train, self.length, tpu.chips) // tpu.chips
         self.programs = Programs(config, task, tpu.chips, precision)
@@ -50,8 +50,8 @@ class Preflight:
         decoded = max(1, config.decode.batch_tokens // length)
         evaluated = rows // config.train.micro_batches
         analytic = {
-            "train": predict.step_flops(config, self.vocab_size, rows, length),
-            "evaluate": predict.forward_flops(config, self.vocab_size, evaluated, length),
+            "train": self.task.program_flops(rows, length, training=True),
+            "evaluate": self.task.program_flops(evaluated, length, training=False),
         }
         with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1)) as pool:
             traces: dict[str, Callable[[], Any]] = {
@@ -85,7 +85,7 @@ class Preflight:
             "row_length": length,
             "batch_tokens": rows * length * self.tpu.chips,
             "parameters": self.programs.parameters,
-            "vocab_size": self.vocab_size,
+            "vocab_size": self.task.vocab_size,
             "fits": fits,
             "programs": facts,
             "problems": self.problems,

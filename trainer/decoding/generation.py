@@ -96,6 +96,16 @@ class TextGenerator:
         *_, found = self.stream(prompts, length, length)
         return found
 
+    def fill(self, written: tf.Tensor) -> tf.Tensor:
+        """Write to the end of rows that begin with prompts, int32 [R, T] with 0 after each.
+
+        For a program of static shapes; all draw with the same numbers.
+        """
+        rows = tf.shape(written)[0]
+        texts = self._start_texts(written, tf.zeros([rows], tf.bool))
+        uniform = tf.fill(tf.shape(written), 0.5)
+        return self._advance_texts(texts, uniform, tf.constant(self._room)).written
+
     def _start_texts(self, written: tf.Tensor, ended: tf.Tensor) -> _Texts:
         cache = self._model.start_cache(tf.shape(written)[0], self._room)
         return _Texts(tf.constant(0), written, ended, cache)

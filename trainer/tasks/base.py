@@ -78,6 +78,21 @@ class Scores:
     pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """What a user of the model runs on an accelerator.
+
+    Attributes:
+        function: of int32 tensors of the shapes; compiled by XLA, all shapes static.
+        shapes: of its arguments.
+        trips: iterations of its loop; 1 without a loop.
+    """
+
+    function: Callable
+    shapes: Sequence[tuple[int, int]]
+    trips: int
+
+
 Scorer = Callable[[Callable[[], Any] | None], Scores]
 """Scores a model as it is now. Its argument is called after every batch, unless it is None; what
 that raises ends the work."""
@@ -99,6 +114,7 @@ class Task(Protocol):
             the first one is the task's own choice.
         SCORES: the numbers among the metrics of a `Scorer`, which all workers learn.
         OUTPUTS: folder of the model directory that holds the outputs of evaluations.
+        vocab_size: of what is predicted or read last, for reports.
     """
 
     DATASET: ClassVar[str]
@@ -111,6 +127,7 @@ class Task(Protocol):
     BEST: ClassVar[Mapping[str, bool]]
     SCORES: ClassVar[tuple[str, ...]]
     OUTPUTS: ClassVar[str]
+    vocab_size: int
 
     @classmethod
     def from_data(cls, config: Config, data: DataFacts) -> "Task":
@@ -189,6 +206,25 @@ class Task(Protocol):
         Args:
             split: of the manifest.
             longest_row: longer sequences are left out.
+        """
+        ...
+
+    def program_flops(self, rows: int, length: int, *, training: bool) -> float:
+        """Return the FLOPs that the program of a step on full rows does, by its formula.
+
+        Every token of a row is multiplied with every other one, masked or not.
+
+        Args:
+            rows: of the batch.
+            length: tokens of a row, of each sequence.
+            training: of a train step; if not, of an evaluation.
+        """
+        ...
+
+    def decoding(self, model: keras.Model, rows: int, length: int) -> Decoding:
+        """Return the program that makes something of `rows` rows of `length` tokens.
+
+        It translates, writes or classifies, to the last position.
         """
         ...
 

@@ -16,7 +16,7 @@ from trainer.decoding.classifying import Confusion, TextClassifier
 from trainer.metrics import pictures
 from trainer.model.encoder_classifier import EncoderClassifier
 from trainer.tasks import flops, losses
-from trainer.tasks.base import Batch, DataFacts, Scorer, Scores, Task
+from trainer.tasks.base import Batch, DataFacts, Decoding, Scorer, Scores, Task
 
 
 class Classification(Task):
@@ -168,6 +168,24 @@ class Classification(Task):
             self.config.model, len(self.labels), tokens=tokens, pairs=pairs
         )
         return 3.0 * forward / tokens
+
+    def program_flops(self, rows: int, length: int, *, training: bool) -> float:
+        """Return the FLOPs of a step on full rows; see `Task.program_flops`."""
+        forward = flops.classifier_flops(
+            self.config.model,
+            len(self.labels),
+            tokens=float(rows * length),
+            pairs=float(rows * length**2),
+        )
+        return (3.0 if training else 1.0) * forward
+
+    def decoding(self, model, rows: int, length: int) -> Decoding:
+        """Return the probabilities of `trainer.classify`."""
+
+        def classify(text, segments):
+            return tf.nn.softmax(model(text, segments))
+
+        return Decoding(classify, [(rows, length)] * 2, 1)
 
     def usage(self, python: str, model_dir: str) -> str:
         return (

@@ -16,7 +16,7 @@ from trainer.decoding.generation import TextGenerator
 from trainer.decoding.options import SamplingOptions
 from trainer.model.decoder_only import DecoderOnly
 from trainer.tasks import flops, losses
-from trainer.tasks.base import Batch, DataFacts, Scorer, Scores, Task
+from trainer.tasks.base import Batch, DataFacts, Decoding, Scorer, Scores, Task
 
 _SAMPLES = 8  # texts that are continued, from the start of as many documents
 _PROMPT = 16  # tokens of each that are given
@@ -144,6 +144,21 @@ class LanguageModel(Task):
             self.config.model, self.vocab_size, tokens=tokens, pairs=pairs
         )
         return 3.0 * forward / tokens
+
+    def program_flops(self, rows: int, length: int, *, training: bool) -> float:
+        """Return the FLOPs of a step on full rows; see `Task.program_flops`."""
+        forward = flops.language_model_flops(
+            self.config.model,
+            self.vocab_size,
+            tokens=float(rows * length),
+            pairs=float(rows * length**2),
+        )
+        return (3.0 if training else 1.0) * forward
+
+    def decoding(self, model, rows: int, length: int) -> Decoding:
+        """Return the sampling of `trainer.generate`, of whole rows."""
+        generator = TextGenerator(model, SamplingOptions(), length)
+        return Decoding(generator.fill, [(rows, length)], length)
 
     def usage(self, python: str, model_dir: str) -> str:
         return f"to write more:      {python} -m trainer.generate --model_dir={model_dir}"

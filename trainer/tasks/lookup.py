@@ -4,6 +4,8 @@ import dataclasses
 
 from common.errors import UsageError
 from configs.schema import Config
+from data_pipeline.dataset.manifest import SEQUENCES
+from data_pipeline.dataset.tokenizer import BOS_ID, EOS_ID
 from trainer.tasks.base import DataFacts, Task
 from trainer.tasks.classification import Classification
 from trainer.tasks.language_model import LanguageModel
@@ -30,6 +32,20 @@ def make_task(config: Config, data: DataFacts) -> Task:
             f"with data_pipeline.main --task={task.DATASET}"
         )
     return task.from_data(config, data)
+
+
+def make_task_without_data(config: Config, vocab_size: int) -> Task:
+    """Return the task of a configuration, as a dataset with this one vocabulary would give it.
+
+    A classifier has two classes.
+
+    Raises:
+        UsageError: there is no such task.
+    """
+    dataset = _task_class(config.task).DATASET
+    labels = ("0", "1") if dataset == "classification" else ()
+    sizes = dict.fromkeys(SEQUENCES[dataset], vocab_size)
+    return make_task(config, DataFacts(dataset, sizes, True, labels, BOS_ID, EOS_ID))
 
 
 def resolve(config: Config) -> Config:

@@ -11,10 +11,13 @@ from data_pipeline.dataset import packing
 from data_pipeline.dataset.manifest import Manifest, SplitInfo
 from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.decoding import scoring
+from trainer.decoding.beam import BeamSearch
+from trainer.decoding.options import SearchOptions
+from trainer.decoding.predictor import TranslationPredictor
 from trainer.decoding.search import Decoder, decoding_device, search_options
 from trainer.model.transformer import Transformer
 from trainer.tasks import flops, losses
-from trainer.tasks.base import Batch, DataFacts, Scorer, Scores, Task
+from trainer.tasks.base import Batch, DataFacts, Decoding, Scorer, Scores, Task
 
 FEATURES = packing.features(("source", "target"))
 
@@ -65,7 +68,7 @@ class Translation(Task):
             )
         self.config = config
         self.source_vocab_size = source_vocab_size
-        self.target_vocab_size = target_vocab_size
+        self.target_vocab_size = self.vocab_size = target_vocab_size
         self.joint = joint
         self.bos_id = bos_id
 
@@ -185,6 +188,32 @@ class Translation(Task):
         return passes * flops.train_flops_of_split(
             self.config.model, self.target_vocab_size, split, longest_row
         )
+
+    def program_flops(self, rows: int, length: int, *, training: bool) -> float:
+        """Return the FLOPs of a step on full rows; see `Task.program_flops`."""
+        tokens, pairs = float(rows * length), float(rows * length**2)
+        forward = flops.forward_flops(
+            self.config.model,
+            self.vocab_size,
+            source_tokens=tokens,
+            target_tokens=tokens,
+            source_pairs=pairs,
+            target_pairs=pairs,
+            cross_pairs=pairs,
+        )
+        passes = 2 if training and self.config.train.rdrop_alpha else 1
+        return passes * (3.0 if training else 1.0) * forward
+
+    def decoding(self, model, rows: int, length: int) -> Decoding:
+        """Return the search of `trainer.evaluate`."""
+        options = SearchOptions.of(self.config.decode)
+        longest = options.longest(length)
+        beam = BeamSearch(TranslationPredictor([model]), options)
+
+        def search(source):
+            return beam.run(source, tf.fill([rows], longest), longest)
+
+        return Decoding(search, [(rows, length)], longest)
 
     def usage(self, python: str, model_dir: str) -> str:
         return (

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs import schema, transformer_tiny
-from launch.tpu_compiler import chips, compiler, predict, programs
+from launch.tpu_compiler import chips, compiler, predict, programs, run
+from trainer.tasks.lookup import make_task_without_data
 from trainer.tasks.translation import Translation
 
 pytestmark = [pytest.mark.preflight, pytest.mark.timeout(1200)]
@@ -25,20 +26,20 @@ def make(tpu, task_class=Translation, **train):
         {"model": MODEL, "data": {"row_length": LENGTH}, "train": train, "decode": {}}
     )
     task = task_class(config, VOCAB, VOCAB, joint=True, bos_id=2)
-    return config, programs.Programs(config, task, tpu.chips, "mixed_bfloat16")
+    return programs.Programs(config, task, tpu.chips, "mixed_bfloat16")
 
 
 def test_memory_flops_and_a_batch_that_is_too_large():
     """Sizes, against what is known of the program; 2 and 4 micro-batches do what 1 does."""
     tpu = chips.parse("v5e-4")
-    config, made = make(tpu)
+    made = make(tpu)
     small = compiler.compile_program(made.train(8, LENGTH).stablehlo(), tpu)
     assert not small.error
     # float32 weights and two slots of Adam, four features; all but the latter are updated in place.
     state = 3 * 4 * made.parameters
     assert small.arguments == pytest.approx(state + 4 * 4 * 8 * LENGTH, rel=0.05)
     assert small.aliased == pytest.approx(state, rel=0.05)
-    analytic = predict.step_flops(config, VOCAB, 8, LENGTH)
+    analytic = made.task.program_flops(8, LENGTH, training=True)
     assert small.product_flops == pytest.approx(analytic, rel=0.05)
     assert predict.speed_of(small, tpu.chip).schedule > 0
 
@@ -47,11 +48,26 @@ def test_memory_flops_and_a_batch_that_is_too_large():
     assert large.needs > large.available
     assert not large.operations
 
-    config, made = make(tpu, micro_batches=4)
+    made = make(tpu, micro_batches=4)
     program = made.train(8, LENGTH)
     parts = compiler.compile_program(program.stablehlo(), tpu, trips=program.trips)
     assert parts.product_flops == pytest.approx(analytic, rel=0.05)
     assert {one.times for one in parts.operations} == {1, 4}
+
+
+@pytest.mark.parametrize("name", ["language_model", "classification"])
+def test_the_other_tasks(name):
+    """Every program fits v5e, with the FLOPs of the formula."""
+    config = schema.from_dict(
+        {"task": name, "model": MODEL, "data": {"row_length": LENGTH}}
+        | {"train": {"batch_tokens": 8 * 8 * LENGTH}, "decode": {"batch_tokens": 8 * LENGTH}}
+    )
+    task = make_task_without_data(config, VOCAB)
+    facts = run.Preflight(config, task, chips.parse("v5e-8"), "mixed_bfloat16").run()
+    assert facts["fits"] and not facts["problems"]
+    for program in ("train", "evaluate"):
+        found = facts["programs"][program]["flops"]
+        assert found["products"] == pytest.approx(found["analytic"], rel=0.05)
 
 
 def test_memory_is_what_the_compiler_refuses_by():
@@ -80,7 +96,7 @@ def test_memory_is_what_the_compiler_refuses_by():
 @pytest.mark.parametrize("name", ["v4-8", "v5e-8", "v5p-8", "v6e-8"])
 def test_every_generation_has_the_memory_of_the_table(name):
     tpu = chips.parse(name)
-    _, made = make(tpu)
+    made = make(tpu)
     program = made.evaluate(4_000_000, LENGTH)
     large = compiler.compile_program(program.stablehlo(), tpu, replicas=1)
     assert large.available == pytest.approx(tpu.chip.hbm_gib * 2**30, abs=2**20)
