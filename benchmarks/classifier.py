@@ -32,7 +32,7 @@ _STEPS = flags.DEFINE_integer("steps", 400, "Of our training.", 1)
 
 def half_sentences(path: str) -> list[str]:
     """Return the first half of the words of each different line of a file."""
-    found = {}
+    found: dict[str, None] = {}
     for block, _ in read_lines(path):
         for line in block.decode("utf-8").split("\n"):
             words = line.split("\t")[0].split()
@@ -82,7 +82,7 @@ def prepare(directory: str) -> Manifest:
 
 
 def train_ours(manifest: Manifest, model_dir: str, steps: int) -> dict[str, float]:
-    """Train configs/classifier.py and return the scores of the best checkpoint on the test split."""
+    """Train configs/classifier.py; return the test scores of the best checkpoint."""
     from trainer import loop
     from trainer.checkpoints import model_dir as model_directory
     from trainer.distributed.strategy import make_strategy, use_xla
