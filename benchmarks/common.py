@@ -35,7 +35,7 @@ class Setting:
 
 
 def fitting_pairs(pairs: Examples, row_length: int) -> Examples:
-    """The pairs both of whose sides, with their end-of-sentence tokens, fit into a row."""
+    """Return the pairs whose two sides, with their end-of-sentence tokens, fit into a row."""
     fits = pairs.lengths().max(axis=0) < row_length
     if fits.all():
         return pairs

@@ -20,7 +20,7 @@ def build(setting: Setting, model_dir: str) -> Run:
     """Return the run that `trainer.main --strategy=one_device` would make, without its output."""
     precision = setting.precision
     strategy, _ = make_strategy("one_device")
-    jit_compile = use_xla(setting.variant, strategy, precision)
+    jit_compile = use_xla(setting.variant, strategy)
     hardware = flops.Hardware(strategy.num_replicas_in_sync, precision)
     with contextlib.redirect_stdout(io.StringIO()):
         return assemble(

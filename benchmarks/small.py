@@ -35,7 +35,7 @@ def command(on: str, arguments: list[str]) -> list[str]:
     if not match:
         raise UsageError(f"--legs: {on!r} is neither replicas, such as 4, nor workers, such as 2w")
     count, workers = match.groups()
-    if workers:  # the launcher shall not start them again
+    if workers:  # which the launcher must not restart
         launcher = ["launch.local", f"--workers={count}", "--max_restarts=0", "--"]
         return [sys.executable, "-m", *launcher, *arguments]
     replicas = [f"--num_virtual_devices={count}"] if count != "1" else []

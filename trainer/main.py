@@ -114,7 +114,7 @@ def _train(stop: StopRequest, watch: Watch) -> int:
     shared = {flag: holder.value for flag, holder in same.items()}
     strategy, description = place.connect(config, _DATA_DIR.value, shared, stop, watch)
     worker = cluster.worker_of(strategy)
-    compiles = use_xla(_JIT.value, strategy, _PRECISION.value)
+    compiles = use_xla(_JIT.value, strategy)
     PHASES.end("TensorFlow")
     data_dir = _DATA_DIR.value or os.path.join("data", name)
     model_dir = _MODEL_DIR.value or os.path.join("models", name)

@@ -135,7 +135,7 @@ def connect(
 
 
 def _fingerprint(data_dir: str | None) -> str | None:
-    """Return that of the dataset, or why it cannot be read; None if this program makes it."""
+    """Return the dataset's, or why it cannot be read; None if this program makes the dataset."""
     if data_dir is None:
         return None
     try:

@@ -89,6 +89,7 @@ class Run:
         flops_per_unit: FLOPs of training a unit (`Task.UNIT`) of the data.
         hardware: the devices.
         say: prints a line, on the chief only.
+        profile_steps: see `assemble`.
     """
 
     config: Config

@@ -316,7 +316,7 @@ def read_manifests(directory: str) -> list[Checkpoint]:
     """Return all intact manifests, by step, without checking the files they describe."""
     checkpoints = []
     for step in steps(directory):
-        with contextlib.suppress(DamageError):  # told of when it is to be used
+        with contextlib.suppress(DamageError):  # reported when it is about to be used
             checkpoints.append(read_manifest(directory, step))
     return checkpoints
 

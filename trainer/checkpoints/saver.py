@@ -242,7 +242,7 @@ class Checkpoints:
         path = files.prefix(self._directory, step)
         try:
             tf.io.gfile.makedirs(self._directory)
-            # Of a start before that was stopped when this step was not evaluated yet.
+            # An earlier start may have left one, if it was stopped before it evaluated this step.
             files.remove(self._directory, step)
             copy.write(path)
             described = files.describe_files(self._directory, step)

@@ -227,14 +227,14 @@ def check_paths(name: str, strategy: tf.distribute.Strategy, *paths: str) -> Non
             )
 
 
-def use_xla(jit_compile: str, strategy: tf.distribute.Strategy, precision: str) -> bool:
+def use_xla(jit_compile: str, strategy: tf.distribute.Strategy) -> bool:
     """Return whether --jit_compile ("auto", "on" or "off") means XLA under this strategy.
 
     Raises:
         UsageError: for "on" under TPUStrategy.
     """
     if jit_compile == "auto":
-        return jit_default(strategy, precision)
+        return jit_default(strategy)
     if jit_compile == "on" and _device_type(strategy) == "TPU":
         raise UsageError(
             "--jit_compile=on is not for --strategy=tpu: TPUStrategy compiles the step itself, and "
@@ -243,13 +243,12 @@ def use_xla(jit_compile: str, strategy: tf.distribute.Strategy, precision: str) 
     return jit_compile == "on"
 
 
-def jit_default(strategy: tf.distribute.Strategy, precision: str) -> bool:
+def jit_default(strategy: tf.distribute.Strategy) -> bool:
     """Return whether --jit_compile=auto uses XLA: on GPUs, in any precision.
 
     Not on TPUs: TPUStrategy compiles the whole step itself. Not on CPUs: it takes longer to compile
     and is not faster.
     """
-    del precision  # no measurement so far gave it a say
     return _device_type(strategy) == "GPU"
 
 

@@ -24,7 +24,7 @@ def metadata_host() -> str | None:
 
 
 def spare_questions() -> None:
-    """Keeps libtpu, where it is installed, from asking for a metadata server that is not there.
+    """Keep libtpu, where it is installed, from looking for a metadata server that is not there.
 
     It would do so while TensorFlow is imported, for minutes. A user's own setting stays.
     """

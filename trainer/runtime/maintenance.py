@@ -22,18 +22,18 @@ _NOTICES = {
 
 
 def watch(host: str, tell: Callable[[str], None], seconds: float = _SECONDS) -> threading.Event:
-    """Looks now and then, in a thread, until a notice comes.
+    """Ask for notices every few seconds, in a thread, until one comes.
 
-    A maintenance event that was announced before is told of in a warning alone: whoever stopped
+    A maintenance event that was announced before the start causes only a warning: whoever stopped
     for it has been started again, and stopping each time would leave no time for training.
 
     Args:
         host: of the metadata server.
-        tell: called with the notice, for people.
+        tell: called with the notice, as text for people.
         seconds: between two looks.
 
     Returns:
-        an event that ends the watch when it is set.
+        An event that ends the watch when it is set.
     """
     end = threading.Event()
     arguments = (host, tell, seconds, end)
@@ -50,7 +50,7 @@ def _watch(host: str, tell, seconds: float, end: threading.Event) -> None:
                 value = _read(host, key)
             except (OSError, urllib.error.URLError) as error:
                 if not failed:
-                    warn(f"the metadata server {host} does not answer: {error}; asking on")
+                    warn(f"the metadata server {host} does not answer: {error}; still asking")
                 failed = True
                 continue
             failed = False

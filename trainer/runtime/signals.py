@@ -117,6 +117,6 @@ class StopRequest:
             self.reason = self.reason or reason
 
     def hold(self) -> None:
-        """From now on there is something to save, and signals wait until that is done."""
+        """Let signals wait, from now on, until what there is to save has been saved."""
         with self._lock:
             self._holding = True

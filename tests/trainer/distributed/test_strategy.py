@@ -266,20 +266,19 @@ WORKER_TPU = "/job:worker/replica:0/task:0/device:TPU:0"
     [(WORKER_GPU, True), ("/device:GPU:0", True), (WORKER_TPU, False), ("/device:CPU:0", False)],
 )
 def test_jit_default(device, expected):
-    for precision in ("float32", "mixed_bfloat16"):
-        assert jit_default(strategy_on(device), precision) is expected
-        assert use_xla("auto", strategy_on(device), precision) is expected
+    assert jit_default(strategy_on(device)) is expected
+    assert use_xla("auto", strategy_on(device)) is expected
 
 
 def test_jit_default_of_real_strategies():
     for name in ("one_device", "mirrored"):
-        assert jit_default(make_strategy(name)[0], "float32") is False
+        assert jit_default(make_strategy(name)[0]) is False
 
 
 def test_jit_on_and_off():
     for device in (WORKER_GPU, "/device:CPU:0"):
-        assert use_xla("on", strategy_on(device), "float32") is True
+        assert use_xla("on", strategy_on(device)) is True
     for device in (WORKER_GPU, WORKER_TPU):
-        assert use_xla("off", strategy_on(device), "float32") is False
+        assert use_xla("off", strategy_on(device)) is False
     with pytest.raises(UsageError, match="--jit_compile=on is not for --strategy=tpu"):
-        use_xla("on", strategy_on(WORKER_TPU), "float32")
+        use_xla("on", strategy_on(WORKER_TPU))
