@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tensorflow.io import gfile
 
 from common import files, lock
 from common.errors import UsageError
@@ -32,21 +31,17 @@ from data_pipeline.dataset.manifest import (
     SplitInfo,
     TokenizerInfo,
 )
-from data_pipeline.dataset.normalization import LINE_BREAK
 from data_pipeline.dataset.tokenizer import (
     EOS_ID,
-    JOINT_FILE,
-    SOURCE_FILE,
-    TARGET_FILE,
     check_model,
-    train,
 )
 from data_pipeline.encoder import Encoder
 from data_pipeline.held_out import check_known_labels, copy_held_out, encode_held_out
-from data_pipeline.progress import Display, tick
+from data_pipeline.progress import Display
 from data_pipeline.runners.local import Runner, Task
 from data_pipeline.settings import DROP_REASONS, Settings
 from data_pipeline.sources.spec import Source, parse_spec, split_weight
+from data_pipeline.vocabulary import make_tokenizers
 from data_pipeline.workdir import find_finished, publish, work_directory
 
 HELD_OUT = ("valid", "test")
@@ -163,7 +158,8 @@ class Job:
         cleaned = self._clean(sources["train"])
         labels = self._find_labels(cleaned["labels"], held_out)
         partitions = self._merge(cleaned)
-        tokenizers = self._make_tokenizers(partitions)
+        with self._display.phase("tokenizer", "sentences"):
+            tokenizers = make_tokenizers(settings, self._work_dir, partitions)
         encoder = Encoder(
             settings.task,
             settings.languages,
@@ -296,51 +292,6 @@ class Job:
                 counts.update(result["counts"])
         self._remove("blocks")
         return partitions
-
-    def _make_tokenizers(self, partitions: int) -> dict[str, TokenizerInfo]:
-        """Train the vocabulary on a sample of the clean text, or take the given one."""
-        settings = self._settings
-        sequences = tuple(settings.languages)
-        separate = len(sequences) > 1 and not settings.joint_vocabulary
-        names = (SOURCE_FILE, TARGET_FILE) if separate else (JOINT_FILE,)
-        with self._display.phase("tokenizer", "sentences"):
-            for number, name in enumerate(names):
-                if not gfile.exists(self._path(name)):
-                    columns = (number,) if separate else tuple(range(len(sequences)))
-                    files.write_bytes(self._path(name), self._model(number, partitions, columns))
-        infos = {}
-        for name in names:
-            model = check_model(self._path(name))
-            infos[name] = TokenizerInfo(name, model.sha256, model.vocab_size, model.model_type)
-        return {
-            sequence: infos[names[number if separate else 0]]
-            for number, sequence in enumerate(sequences)
-        }
-
-    def _model(self, number: int, partitions: int, columns: Sequence[int]) -> bytes:
-        settings = self._settings
-        if settings.tokenizer:
-            check_model(settings.tokenizer[number])
-            return files.read_bytes(settings.tokenizer[number])
-        return train(
-            self._sample(partitions, columns),
-            settings.vocab_size,
-            settings.model_type,
-            settings.character_coverage,
-            byte_fallback=settings.byte_fallback,
-            user_symbols=settings.user_symbols,
-            keep_lines=settings.task == "language_model",
-        )
-
-    def _sample(self, partitions: int, columns: Sequence[int]) -> Iterator[str]:
-        """Yield texts of the first lines in the shuffled order, which is a uniform sample."""
-        paths = (self._path(stages.TEXT, f"{number:06d}") for number in range(partitions))
-        lines = itertools.chain.from_iterable(map(files.read_lines, paths))
-        for line in itertools.islice(lines, self._settings.tokenizer_sample):
-            fields = line.split("\t")[1:]
-            for column in columns:
-                yield from fields[column].split(LINE_BREAK)
-                tick(1)
 
     def _encode(
         self,

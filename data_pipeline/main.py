@@ -24,8 +24,6 @@ A SPEC is one of
 Files are plain, .gz or .zst, local or gs://, and may be globs; the flags may be repeated. A weight
 before a SPEC of --train, as in 2*tsv:FILE or 0.5*tsv:FILE, repeats or thins out its examples. Flags
 that this program does not know go to Beam: --runner=..., --direct_num_workers=2 and so on.
-
-Cleaning steps, for --enable_filters and --disable_filters:
 """
 
 import os
@@ -45,9 +43,7 @@ from data_pipeline.job import prepare
 from data_pipeline.settings import CORPUS_FILTERS, Settings
 from data_pipeline.sources.documents import BOUNDARIES
 
-__doc__ += "".join(
-    f"    {name:<24}{what}\n" for name, what in {**FILTERS, **CORPUS_FILTERS}.items()
-)
+_STEPS = "\n".join(f"{name}: {what}" for name, what in {**FILTERS, **CORPUS_FILTERS}.items())
 
 _TASK = flags.DEFINE_enum("task", "translation", list(SEQUENCES), "What the dataset is for.")
 _TRAIN = flags.DEFINE_multi_string("train", [], "SPEC of training text (repeatable).")
@@ -99,7 +95,9 @@ _BYTE_FALLBACK = flags.DEFINE_bool(
 _USER_SYMBOLS = flags.DEFINE_list(
     "user_symbols", [], "Pieces that the tokenizer never splits, such as <2de>."
 )
-_ENABLE_FILTERS = flags.DEFINE_list("enable_filters", [], "Cleaning steps to switch on.")
+_ENABLE_FILTERS = flags.DEFINE_list(
+    "enable_filters", [], f"Cleaning steps to switch on. The steps are\n{_STEPS}"
+)
 _DISABLE_FILTERS = flags.DEFINE_list("disable_filters", [], "Cleaning steps to switch off.")
 _KEEP_REJECTED = flags.DEFINE_bool(
     "keep_rejected",

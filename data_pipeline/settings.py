@@ -14,8 +14,8 @@ from data_pipeline.sources.documents import BOUNDARIES
 _LANG = re.compile(r"[A-Za-z0-9_-]+")
 # Filters that need the whole corpus, beside those of `cleaning`, which look at one pair.
 CORPUS_FILTERS = {
-    "duplicate": "the pair occurred before, letter for letter",
-    "near_duplicate": "it occurred before but for case, punctuation and white space",
+    "duplicate": "The pair or text occurred before, letter for letter.",
+    "near_duplicate": "It occurred before but for case, punctuation and white space.",
 }
 # Every reason for which a training example may be dropped. The last two follow from other settings.
 DROP_REASONS = (*FILTERS, *CORPUS_FILTERS, "weight", "too_many_tokens")

@@ -18,7 +18,7 @@ _KEY_BYTES = 8
 
 
 def make_keys(seed: int, copy: int, texts: Iterable[str]) -> np.ndarray:
-    """Returns uint64 [n], each text's place in the shuffle.
+    """Return uint64 [n], each text's place in the shuffle.
 
     Args:
         seed: of the shuffle.
@@ -33,7 +33,7 @@ def make_keys(seed: int, copy: int, texts: Iterable[str]) -> np.ndarray:
 
 
 def write_block(path: str, keys: np.ndarray, lines: Sequence[bytes]) -> None:
-    """Writes lines, sorted by key.
+    """Write lines, sorted by key.
 
     Args:
         path: the file: number of lines, keys, ends of the lines, lines.
@@ -48,7 +48,7 @@ def write_block(path: str, keys: np.ndarray, lines: Sequence[bytes]) -> None:
 
 
 def read_range(path: str, part: int, parts: int) -> tuple[np.ndarray, list[bytes]]:
-    """Reads the lines whose keys are in one of `parts` equal ranges.
+    """Read the lines whose keys are in one of `parts` equal ranges.
 
     Args:
         path: a file of `write_block`.

@@ -22,7 +22,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 def split_words(text: str) -> list[str]:
-    """Returns the words of `text`: a long list of codes reads better without the quotes."""
+    """Return the words of `text`: a long list of codes reads better without the quotes."""
     return text.split()
 
 
@@ -100,19 +100,19 @@ class Dice:
         self.random = random.Random(seed).random
 
     def below(self, end: int) -> int:
-        """Returns an integer from 0 to `end` - 1."""
+        """Return an integer from 0 to `end` - 1."""
         return int(self.random() * end)
 
     def between(self, low: int, high: int) -> int:
-        """Returns an integer from `low` to `high`, both included."""
+        """Return an integer from `low` to `high`, both included."""
         return low + int(self.random() * (high - low + 1))
 
     def pick(self, items: Sequence[T]) -> T:
-        """Returns one of `items`, all equally likely."""
+        """Return one of `items`, all equally likely."""
         return items[int(self.random() * len(items))]
 
     def skewed(self, items: Sequence[T]) -> T:
-        """Returns one of `items`; a quarter of them, the first ones, take half of the draws."""
+        """Return one of `items`; a quarter of them, the first ones, take half of the draws."""
         return items[int(self.random() ** 2 * len(items))]
 
 
@@ -128,7 +128,7 @@ class Side:
 
     @classmethod
     def of(cls, name: str) -> "Side":
-        """Looks up a locale such as "de", "pt_BR" or "en-GB".
+        """Look up a locale such as "de", "pt_BR" or "en-GB".
 
         Args:
             name: the locale's name, parts joined by "_" or "-".
@@ -157,7 +157,7 @@ class Side:
         )
 
     def has_ordinals(self) -> bool:
-        """Returns whether num2words has ordinals that differ from the cardinals."""
+        """Return whether num2words has ordinals that differ from the cardinals."""
         try:
             return all(ordinal(self.words, n) != cardinal(self.words, n) for n in (2, 21, 100))
         except Exception:  # each num2words language fails in its own way
@@ -165,7 +165,7 @@ class Side:
 
 
 def plain(text: str) -> str:
-    """Returns `text` with CLDR's no-break spaces as spaces and without direction marks."""
+    """Return `text` with CLDR's no-break spaces as spaces and without direction marks."""
     for space in "\u00a0\u202f\u2009":
         text = text.replace(space, " ")
     for mark in "\u200e\u200f\u061c":
@@ -208,26 +208,26 @@ city = _cached(
 
 
 def date_time(locale: Locale, day: datetime.date, time: datetime.time) -> str:
-    """Returns a long date and a short time, joined as CLDR joins them."""
+    """Return a long date and a short time, joined as CLDR joins them."""
     joined = str(locale.datetime_formats["long"])
     return joined.format(clock(locale, time), long_date(locale, day))
 
 
 def draw_day(dice: Dice, first_year: int = FIRST_YEAR, last_year: int = LAST_YEAR) -> datetime.date:
-    """Returns a day of one of these years."""
+    """Return a day of one of these years."""
     first = datetime.date(first_year, 1, 1).toordinal()
     last = datetime.date(last_year, 12, 31).toordinal()
     return datetime.date.fromordinal(dice.between(first, last))
 
 
 def draw_time(dice: Dice) -> datetime.time:
-    """Returns a time of day in steps of five minutes, more often by day than by night."""
+    """Return a time of day in steps of five minutes, more often by day than by night."""
     hour = dice.between(7, 22) if dice.below(8) else dice.below(24)
     return datetime.time(hour, 5 * dice.below(12))
 
 
 def draw_number(dice: Dice) -> int:
-    """Returns a number to say in words, small ones more often."""
+    """Return a number to say in words, small ones more often."""
     size = dice.below(20)
     if size < 5:
         return dice.below(100)
@@ -239,19 +239,19 @@ def draw_number(dice: Dice) -> int:
 
 
 def draw_amount(dice: Dice) -> float:
-    """Returns a price with cents."""
+    """Return a price with cents."""
     return dice.pick((dice.between(1, 99), dice.between(1, 9999))) + dice.pick(
         (0.0, 0.5, 0.95, 0.99, 0.01 * dice.below(100))
     )
 
 
 def draw_whole_amount(dice: Dice) -> int:
-    """Returns a sum of money without cents."""
+    """Return a sum of money without cents."""
     return dice.pick((dice.between(2, 99), 10 * dice.between(10, 99), 100 * dice.between(10, 99)))
 
 
 def draw_quantity(dice: Dice, ranges: dict[str, tuple[int, int, bool]]) -> tuple[float, str]:
-    """Returns a number and a unit; `ranges` is a table such as `MASSES`."""
+    """Return a number and a unit; `ranges` is a table such as `MASSES`."""
     unit = dice.skewed(tuple(ranges))
     low, high, halves = ranges[unit]
     count = dice.between(low, dice.pick((high, min(high, low + 19))))
@@ -264,7 +264,7 @@ def draw_quantity(dice: Dice, ranges: dict[str, tuple[int, int, bool]]) -> tuple
 
 
 def distinct(keys: Iterable[K], source: Callable[[K], str], target: Callable[[K], str]) -> list[K]:
-    """Returns the keys that both sides name, each by a name that no earlier key has.
+    """Return the keys that both sides name, each by a name that no earlier key has.
 
     Without this, two things with one name in the source could have two in the target, and a
     source sentence must have one translation only.
@@ -280,7 +280,7 @@ def distinct(keys: Iterable[K], source: Callable[[K], str], target: Callable[[K]
 
 
 def name_tables(source: Side, target: Side) -> dict[str, list[TextPair]]:
-    """Returns the names of territories, languages, cities and currencies in both languages."""
+    """Return the names of territories, languages, cities and currencies in both languages."""
 
     def territory(locale: Locale, code: str) -> str:
         return plain(locale.territories.get(code, ""))
@@ -302,7 +302,7 @@ def name_tables(source: Side, target: Side) -> dict[str, list[TextPair]]:
 
 
 def draw_several(dice: Dice, table: Sequence[T], most: int = 4) -> list[T]:
-    """Returns two to `most` different entries of `table`."""
+    """Return two to `most` different entries of `table`."""
     chosen: list[T] = []
     count = dice.between(2, most)
     while len(chosen) < count:
@@ -313,7 +313,7 @@ def draw_several(dice: Dice, table: Sequence[T], most: int = 4) -> list[T]:
 
 
 def phrase_slots(source: Side, target: Side) -> dict[str, Slot]:
-    """Returns the slots that need nothing but CLDR and num2words, by name.
+    """Return the slots that need nothing but CLDR and num2words, by name.
 
     Args:
         source: the source language.

@@ -40,7 +40,7 @@ from data_pipeline.builtin.phrases import (
 
 
 def read_entries(text: str) -> list[tuple[str, ...]]:
-    """Splits "letter Brief m, email E-Mail f" into tuples of words."""
+    """Split "letter Brief m, email E-Mail f" into tuples of words."""
     return [tuple(entry.split(maxsplit=2)) for entry in " ".join(text.split()).split(", ")]
 
 
@@ -82,7 +82,7 @@ def noun_phrase(
 
 
 def subject(english: str, german: str | Forms, pronoun: str) -> Pair:
-    """Returns a subject with the verb forms and the pronoun that agree with it.
+    """Return a subject with the verb forms and the pronoun that agree with it.
 
     Args:
         english: "Anna", "my brother" ...
@@ -112,7 +112,7 @@ def subject(english: str, german: str | Forms, pronoun: str) -> Pair:
 
 
 def place_forms(line: str) -> Pair:
-    """Reads a line of PLACES: English with an "at", German with "acc", "to", "at" and "from"."""
+    """Read a line of PLACES: English with an "at", German with "acc", "to", "at" and "from"."""
     name, preposition, german, to, at = line.split(" | ")
     article, noun = german.split(" ", 1)
     accusative = f"{'den' if article == 'der' else article} {noun}"
@@ -124,18 +124,18 @@ def place_forms(line: str) -> Pair:
 
 
 def drink_forms(noun: tuple[str, ...]) -> Pair:
-    """Returns a drink, with "this" (dieser Wein) and "no" (keinen Wein) as forms."""
+    """Return a drink, with "this" (dieser Wein) and "no" (keinen Wein) as forms."""
     this, no = noun_phrase("this", noun)[1], noun_phrase("a", noun)[1]
     return noun[0], Forms({"": noun[1], "this": f"{this:}", "no": f"k{no:acc}"})
 
 
 def lower_adjectives(german: str) -> str:
-    """Writes "50 Schwedische Kronen", as CLDR has it for tables, as sentences do."""
+    """Write "50 Schwedische Kronen", as CLDR has it for tables, as sentences do."""
     return re.sub(r"\b[A-ZÄÖÜ]\w*ische\b", lambda found: found[0].lower(), german)
 
 
 def territory_forms(code: str, english: str, german: str) -> tuple[str, Forms]:
-    """Returns a territory as sentences say it: "from Switzerland", "aus der Schweiz"."""
+    """Return a territory as sentences say it: "from Switzerland", "aus der Schweiz"."""
     if code in lexicon.ENGLISH_ARTICLES:
         english = f"the {english}"
     if code not in lexicon.TERRITORY_ARTICLES:
@@ -151,7 +151,7 @@ def territory_forms(code: str, english: str, german: str) -> tuple[str, Forms]:
 
 
 def noun_slot(determiners: str, nouns: str, adjectives: str = "") -> Slot:
-    """Returns a slot of noun phrases; one in four has an adjective if there are any."""
+    """Return a slot of noun phrases; one in four has an adjective if there are any."""
     plain_ones = [
         noun_phrase(determiner, noun)
         for determiner in determiners.split()
@@ -167,7 +167,7 @@ def noun_slot(determiners: str, nouns: str, adjectives: str = "") -> Slot:
 
 
 def subject_slots() -> dict[str, Slot]:
-    """Returns the slots of persons: "name", "person" (no pronouns) and "who" (any subject)."""
+    """Return the slots of persons: "name", "person" (no pronouns) and "who" (any subject)."""
     names = [subject(name, name, "she") for name in lexicon.WOMEN] + [
         subject(name, name, "he") for name in lexicon.MEN
     ]
@@ -193,7 +193,7 @@ def subject_slots() -> dict[str, Slot]:
 
 
 def time_slots(english: Side, german: Side) -> dict[str, Slot]:
-    """Returns the slots of moments: "past", "future", "weekday", "month", "since", "span" ..."""
+    """Return the slots of moments: "past", "future", "weekday", "month", "since", "span" ..."""
     en, de = english.locale, german.locale
 
     def day_names(index: int) -> tuple[Forms, Forms]:
@@ -287,7 +287,7 @@ def time_slots(english: Side, german: Side) -> dict[str, Slot]:
 
 
 def number_slots(english: Side, german: Side) -> dict[str, Slot]:
-    """Returns the slots of numbers in words inside sentences."""
+    """Return the slots of numbers in words inside sentences."""
 
     def in_words(n: int) -> TextPair:
         return cardinal(english.words, n), cardinal(german.words, n)
@@ -325,7 +325,7 @@ def number_slots(english: Side, german: Side) -> dict[str, Slot]:
 
 
 def sentence_slots(english: Side, german: Side) -> dict[str, Slot]:
-    """Returns every slot of the English and German frames, those of plain phrases included.
+    """Return every slot of the English and German frames, those of plain phrases included.
 
     Args:
         english: the English side.

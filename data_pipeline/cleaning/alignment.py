@@ -35,7 +35,7 @@ _IS_DIGIT = CodePointTable(str.isdecimal, np.uint8)
 
 
 def alignment_counts(source: list[str], target: list[str]) -> dict[str, int]:
-    """Counts what `alignment_warning` looks at; the counts of chunks are added up.
+    """Count what `alignment_warning` looks at; the counts of chunks are added up.
 
     Args:
         source: source sides without newlines, raw or normalised.
@@ -66,12 +66,12 @@ def alignment_counts(source: list[str], target: list[str]) -> dict[str, int]:
 
 
 def numbers(text: str) -> list[int]:
-    """Returns the strings of digits of a text, in any script, as numbers in ascending order."""
+    """Return the strings of digits of a text, in any script, as numbers in ascending order."""
     return sorted(map(int, _NUMBER.findall(text)))
 
 
 def length_correlation(counts: Mapping[str, int], products: str = "xy") -> float:
-    """Returns Pearson's correlation of the lengths; 1 if all texts of a side are equally long.
+    """Return Pearson's correlation of the lengths; 1 if all texts of a side are equally long.
 
     Args:
         counts: as `alignment_counts` returns them.
@@ -84,12 +84,12 @@ def length_correlation(counts: Mapping[str, int], products: str = "xy") -> float
 
 
 def number_agreement(counts: Mapping[str, int]) -> float:
-    """Returns the share of pairs with the same numbers on both sides; 1 if none has numbers."""
+    """Return the share of pairs with the same numbers on both sides; 1 if none has numbers."""
     return counts["same_numbers"] / counts["with_numbers"] if counts["with_numbers"] else 1.0
 
 
 def _lengths_vary(counts: Mapping[str, int]) -> bool:
-    """Says whether the standard deviation of both lengths is `MIN_LENGTH_SPREAD` of the mean."""
+    """Return whether the standard deviation of both lengths is `MIN_LENGTH_SPREAD` of the mean."""
     needed = 1 + MIN_LENGTH_SPREAD**2
     return all(
         counts["pairs"] * counts[side * 2] >= needed * counts[side] ** 2 > 0 for side in "xy"
@@ -97,7 +97,7 @@ def _lengths_vary(counts: Mapping[str, int]) -> bool:
 
 
 def alignment_warning(counts: Mapping[str, int], split: str) -> str | None:
-    """Says so if the sides of a split do not seem to belong together.
+    """Say so if the sides of a split do not seem to belong together.
 
     Args:
         counts: `alignment_counts` of the whole split, those of chunks added up.

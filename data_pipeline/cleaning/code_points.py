@@ -21,7 +21,7 @@ class CodePointTable:
     """
 
     def __init__(self, function: Callable[[str], int], dtype: type[np.unsignedinteger]):
-        """Sets the function.
+        """Set the function.
 
         Args:
             function: character -> value; the largest value of `dtype` is reserved.
@@ -32,7 +32,7 @@ class CodePointTable:
         self._values = np.full(_CODE_POINTS, self._unseen, dtype)
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
-        """Returns the values of code points.
+        """Return the values of code points.
 
         Args:
             codes: intp [n], code points.
@@ -88,9 +88,9 @@ class Lines:
         return self.ends - self.starts
 
     def count(self, mask: np.ndarray) -> np.ndarray:
-        """Counts marked characters: bool [characters] -> int64 [lines]."""
+        """Count marked characters: bool [characters] -> int64 [lines]."""
         return np.add.reduceat(mask, self.starts, dtype=np.int64)
 
     def touched(self, places: np.ndarray) -> np.ndarray:
-        """Returns the numbers of the lines that the places (in `codes`) are in, sorted, once."""
+        """Return the numbers of the lines that the places (in `codes`) are in, sorted, once."""
         return np.unique(np.searchsorted(self.ends, places))

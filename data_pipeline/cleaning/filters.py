@@ -170,7 +170,7 @@ def _find(lines: Lines, character: str) -> np.ndarray:
 
 
 def is_letter(character: str) -> bool:
-    """Says whether a character is a letter or a mark; the vowels of Indic scripts are marks."""
+    """Return whether a character is a letter or a mark; the vowels of Indic scripts are marks."""
     return unicodedata.category(character)[0] in "LM"
 
 

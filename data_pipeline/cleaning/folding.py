@@ -47,7 +47,7 @@ def fold_lines(lines: Lines) -> list[str]:
 
 
 def fold_character(character: str) -> str:
-    """Returns the folded form of one character; empty if it does not count."""
+    """Return the folded form of one character; empty if it does not count."""
     form = unicodedata.normalize("NFKC", character).casefold()
     # Folding may leave the compatibility form ("ϔ"), so both are done twice.
     form = unicodedata.normalize("NFKC", form).casefold()

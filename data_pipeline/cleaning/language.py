@@ -79,7 +79,7 @@ NEUTRAL, EXPECTED, FOREIGN = 0, 1, 2
 
 
 def scripts_of(language: str) -> frozenset[str]:
-    """Returns the scripts of a language.
+    """Return the scripts of a language.
 
     Args:
         language: such as "de", "pt_BR", "zh-Hant" or, with the script said, "deu_Latn".
@@ -95,7 +95,7 @@ def scripts_of(language: str) -> frozenset[str]:
 
 
 def script_table(language: str) -> CodePointTable | None:
-    """Returns the table character -> `EXPECTED`, `FOREIGN` or `NEUTRAL` in a language.
+    """Return the table character -> `EXPECTED`, `FOREIGN` or `NEUTRAL` in a language.
 
     Only letters are expected or foreign; letters of no script (modifier letters) are neutral.
     None for a language whose scripts are not known.
@@ -139,7 +139,7 @@ class Identifier:
     """
 
     def __init__(self) -> None:
-        """Loads the model; `UsageError` if the package is not installed."""
+        """Load the model; `UsageError` if the package is not installed."""
         try:
             from py3langid.langid import MODEL_FILE, LanguageIdentifier
         except ImportError as error:
@@ -150,7 +150,7 @@ class Identifier:
         self._model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
     def accepts(self, text: str, language: str, min_confidence: float) -> bool:
-        """Says whether a text may be in a language.
+        """Return whether a text may be in a language.
 
         Args:
             text: some 20 characters or more.

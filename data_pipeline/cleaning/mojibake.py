@@ -40,7 +40,7 @@ _LEAD, _FOLLOW = 1, 2
 
 
 def is_mojibake(text: str) -> bool:
-    """Says whether a text, as it was read, has a sequence that gives it away."""
+    """Return whether a text, as it was read, has a sequence that gives it away."""
     return _MOJIBAKE.search(text) is not None
 
 
@@ -54,7 +54,7 @@ _KINDS = CodePointTable(_kind, np.uint8)
 
 
 def find_mojibake(lines: Lines, texts: list[str]) -> np.ndarray:
-    """Says `is_mojibake` of many texts.
+    """Say `is_mojibake` of many texts.
 
     Args:
         lines: the texts as code points.

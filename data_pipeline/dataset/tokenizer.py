@@ -145,7 +145,7 @@ def _check_symbols(symbols: Sequence[str]) -> None:
 
 
 def _explain(message: str, vocab_size: int) -> Exception:
-    """Turns SentencePiece's complaint about the vocabulary size into a UsageError."""
+    """Turn SentencePiece's complaint about the vocabulary size into a UsageError."""
     largest = re.search(r"too high \(\d+\).*<= (\d+)", message)
     if largest:
         return UsageError(
@@ -176,7 +176,7 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes):
-        """Makes a tokenizer of a serialised model; `ValueError` if it is not one."""
+        """Make a tokenizer of a serialised model; `ValueError` if it is not one."""
         if not model:
             raise ValueError("an empty file is not a SentencePiece model")
         try:
@@ -205,7 +205,7 @@ class Tokenizer:
     def sample(
         self, texts: Sequence[str], samples: int, alpha: float, seed: int
     ) -> list[list[list[int]]]:
-        """Draws segmentations at random, for subword regularisation (Kudo 2018, section 3).
+        """Draw segmentations at random, for subword regularisation (Kudo 2018, section 3).
 
         Of the 64 most probable segmentations x of a text each is drawn with a probability
         proportional to P(x) ** alpha. What is drawn depends on the model, (seed, text, number of
@@ -240,7 +240,7 @@ class Tokenizer:
         return result
 
     def _weights(self, candidates: Sequence[list[int]], alpha: float) -> np.ndarray:
-        """Returns float64 [candidates], proportional to the probabilities of being drawn."""
+        """Return float64 [candidates], proportional to the probabilities of being drawn."""
         flat = np.fromiter(itertools.chain.from_iterable(candidates), np.int64)
         owner = np.repeat(np.arange(len(candidates)), [len(ids) for ids in candidates])
         scores = np.bincount(owner, self._scores[flat], len(candidates))  # log P(x)
@@ -277,7 +277,7 @@ class Tokenizer:
         return scores
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
-        """Returns the text of each id sequence; specials come out as nothing."""
+        """Return the text of each id sequence; specials come out as nothing."""
         return self._processor.decode([[int(i) for i in row] for row in ids])
 
     def serialized(self) -> bytes:
@@ -285,7 +285,7 @@ class Tokenizer:
         return self._processor.serialized_model_proto()
 
     def mismatch(self) -> str | None:
-        """Returns what about the model is not as `train` makes it and as we need it, or None."""
+        """Return what about the model is not as `train` makes it and as we need it, or None."""
         model = self._processor
         ids = (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id())
         if ids != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
@@ -293,23 +293,23 @@ class Tokenizer:
         return None if self.model_type in MODEL_TYPES else f"it is a {self.model_type} model"
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Returns the piece of each id, as SentencePiece writes it ("▁" for a space)."""
+        """Return the piece of each id, as SentencePiece writes it ("▁" for a space)."""
         return [self._processor.id_to_piece(int(i)) for i in ids]
 
     def byte_mask(self) -> np.ndarray:
-        """Returns bool[vocab_size]: true for the 256 pieces that spell single bytes."""
+        """Return bool[vocab_size]: true for the 256 pieces that spell single bytes."""
         return np.array([self._processor.is_byte(i) for i in range(self.vocab_size)])
 
 
 def _uniform(seed: int, number: int, text: str) -> float:
-    """Returns a number in [0, 1) that is a hash of the arguments."""
+    """Return a number in [0, 1) that is a hash of the arguments."""
     digest = hashlib.blake2b(f"{seed} {number} {text}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") / (1 << 32)
 
 
 @functools.cache
 def _model_class() -> Any:
-    """Returns the protobuf class of a model file, with the few fields that we read.
+    """Return the protobuf class of a model file, with the few fields that we read.
 
     The class in SentencePiece's own package wants a newer protobuf than TensorFlow permits.
     """
@@ -353,7 +353,7 @@ def _model_class() -> Any:
 
 
 def check_model(path: str) -> Tokenizer:
-    """Loads a SentencePiece model that was trained elsewhere, if it is one that we can use.
+    """Load a SentencePiece model that was trained elsewhere, if it is one that we can use.
 
     Args:
         path: the file, local or remote, as given with --tokenizer.
@@ -380,7 +380,7 @@ def check_model(path: str) -> Tokenizer:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """Loads `tokenizer.model` of a dataset or model directory.
+    """Load `tokenizer.model` of a dataset or model directory.
 
     Args:
         path: the file, local or remote.

@@ -45,7 +45,7 @@ class BeamRunner(Runner):
     """
 
     def __init__(self, beam_args: Sequence[str]):
-        """Checks the options.
+        """Check the options.
 
         Args:
             beam_args: such as `--runner=DirectRunner`, `--direct_num_workers=2`.
@@ -98,7 +98,7 @@ class BeamRunner(Runner):
             result.wait_until_finish()
 
     def _prepare_dask(self) -> None:
-        """Fills in what Beam would choose badly, and looks whether the workers can do the job."""
+        """Fill in what Beam would choose badly, and check whether the workers can do the job."""
         from apache_beam.runners.dask.dask_runner import DaskOptions
 
         # Beam knows a short name for most runners, but not for this one.
@@ -167,7 +167,7 @@ def _import_dask() -> None:
 
 @contextlib.contextmanager
 def _dask_client(options: Any) -> Iterator[Any]:
-    """Connects to the cluster of `DaskOptions` as Beam will; `UsageError` if it is not there."""
+    """Connect to the cluster of `DaskOptions` as Beam will; `UsageError` if it is not there."""
     import distributed
 
     arguments = options.get_all_options(drop_default=True, current_only=True)
@@ -182,7 +182,7 @@ def _dask_client(options: Any) -> Iterator[Any]:
 
 
 def _worker_environment() -> SubprocessSDKEnvironment:
-    """Says how to start a worker process: this Python, with this package in its path."""
+    """Say how to start a worker process: this Python, with this package in its path."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return SubprocessSDKEnvironment.from_command_string(
@@ -192,7 +192,7 @@ def _worker_environment() -> SubprocessSDKEnvironment:
 
 
 def check_options(beam_args: Sequence[str]) -> None:
-    """Raises `UsageError` for an option that Beam does not know (Beam itself only warns)."""
+    """Raise `UsageError` for an option that Beam does not know (Beam itself only warns)."""
     parser = _Parser(allow_abbrev=False, add_help=False)
     # The same class may be listed twice when a module was loaded twice.
     for options in {str(cls): cls for cls in PipelineOptions.__subclasses__()}.values():

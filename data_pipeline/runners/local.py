@@ -18,10 +18,10 @@ class Task(Protocol):
     """What `Runner.map` does for each item."""
 
     def setup(self) -> None:
-        """Loads what all items need, once a worker."""
+        """Load what all items need, once a worker."""
 
     def run(self, item: Any) -> Any:
-        """Does the work for one item and returns a value that JSON can hold."""
+        """Do the work for one item and return a value that JSON can hold."""
 
 
 class Runner:
@@ -30,7 +30,7 @@ class Runner:
     shares_work = False  # whether there are several workers to share the cleaning of a file
 
     def map(self, label: str, task: Task, items: Sequence[Any], work_dir: str) -> list[Any]:
-        """Does `task` for every item.
+        """Do `task` for every item.
 
         Each result is a file, so that it comes back from any runner, that work done twice does no
         harm, and that a job that was killed finds what it had done.
@@ -70,14 +70,14 @@ class Runner:
         return self.map(label, task, items, work_dir)
 
     def _run(self, label: str, task: Task, work: Work) -> None:
-        """Does the work and writes the results."""
+        """Do the work and write the results."""
         task.setup()
         for item, path in work:
             files.write_json(path, {"result": run_without_collector(task, item)})
 
 
 def run_without_collector(task: Task, item: Any) -> Any:
-    """Does the work with Python's garbage collector off.
+    """Do the work with Python's garbage collector off.
 
     A chunk makes hundreds of thousands of lists, none of them in a cycle; the collector would walk
     through them again and again, for a third of the time.

@@ -74,7 +74,7 @@ class BuiltinSource:
 
 
 def split_weight(spec: str) -> tuple[float, str]:
-    """Takes the weight off a spec.
+    """Take the weight off a spec.
 
     Args:
         spec: such as `2*text:a.en,a.de`; without a weight it counts once.

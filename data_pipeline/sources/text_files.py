@@ -37,7 +37,7 @@ class TextSource:
     target_path: str
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yields the lines of both files in order.
+        """Yield the lines of both files in order.
 
         Raises:
             UsageError: a file cannot be read, or the files differ in their number of lines.
@@ -45,7 +45,7 @@ class TextSource:
         return _chunk_lines((self.source_path, self.target_path))
 
     def fingerprint(self) -> str:
-        """Returns a string that changes when the text does."""
+        """Return a string that changes when the text does."""
         return f"text {file_fingerprint(self.source_path)} {file_fingerprint(self.target_path)}"
 
 
@@ -64,11 +64,11 @@ class TsvSource:
     meaning: str = "source, tab, target"
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yields the lines in order; `UsageError` if the file cannot be read."""
+        """Yield the lines in order; `UsageError` if the file cannot be read."""
         return _chunk_lines((self.path,), fields=2, meaning=self.meaning)
 
     def fingerprint(self) -> str:
-        """Returns a string that changes when the text does."""
+        """Return a string that changes when the text does."""
         return f"tsv {file_fingerprint(self.path)}"
 
 
@@ -94,7 +94,7 @@ def parse_tsv(rest: str, wanted: Wanted) -> list[TsvSource]:
 
 
 def expand_list(scheme: str, rest: str) -> list[str]:
-    """Returns the files that a comma list of names and globs stands for.
+    """Return the files that a comma list of names and globs stands for.
 
     Args:
         scheme: of the spec, for messages.
@@ -111,7 +111,7 @@ def expand_list(scheme: str, rest: str) -> list[str]:
 
 
 def read_blocks(path: str) -> Iterator[bytes]:
-    """Yields the content of a file in blocks, unpacked if its name ends in `.gz` or `.zst`.
+    """Yield the content of a file in blocks, unpacked if its name ends in `.gz` or `.zst`.
 
     Members of a gzip file and frames of a zstd file that follow each other are read as one.
 
@@ -140,7 +140,7 @@ def read_blocks(path: str) -> Iterator[bytes]:
 
 
 def file_fingerprint(path: str) -> str:
-    """Returns the SHA-256 of a local file, or size and time of a remote one."""
+    """Return the SHA-256 of a local file, or size and time of a remote one."""
     import tensorflow as tf
 
     try:
@@ -154,7 +154,7 @@ def file_fingerprint(path: str) -> str:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Returns the files that match, sorted; `UsageError` if there is none."""
+    """Return the files that match, sorted; `UsageError` if there is none."""
     from tensorflow.io import gfile
 
     # A name is tried as it stands first: brackets are legal in file names.
@@ -177,7 +177,7 @@ def _exists(path: str) -> bool:
 
 
 def _check_kind(path: str, head: bytes) -> str | None:
-    """Returns `.gz`, `.zst` or None; `UsageError` if the first bytes do not fit the name."""
+    """Return `.gz`, `.zst` or None; `UsageError` if the first bytes do not fit the name."""
     named = next((suffix for suffix in _MAGIC if path.endswith(suffix)), None)
     found = next((suffix for suffix, magic in _MAGIC.items() if magic.match(head)), None)
     if named and named != found:
@@ -190,7 +190,7 @@ def _check_kind(path: str, head: bytes) -> str | None:
 
 
 def _unpack(packed: Iterator[bytes], new_unpacker: Callable[[], Any]) -> Iterator[bytes]:
-    """Yields the content of members or frames, one after the other.
+    """Yield the content of members or frames, one after the other.
 
     Args:
         packed: the blocks of the file.
@@ -254,7 +254,7 @@ class _LineBuffer:
         self._lines = self._bytes = 0
 
     def fill(self) -> int:
-        """Reads on if need be; returns how many lines the next chunk may have, 0 at the end."""
+        """Read on if need be; return how many lines the next chunk may have, 0 at the end."""
         while self._lines < chunks.CHUNK_LINES and self._bytes < chunks.CHUNK_BYTES:
             block, lines = next(self._unread, (b"", 0))
             if not block:
@@ -265,7 +265,7 @@ class _LineBuffer:
         return min(self._lines, chunks.CHUNK_LINES)
 
     def take(self, count: int) -> bytes:
-        """Returns the next `count` lines, at least one, separated by newlines."""
+        """Return the next `count` lines, at least one, separated by newlines."""
         taken = []
         while count:
             block, lines = self._blocks.popleft()

@@ -165,7 +165,7 @@ def parse_tfds(rest: str, wanted: Wanted) -> list[TfdsSource | TextSource]:
 
 
 def _folder_source(directory: str, split: str, source_lang: str, target_lang: str) -> TextSource:
-    """Returns the source of a folder as `tfds.TranslateFolder` reads it, but reads it in parts.
+    """Return the source of a folder as `tfds.TranslateFolder` reads it, but reads it in parts.
 
     TFDS loads all splits of such a folder into memory and cuts lines at other characters than the
     newline too.
@@ -183,7 +183,7 @@ def _folder_source(directory: str, split: str, source_lang: str, target_lang: st
 
 
 def _prepared_directory(spec: str, name: str, data_dir: str | None) -> str:
-    """Returns where the dataset is; finds files only, so it needs neither its code nor a network.
+    """Return where the dataset is; finds files only, so it needs neither its code nor a network.
 
     Raises:
         UsageError: it is not prepared.

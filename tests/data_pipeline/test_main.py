@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from data_pipeline import job
+from data_pipeline import job, vocabulary
 from data_pipeline.dataset.examples import load_tokenizers, read_examples, read_raw_text
 from data_pipeline.dataset.manifest import Manifest, load_manifest
 from data_pipeline.dataset.normalization import normalize_text
@@ -197,13 +197,13 @@ def test_more_shards_than_pairs_and_several_sources(make_settings, tmp_path, sen
 
 def test_tokenizer_sample_is_bounded(make_settings, tmp_path, monkeypatch, sentences):
     seen = []
-    train = job.train
+    train = vocabulary.train
 
     def spy(texts, *arguments, **options):
         seen.extend(texts)
         return train(iter(seen), *arguments, **options)
 
-    monkeypatch.setattr(job, "train", spy)
+    monkeypatch.setattr(vocabulary, "train", spy)
     manifest = prepare(make_settings(tmp_path / "out", tokenizer_sample=100))
     assert len(seen) == 200
     # The first 100 pairs of the shuffled order, so they come from all over the corpus.
@@ -265,7 +265,7 @@ class Killed(BaseException):
     "place",
     [
         (job.Job, "_clean"),
-        (job.Job, "_make_tokenizers"),
+        (job, "make_tokenizers"),
         (job.Job, "_encode"),
         (job, "publish"),
     ],

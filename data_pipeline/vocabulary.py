@@ -1,0 +1,77 @@
+"""The vocabulary of a dataset: trained on a sample of its clean text, or given."""
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+
+from common import files
+from data_pipeline.dataset.manifest import TokenizerInfo
+from data_pipeline.dataset.normalization import LINE_BREAK
+from data_pipeline.dataset.tokenizer import (
+    JOINT_FILE,
+    SOURCE_FILE,
+    TARGET_FILE,
+    check_model,
+    train,
+)
+from data_pipeline.progress import tick
+from data_pipeline.settings import Settings
+from data_pipeline.stages import TEXT
+
+
+def make_tokenizers(settings: Settings, work_dir: str, partitions: int) -> dict[str, TokenizerInfo]:
+    """Make the tokenizers in the work directory, unless an interrupted job has made them.
+
+    Args:
+        settings: of the job.
+        work_dir: has the partitions of clean text and gets the models.
+        partitions: how many partitions there are.
+
+    Returns:
+        Sequence -> its tokenizer.
+    """
+    sequences = tuple(settings.languages)
+    separate = len(sequences) > 1 and not settings.joint_vocabulary
+    names = (SOURCE_FILE, TARGET_FILE) if separate else (JOINT_FILE,)
+    infos = {}
+    for number, name in enumerate(names):
+        path = os.path.join(work_dir, name)
+        if not files.exists(path):
+            columns = (number,) if separate else tuple(range(len(sequences)))
+            if settings.tokenizer:
+                check_model(settings.tokenizer[number])
+                model = files.read_bytes(settings.tokenizer[number])
+            else:
+                model = _train(settings, _sample(settings, work_dir, partitions, columns))
+            files.write_bytes(path, model)
+        made = check_model(path)
+        infos[name] = TokenizerInfo(name, made.sha256, made.vocab_size, made.model_type)
+    return {
+        sequence: infos[names[number if separate else 0]]
+        for number, sequence in enumerate(sequences)
+    }
+
+
+def _train(settings: Settings, sentences: Iterator[str]) -> bytes:
+    return train(
+        sentences,
+        settings.vocab_size,
+        settings.model_type,
+        settings.character_coverage,
+        byte_fallback=settings.byte_fallback,
+        user_symbols=settings.user_symbols,
+        keep_lines=settings.task == "language_model",
+    )
+
+
+def _sample(
+    settings: Settings, work_dir: str, partitions: int, columns: Sequence[int]
+) -> Iterator[str]:
+    """Yield texts of the first lines in the shuffled order, which is a uniform sample."""
+    paths = (os.path.join(work_dir, TEXT, f"{number:06d}") for number in range(partitions))
+    lines = itertools.chain.from_iterable(map(files.read_lines, paths))
+    for line in itertools.islice(lines, settings.tokenizer_sample):
+        fields = line.split("\t")[1:]
+        for column in columns:
+            yield from fields[column].split(LINE_BREAK)
+            tick(1)
