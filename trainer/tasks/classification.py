@@ -12,7 +12,7 @@ from data_pipeline.dataset import packing
 from data_pipeline.dataset.examples import LABEL, read_raw_text
 from data_pipeline.dataset.manifest import Manifest, SplitInfo
 from data_pipeline.dataset.tokenizer import Tokenizer
-from trainer.decoding.classifying import Confusion, TextClassifier
+from trainer.decoding.classifying import Confusion, TextClassifier, class_probabilities
 from trainer.metrics import pictures
 from trainer.model.encoder_classifier import EncoderClassifier
 from trainer.tasks import flops, losses
@@ -183,7 +183,7 @@ class Classification(Task):
         """Return the probabilities of `trainer.classify`."""
 
         def classify(text, segments):
-            return tf.nn.softmax(model(text, segments))
+            return class_probabilities(model, text, segments)
 
         return Decoding(classify, [(rows, length)] * 2, 1)
 
