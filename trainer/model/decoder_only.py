@@ -12,7 +12,7 @@ from configs.schema import ModelConfig
 from trainer.model import positions
 from trainer.model.attention import dense
 from trainer.model.dropout import Dropout, number_dropouts
-from trainer.model.embeddings import float32_logits, token_embedding
+from trainer.model.embeddings import Projection, token_embedding
 from trainer.model.encodings import PositionEncoding
 from trainer.model.norms import UNSCALED, deepnorm_scales, final_norm
 from trainer.model.stack import Cache, Stack
@@ -62,13 +62,24 @@ class DecoderOnly(keras.Model):
         Returns:
             float32 [B, L, V].
         """
+        return self.projection.logits(self.hidden(text, text_segments, rng))
+
+    def hidden(self, text, text_segments, rng=None) -> tf.Tensor:
+        """Return what `projection` makes logits of, [B, L, D]; the arguments are as of `call`."""
         shifted = positions.shift_right(text, text_segments, self.bos_id)
         mask = positions.same_segment_mask(text_segments, text_segments)
         mask &= positions.causal_mask(tf.shape(text)[1])
         places = tf.range(tf.shape(text)[1])
         sight = self.positions.sight(mask, places, places)
         x = self._embed(shifted, positions.positions_in_segments(text_segments))
-        return self._logits(self.decoder(self.dropout(x, rng), sight, rng))
+        return self._normalized(self.decoder(self.dropout(x, rng), sight, rng))
+
+    @property
+    def projection(self) -> Projection:
+        """What makes logits of hidden states."""
+        if self.softmax is not None:
+            return Projection(tf.convert_to_tensor(self.softmax.kernel), transposed=False)
+        return Projection(tf.convert_to_tensor(self.embedding.embeddings), transposed=True)
 
     def start_cache(self, batch: tf.Tensor | int, length: tf.Tensor | int, beams: int = 1) -> Cache:
         """Return an empty cache for `batch` texts of at most `length` tokens, `beams` of each."""
@@ -90,17 +101,11 @@ class DecoderOnly(keras.Model):
         size, beams = tf.shape(cache[0]["key"])[2], tf.shape(tokens)[1]
         sight = self.positions.step_sight(size, position, beams, ancestors)
         x, cache = self.decoder.step(x, cache, position, sight)
-        return self._logits(x), cache
+        return self.projection.logits(self._normalized(x)), cache
 
     def _embed(self, tokens, token_positions) -> tf.Tensor:
         x = self.embedding(tokens) * self.config.width**0.5
         return self.positions.add_to(x, token_positions)  # [B, L, D]
 
-    def _logits(self, x: tf.Tensor) -> tf.Tensor:
-        if self.decoder_norm is not None:
-            x = self.decoder_norm(x)
-        if self.softmax is not None:
-            kernel = tf.cast(self.softmax.kernel, x.dtype)  # [D, V]
-            return float32_logits(x, kernel, transposed=False)  # [B, L, V]
-        table = tf.cast(self.embedding.embeddings, x.dtype)  # [V, D]
-        return float32_logits(x, table, transposed=True)  # [B, L, V]
+    def _normalized(self, x: tf.Tensor) -> tf.Tensor:
+        return x if self.decoder_norm is None else self.decoder_norm(x)

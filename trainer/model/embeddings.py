@@ -1,5 +1,7 @@
 """Token embeddings, and the logits, which may share a matrix with them (3.4)."""
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
@@ -15,6 +17,22 @@ def token_embedding(vocab_size: int, width: int, name: str) -> keras.layers.Embe
     layer = keras.layers.Embedding(vocab_size, width, embeddings_initializer=initializer, name=name)
     layer.build([None])
     return layer
+
+
+class Projection(NamedTuple):
+    """What makes logits of hidden states.
+
+    Attributes:
+        matrix: [D, V], or [V, D] if `transposed`.
+        transposed: whether the matrix is an embedding's.
+    """
+
+    matrix: tf.Tensor
+    transposed: bool
+
+    def logits(self, x: tf.Tensor) -> tf.Tensor:
+        """Return float32 [..., V] of [..., D]; see `float32_logits`."""
+        return float32_logits(x, tf.cast(self.matrix, x.dtype), transposed=self.transposed)
 
 
 def float32_logits(x: tf.Tensor, matrix: tf.Tensor, *, transposed: bool) -> tf.Tensor:
@@ -49,13 +67,7 @@ def _product_of_halves(flat: tf.Tensor, matrix: tf.Tensor, transposed: bool) -> 
 
     @tf.custom_gradient
     def multiply(left, right):
-        if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-            product = tf.linalg.matmul(
-                left, right, transpose_b=transposed, output_type=tf.float32
-            )  # [tokens, V]
-        else:  # Only XLA has that product. This one gives the same numbers, more slowly.
-            left_32, right_32 = tf.cast(left, tf.float32), tf.cast(right, tf.float32)
-            product = tf.matmul(left_32, right_32, transpose_b=transposed)  # [tokens, V]
+        product = float32_product(left, right, transpose_b=transposed)  # [tokens, V]
 
         def gradient(of_product):
             of_product = tf.cast(of_product, left.dtype)  # [tokens, V]
@@ -67,3 +79,26 @@ def _product_of_halves(flat: tf.Tensor, matrix: tf.Tensor, transposed: bool) -> 
         return product, gradient
 
     return multiply(flat, matrix)
+
+
+def is_compiled() -> bool:
+    """Return whether XLA is to compile what is being traced."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def float32_product(
+    left: tf.Tensor, right: tf.Tensor, *, transpose_a: bool = False, transpose_b: bool = False
+) -> tf.Tensor:
+    """Return the product of two matrices of any precision, added up in float32, as float32."""
+    if left.dtype != tf.float32:
+        if is_compiled():
+            return tf.linalg.matmul(
+                left,
+                right,
+                transpose_a=transpose_a,
+                transpose_b=transpose_b,
+                output_type=tf.float32,
+            )
+        # Only XLA has that product. This one gives the same numbers, more slowly.
+        left, right = tf.cast(left, tf.float32), tf.cast(right, tf.float32)
+    return tf.matmul(left, right, transpose_a=transpose_a, transpose_b=transpose_b)

@@ -11,7 +11,7 @@ from configs.schema import ModelConfig
 from trainer.model import positions
 from trainer.model.attention import dense
 from trainer.model.dropout import Dropout, number_dropouts
-from trainer.model.embeddings import float32_logits, token_embedding
+from trainer.model.embeddings import Projection, token_embedding
 from trainer.model.encodings import PositionEncoding, Sight
 from trainer.model.norms import UNSCALED, deepnorm_scales, final_norm
 from trainer.model.stack import Cache, Stack
@@ -100,6 +100,11 @@ class Transformer(keras.Model):
         Returns:
             float32 [B, T, V].
         """
+        x = self.hidden(source, source_segments, target, target_segments, rng)
+        return self.projection.logits(x)
+
+    def hidden(self, source, source_segments, target, target_segments, rng=None) -> tf.Tensor:
+        """Return what `projection` makes logits of, [B, T, D]; the arguments are as of `call`."""
         memory = self.encode(source, source_segments, rng)
         shifted = positions.shift_right(target, target_segments, self.bos_id)
         mask = positions.same_segment_mask(target_segments, target_segments)
@@ -109,7 +114,7 @@ class Transformer(keras.Model):
         cross_sight = Sight(positions.same_segment_mask(target_segments, source_segments))
         x = self._embed_target(shifted, positions.positions_in_segments(target_segments))
         x = self.decoder(self.target_dropout(x, rng), sight, rng, memory, cross_sight)
-        return self._logits(x)
+        return self._normalized(x)
 
     def encode(self, source, source_segments, rng=None) -> tf.Tensor:
         """Return the encoder's output, [B, S, D], of token ids and segments, int32 [B, S]."""
@@ -153,17 +158,18 @@ class Transformer(keras.Model):
         sight = self.decoder_positions.step_sight(size, position, beams, ancestors)
         cross_sight = Sight((source_segments > 0)[:, tf.newaxis, tf.newaxis])  # [B, 1, 1, S]
         x, cache = self.decoder.step(x, cache, position, sight, cross_sight)
-        return self._logits(x), cache
+        return self.projection.logits(self._normalized(x)), cache
 
     def _embed_target(self, tokens, token_positions) -> tf.Tensor:
         x = self.target_embedding(tokens) * self.config.width**0.5  # 3.4
         return self.decoder_positions.add_to(x, token_positions)  # [B, T, D]
 
-    def _logits(self, x: tf.Tensor) -> tf.Tensor:
-        if self.decoder_norm is not None:
-            x = self.decoder_norm(x)
+    @property
+    def projection(self) -> Projection:
+        """What makes logits of hidden states."""
         if self.softmax is not None:
-            kernel = tf.cast(self.softmax.kernel, x.dtype)  # [D, V]
-            return float32_logits(x, kernel, transposed=False)  # [B, T, V]
-        table = tf.cast(self.target_embedding.embeddings, x.dtype)  # [V, D]
-        return float32_logits(x, table, transposed=True)  # [B, T, V]
+            return Projection(tf.convert_to_tensor(self.softmax.kernel), transposed=False)
+        return Projection(tf.convert_to_tensor(self.target_embedding.embeddings), transposed=True)
+
+    def _normalized(self, x: tf.Tensor) -> tf.Tensor:
+        return x if self.decoder_norm is None else self.decoder_norm(x)

@@ -1,5 +1,6 @@
 """Prediction of the next token of running text, by a decoder alone."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from trainer.decoding.options import SamplingOptions
 from trainer.model.decoder_only import DecoderOnly
 from trainer.tasks import flops, losses
 from trainer.tasks.base import Batch, DataFacts, Decoding, Scorer, Scores, Task
+from trainer.tasks.chunks import chunked_sums
 
 _SAMPLES = 8  # texts that are continued, from the start of as many documents
 _PROMPT = 16  # tokens of each that are given
@@ -62,7 +64,12 @@ class LanguageModel(Task):
         return cls(config, data.vocab_sizes["text"], bos_id=data.bos_id)
 
     def build_model(self) -> DecoderOnly:
-        return DecoderOnly(self.config.model, self.vocab_size, bos_id=self.bos_id)
+        return DecoderOnly(
+            self.config.model,
+            self.vocab_size,
+            bos_id=self.bos_id,
+            remat=self.config.train.remat == "layers",
+        )
 
     def sums(self, model, batch: Batch, rng, *, training: bool) -> dict[str, tf.Tensor]:
         """Run the model on a batch; see `Task.sums`.
@@ -75,7 +82,15 @@ class LanguageModel(Task):
             segments = tf.cast(segments > 0, tf.int32)
         weights = tf.cast(segments > 0, tf.float32)
         smoothing = self.config.train.label_smoothing if training else 0.0
-        result = losses.token_sums(model(text, segments, rng=rng), text, weights, smoothing)
+        result = chunked_sums(
+            functools.partial(losses.token_sums, label_smoothing=smoothing),
+            losses.SUMS,
+            model.hidden(text, segments, rng=rng),
+            model.projection,
+            text,
+            weights,
+            training=training,
+        )
         result["positions"] = tf.cast(tf.size(weights), tf.float32)
         return result
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+SUMS = ("loss", "nll", "correct", "tokens")
+"""What `token_sums` returns."""
+
 
 def token_sums(
     logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, label_smoothing: float
@@ -70,6 +73,34 @@ def _cross_entropies(logits, targets, label_smoothing: float):
         return (nll, loss, target_logits), gradient
 
     return compute(logits)
+
+
+def rdrop_sums(
+    logits: tf.Tensor,
+    targets: tf.Tensor,
+    weights: tf.Tensor,
+    label_smoothing: float,
+    alpha: float,
+) -> dict[str, tf.Tensor]:
+    """Return `token_sums` of two passes with different dropout masks, which are to agree.
+
+    Args:
+        logits: float32 [2 B, T, V], of the first pass and then of the second.
+        targets: int32 [2 B, T].
+        weights: float32 [2 B, T].
+        label_smoothing: e, in [0, 1).
+        alpha: weight of the divergence in "loss".
+
+    Returns:
+        float32 scalars, the means of both passes.
+    """
+    sums = {
+        key: 0.5 * value
+        for key, value in token_sums(logits, targets, weights, label_smoothing).items()
+    }
+    first, second = tf.split(logits, 2)  # [B, T, V] each
+    divergence = symmetric_divergence(first, second, tf.split(weights, 2)[0])
+    return sums | {"loss": sums["loss"] + 0.25 * alpha * divergence}
 
 
 def symmetric_divergence(logits: tf.Tensor, others: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """Translation of sentences by an encoder and a decoder."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from trainer.decoding.search import Decoder, decoding_device, search_options
 from trainer.model.transformer import Transformer
 from trainer.tasks import flops, losses
 from trainer.tasks.base import Batch, DataFacts, Decoding, Scorer, Scores, Task
+from trainer.tasks.chunks import chunked_sums
 
 FEATURES = packing.features(("source", "target"))
 
@@ -38,7 +40,7 @@ class Translation(Task):
 
     DATASET = "translation"
     FEATURES = FEATURES
-    SUMS = ("loss", "nll", "correct", "tokens", "source_tokens", "positions")
+    SUMS = (*losses.SUMS, "source_tokens", "positions")
     DIVISOR = "tokens"
     EXAMPLES = "pairs"
     UNIT = "target token"
@@ -109,28 +111,26 @@ class Translation(Task):
         """
         weights = tf.cast(batch["target_segments"] > 0, tf.float32)  # [B, T]
         train = self.config.train
+        features = [batch[name] for name in FEATURES]
+        options = {"label_smoothing": train.label_smoothing if training else 0.0}
+        function, passes = losses.token_sums, 1
         if training and train.rdrop_alpha:
-            result = self._rdrop_sums(model, batch, weights, rng)
-        else:
-            logits = model(*(batch[name] for name in FEATURES), rng=rng)
-            smoothing = train.label_smoothing if training else 0.0
-            result = losses.token_sums(logits, batch["target"], weights, smoothing)
+            function, passes = losses.rdrop_sums, 2
+            options["alpha"] = train.rdrop_alpha
+            features = [tf.concat([feature] * 2, axis=0) for feature in features]  # [2 B, L]
+        result = chunked_sums(
+            functools.partial(function, **options),
+            losses.SUMS,
+            model.hidden(*features, rng=rng),  # [P B, T, D]
+            model.projection,
+            batch["target"],
+            weights,
+            passes=passes,
+            training=training,
+        )
         source = tf.cast(batch["source_segments"] > 0, tf.float32)
         result["source_tokens"] = tf.reduce_sum(source)
         result["positions"] = tf.cast(tf.size(weights), tf.float32)
-        return result
-
-    def _rdrop_sums(self, model, batch, weights, rng) -> dict[str, tf.Tensor]:
-        """Return the mean of two passes with different dropout masks, and their divergence."""
-        twice = {name: tf.concat([batch[name]] * 2, axis=0) for name in FEATURES}  # [2 B, L]
-        logits = model(*(twice[name] for name in FEATURES), rng=rng)
-        both = tf.concat([weights, weights], axis=0)
-        train = self.config.train
-        result = losses.token_sums(logits, twice["target"], both, train.label_smoothing)
-        result = {key: 0.5 * value for key, value in result.items()}
-        first, second = tf.split(logits, 2)  # [B, T, V] each
-        divergence = losses.symmetric_divergence(first, second, weights)
-        result["loss"] += 0.25 * train.rdrop_alpha * divergence
         return result
 
     def metrics(self, sums: Mapping[str, float], split: SplitInfo) -> dict[str, float]:
