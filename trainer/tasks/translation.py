@@ -112,14 +112,17 @@ class Translation(Task):
         weights = tf.cast(batch["target_segments"] > 0, tf.float32)  # [B, T]
         train = self.config.train
         features = [batch[name] for name in FEATURES]
-        options = {"label_smoothing": train.label_smoothing if training else 0.0}
-        function, passes = losses.token_sums, 1
+        smoothing = train.label_smoothing if training else 0.0
+        function = functools.partial(losses.token_sums, label_smoothing=smoothing)
+        passes = 1
         if training and train.rdrop_alpha:
-            function, passes = losses.rdrop_sums, 2
-            options["alpha"] = train.rdrop_alpha
+            function = functools.partial(
+                losses.rdrop_sums, label_smoothing=smoothing, alpha=train.rdrop_alpha
+            )
+            passes = 2
             features = [tf.concat([feature] * 2, axis=0) for feature in features]  # [2 B, L]
         result = chunked_sums(
-            functools.partial(function, **options),
+            function,
             losses.SUMS,
             model.hidden(*features, rng=rng),  # [P B, T, D]
             model.projection,
