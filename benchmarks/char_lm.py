@@ -62,7 +62,7 @@ def train_ours(connection, data_dir: str, config: Config) -> None:
             model_dir,
             strategy,
             "float32",
-            use_xla("auto", strategy, "float32"),
+            use_xla("auto", strategy),
             Hardware(1, "float32"),
             pictures=False,
         )

@@ -94,7 +94,7 @@ def train_ours(manifest: Manifest, model_dir: str, steps: int) -> dict[str, floa
     config.train.steps = steps
     config.model.dropout = 0.2
     strategy, _ = make_strategy("one_device")
-    compiles = use_xla("auto", strategy, "float32")
+    compiles = use_xla("auto", strategy)
     hardware = Hardware(1, "float32")
     run = assemble(
         config, manifest, model_dir, strategy, "float32", compiles, hardware, pictures=False

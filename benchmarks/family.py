@@ -108,7 +108,7 @@ def train(manifest: Manifest, config: Config) -> dict[str, float]:
     from trainer.validation import total_metrics
 
     strategy, _ = make_strategy("one_device")
-    compiles = use_xla("auto", strategy, "float32")
+    compiles = use_xla("auto", strategy)
     with tempfile.TemporaryDirectory() as model_dir:
         run = assemble(
             config,
