@@ -34,7 +34,7 @@ CONTENDERS = ("ours", "torch")
 def config_of(steps: int, learning_rate: float) -> Config:
     """Return configs/char_lm.py with the positions of the peer."""
     config = char_lm.get_config()
-    config.model.positions = "learned"
+    config.model.positions, config.model.max_positions = "learned", config.data.row_length
     config.train.steps = steps
     config.optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate)
     return config

@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ GRACE_SECONDS = 30.0
 and the end."""
 _CALLS_IN_GRACE = 4  # two may be in progress when the signal comes, and saving takes time too
 _EXAMPLES = 5  # shown at the start
+_EXAMPLE_WIDTH = 200  # characters of a text
 _MOST_PICTURED = 100  # among these, the pictures find examples that are short
 
 
@@ -337,8 +339,13 @@ def _describe(run: Run, manifest: Manifest, state: str) -> list[str]:
         f"length       {train.steps:,} steps, {data.batches_per_epoch:,} an epoch",
         f"model_dir    {run.model_dir}",
         f"state        {state}",
-        *(f"example      {'  |  '.join(example)}" for example in shown),
+        *(f"example      {'  |  '.join(map(_shorten, example))}" for example in shown),
     ]
+
+
+def _shorten(text: str) -> str:
+    """Return the beginning of a text, which may be a whole document, on one line."""
+    return textwrap.shorten(text, _EXAMPLE_WIDTH, placeholder=" ...")
 
 
 def _vocabulary(manifest: Manifest) -> str:

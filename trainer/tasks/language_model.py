@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from configs.schema import Config
 from data_pipeline.dataset import packing
-from data_pipeline.dataset.examples import read_raw_text
+from data_pipeline.dataset.examples import read_examples
 from data_pipeline.dataset.manifest import Manifest, SplitInfo
 from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.decoding.generation import TextGenerator
@@ -20,7 +20,7 @@ from trainer.tasks import flops, losses
 from trainer.tasks.base import Batch, DataFacts, Decoding, Scorer, Scores, Task
 from trainer.tasks.chunks import chunked_sums
 
-_SAMPLES = 8  # texts that are continued, from the start of as many documents
+_SAMPLES = 8  # pieces of documents that are continued from their start
 _PROMPT = 16  # tokens of each that are given
 _LENGTH = 160  # tokens that are written
 _TEMPERATURE = 0.8
@@ -42,7 +42,7 @@ class LanguageModel(Task):
     FEATURES = packing.features(("text",))
     SUMS = ("loss", "nll", "correct", "tokens", "positions")
     DIVISOR = "tokens"
-    EXAMPLES = "pieces of documents"
+    EXAMPLES = "documents"
     UNIT = "target token"
     RATES: ClassVar = {"target_tokens_per_second": "tokens"}
     BEST: ClassVar = {
@@ -125,15 +125,16 @@ class LanguageModel(Task):
         *,
         quick: bool,
     ) -> Scorer:
-        """Return a function that goes on from the first tokens of some documents of a split."""
+        """Return a function that goes on from the first tokens of some pieces of a split."""
         del quick
         tokenizer, room = tokenizers["text"], self.config.data.longest_row
         count = min(_PROMPT, room // 2)
-        texts = read_raw_text(manifest, split)["text"]
-        encoded = tokenizer.encode(texts[: 100 * _SAMPLES])
-        begins = [ids[:count] for ids in encoded if len(ids) >= count]
-        chosen = begins[:: max(1, len(begins) // _SAMPLES)][:_SAMPLES]
-        prompts = np.array(chosen or [[]], np.int32)  # [samples, tokens]
+        pieces = read_examples(manifest, split)
+        (lengths,) = pieces.lengths()
+        long_enough = np.flatnonzero(lengths > count)
+        chosen = long_enough[:: max(1, len(long_enough) // _SAMPLES)][:_SAMPLES]
+        begins = [pieces.example(index)["text"][:count] for index in chosen]
+        prompts = np.array(begins or [[]], np.int32)  # [samples, tokens]
         generator = TextGenerator(model, SamplingOptions(temperature=_TEMPERATURE), room)
 
         def score(between: Callable[[], Any] | None) -> Scores:
