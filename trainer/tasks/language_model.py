@@ -134,7 +134,7 @@ class LanguageModel(Task):
         long_enough = np.flatnonzero(lengths > count)
         chosen = long_enough[:: max(1, len(long_enough) // _SAMPLES)][:_SAMPLES]
         begins = [pieces.example(index)["text"][:count] for index in chosen]
-        prompts = np.array(begins or [[]], np.int32)  # [samples, tokens]
+        prompts = np.stack(begins) if begins else np.zeros([1, 0], np.int32)  # [samples, tokens]
         generator = TextGenerator(model, SamplingOptions(temperature=_TEMPERATURE), room)
 
         def score(between: Callable[[], Any] | None) -> Scores:
