@@ -25,7 +25,7 @@ $(INSTALLED_ALL): $(INSTALLED) requirements/preflight.txt requirements/extras.tx
 		|| { echo "error: make test-all needs Python 3.11 or later: make PYTHON=python3.11 test-all"; exit 2; }
 	@echo "installing CTranslate2, Dask, MkDocs, TensorFlow Text, py3langid, JAX and libtpu, a minute or two"
 	@$(PIP) --constraint requirements/$(EXTRA).txt --constraint requirements/preflight.txt \
-		--constraint requirements/extras.txt --editable '.[$(EXTRA),dev,dask,docs,export,langid,preflight]'
+		--constraint requirements/extras.txt --editable '.[$(EXTRA),dev,dask,docs,export,langid,preflight,serve]'
 	@touch $@
 
 $(INSTALLED_DOCS): $(INSTALLED) requirements/extras.txt

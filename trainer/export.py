@@ -57,7 +57,7 @@ def _export_saved_model(loaded: LoadedModel, directory: str) -> list[str]:
 
 def _export_ctranslate2(loaded: LoadedModel, directory: str) -> list[str]:
     """Write every precision, and compare each with our own decoder on the validation split."""
-    from trainer.exporting import ctranslate2_model
+    from trainer.exporting import ctranslate2_engine, ctranslate2_model
 
     ctranslate2_model.check(loaded.model.config)
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
@@ -85,10 +85,10 @@ def _export_ctranslate2(loaded: LoadedModel, directory: str) -> list[str]:
     for name in ctranslate2_model.QUANTIZATIONS:
         path = os.path.join(directory, name)
         size = ctranslate2_model.save(loaded.model, tokenizers, path, name)
-        for side, one in zip(("source", "target"), tokenizers, strict=True):
-            write_bytes(os.path.join(path, f"{side}.model"), one.serialized())
-        engine = ctranslate2_model.Engine(path, tokenizers)
-        found, seconds = engine.translate(lines, decode.beam_size, 1.0, longest)
+        engine = ctranslate2_engine.Engine(path)
+        began = time.monotonic()
+        found = [one.text for one in engine.translate(lines, decode.beam_size, 1.0, longest)]
+        seconds = time.monotonic() - began
         same = sum(a == b for a, b in zip(ours, found, strict=True)) / len(lines)
         theirs = score(found, references, tokenizer)["bleu"]
         table.append(

@@ -15,11 +15,12 @@ from absl import flags
 from common.errors import UsageError, no_arguments, run_app
 from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding import scoring
-from trainer.decoding.forced import ForcedDecoder, word_alignment
+from trainer.decoding.forced import ForcedDecoder
 from trainer.decoding.lines import LineReader
 from trainer.decoding.options import SamplingOptions
 from trainer.decoding.risk import expected_chrf, least_risk
 from trainer.decoding.search import Decoder, search_options
+from trainer.decoding.words import word_alignment
 
 _PIECE = 2_000  # lines: sorting by length wants many, progress wants few
 

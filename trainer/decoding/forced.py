@@ -114,27 +114,3 @@ class ForcedDecoder:
             looks.append(cross_attention(weights, len(model.decoder.layers)))
         log_p = tf.reduce_logsumexp(tf.stack(results), 0) - tf.math.log(float(len(results)))
         return log_p, tf.reduce_mean(tf.stack(looks), 0)
-
-
-def word_alignment(
-    attention: np.ndarray, source_pieces: Sequence[str], target_pieces: Sequence[str]
-) -> list[tuple[int, int]]:
-    """Return (source word, target word) pairs, counted from 0: where each target word looks most.
-
-    Args:
-        attention: float32 [target pieces + 1, source pieces + 1], as in `Forced`.
-        source_pieces: of SentencePiece, where "\u2581" begins a word.
-        target_pieces: likewise.
-    """
-
-    def owners(pieces: Sequence[str]) -> list[int]:
-        begins = [number == 0 or piece.startswith("\u2581") for number, piece in enumerate(pieces)]
-        return [sum(begins[: number + 1]) - 1 for number in range(len(pieces))]
-
-    sources, targets = owners(source_pieces), owners(target_pieces)
-    if not sources or not targets:
-        return []
-    looks = np.zeros([max(targets) + 1, max(sources) + 1])
-    for row, target in enumerate(targets):
-        np.add.at(looks[target], sources, attention[row, : len(sources)])
-    return [(int(source), target) for target, source in enumerate(looks.argmax(axis=1))]

@@ -5,14 +5,13 @@ any of the activations.
 """
 
 import os
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from common.errors import UsageError
+from common.files import write_bytes
 from configs.schema import ModelConfig
 from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.decoding.options import MAX_SOURCE
@@ -21,7 +20,6 @@ from trainer.model.encodings import sinusoidal_positions
 QUANTIZATIONS = ("float32", "float16", "int8")
 _POSITIONS = 2 * MAX_SOURCE
 _EPSILON = 1e-6
-_NEVER = ("<pad>", "<unk>", "<s>")
 
 
 def check(config: ModelConfig) -> None:
@@ -66,6 +64,9 @@ def specification(model: Any, tokenizers: tuple[Tokenizer, Tokenizer]) -> Any:
         pre_norm=config.norm == "pre",
         activation=activations[config.activation],
         ffn_glu=config.activation == "swiglu",
+        # The attention that is returned is of the layer that `forced.cross_attention` takes.
+        alignment_layer=max(0, config.decoder_layers - 2),
+        alignment_heads=config.heads,
     )
     places = tf.range(_POSITIONS)[tf.newaxis]  # [1, L]
     positions = sinusoidal_positions(places, config.width)[0].numpy()  # [L, D]
@@ -132,7 +133,7 @@ def _set_layer(target: Any, layer: Any) -> None:
 def save(
     model: Any, tokenizers: tuple[Tokenizer, Tokenizer], directory: str, quantization: str
 ) -> int:
-    """Write a model for CTranslate2 and return the bytes of its weights.
+    """Write a model with its tokenizers for CTranslate2; return the bytes of its weights.
 
     Args:
         model: a trained `trainer.model.transformer.Transformer`.
@@ -145,51 +146,6 @@ def save(
     spec.optimize(quantization=quantization)
     os.makedirs(directory, exist_ok=True)
     spec.save(directory)
+    for side, tokenizer in zip(("source", "target"), tokenizers, strict=True):
+        write_bytes(os.path.join(directory, f"{side}.model"), tokenizer.serialized())
     return os.path.getsize(os.path.join(directory, "model.bin"))
-
-
-class Engine:
-    """Translates with an exported model, as `trainer.decoding` would.
-
-    Args:
-        directory: written by `save`.
-        tokenizers: of the source and of the target.
-        threads: of the CPU.
-    """
-
-    def __init__(self, directory: str, tokenizers: tuple[Tokenizer, Tokenizer], threads: int = 0):
-        import ctranslate2
-
-        target = tokenizers[1]
-        pieces = target.pieces(range(target.vocab_size))
-        self._ids = {piece: number for number, piece in enumerate(pieces)}
-        self._translator = ctranslate2.Translator(directory, device="cpu", intra_threads=threads)
-        self._source, self._target = tokenizers
-
-    def translate(
-        self, lines: Sequence[str], beam_size: int, length_penalty: float, most: int
-    ) -> tuple[list[str], float]:
-        """Return a translation of each line, and the seconds it took.
-
-        Args:
-            lines: the text.
-            beam_size: 1 for greedy search.
-            length_penalty: scores are divided by length ** this.
-            most: tokens of a translation, at most.
-        """
-        pieces = [self._source.pieces(ids) for ids in self._source.encode(lines)]
-        began = time.monotonic()
-        most = min(most, MAX_SOURCE)
-        results = self._translator.translate_batch(
-            pieces,
-            beam_size=beam_size,
-            length_penalty=length_penalty,
-            max_decoding_length=most,
-            max_batch_size=64,
-            suppress_sequences=[[piece] for piece in _NEVER],
-        )
-        seconds = time.monotonic() - began
-        ids = [[self._ids[piece] for piece in result.hypotheses[0]] for result in results]
-        texts = self._target.decode(ids)
-        lines = [" ".join(text.split()) for text in texts]
-        return [one if line else "" for line, one in zip(pieces, lines, strict=True)], seconds

@@ -10,12 +10,13 @@ import sacrebleu
 import tensorflow as tf
 
 from trainer.decoding.constraints import repeated_ngrams, token_mask
-from trainer.decoding.forced import ForcedDecoder, word_alignment
+from trainer.decoding.forced import ForcedDecoder
 from trainer.decoding.options import SamplingOptions, SearchOptions
 from trainer.decoding.predictor import LanguagePredictor
 from trainer.decoding.risk import expected_chrf, least_risk
 from trainer.decoding.sampling import candidate_probabilities
 from trainer.decoding.search import Decoder
+from trainer.decoding.words import word_alignment
 from trainer.model.decoder_only import DecoderOnly
 
 EOS = 3

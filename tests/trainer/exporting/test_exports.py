@@ -41,7 +41,7 @@ def model(request, make_model):
 
 def test_ctranslate2_translates_alike(model, manifest, tmp_path):
     """In float32 every translation, greedy and with a beam; int8 is smaller."""
-    from trainer.exporting import ctranslate2_model
+    from trainer.exporting import ctranslate2_engine, ctranslate2_model
 
     tokenizers = load_tokenizers(manifest)
     tokenizers = (tokenizers["source"], tokenizers["target"])
@@ -50,12 +50,12 @@ def test_ctranslate2_translates_alike(model, manifest, tmp_path):
         for name in ("float32", "int8")
     }
     assert sizes["int8"] < 0.9 * sizes["float32"]
-    engine = ctranslate2_model.Engine(str(tmp_path / "float32"), tokenizers, threads=1)
+    engine = ctranslate2_engine.Engine(str(tmp_path / "float32"), threads=1)
     for beam_size in (1, 3):
         fixed = {"max_length_ratio": 0.0, "max_length_offset": 12, "beam_size": beam_size}
         options = SearchOptions(normalization="length", length_penalty=1.0, **fixed)
         expected = [one.text for one in translate_lines(LINES, tokenizers, Decoder(model, options))]
-        found, _ = engine.translate(LINES, beam_size, 1.0, 12)
+        found = [one.text for one in engine.translate(LINES, beam_size, 1.0, 12)]
         assert found == expected and len(set(expected)) > 2
 
 
