@@ -66,6 +66,7 @@ class Batcher:
             for job in jobs:
                 job.answer.cancel()  # changes nothing where it is done
             self._waiting = deque(job for job in self._waiting if not job.answer.done())
+            self._metrics.waiting.set(len(self._waiting))
 
     async def run(self) -> None:
         """Translate what waits, for ever."""

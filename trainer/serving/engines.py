@@ -68,12 +68,12 @@ def _attention(
     ids: tuple[Sequence[int], Sequence[int]],
 ) -> Attention:
     pieces = [one.pieces(part) for one, part in zip(tokenizers, ids, strict=True)]
-    words = [
+    source, target = (
         list(one.decode(group_words(part, own)))
         for one, part, own in zip(tokenizers, ids, pieces, strict=True)
-    ]
+    )
     looks = word_attention(weights, *pieces)
-    return Attention(*words, [[round(float(x), 4) for x in row] for row in looks])
+    return Attention(source, target, [[round(float(x), 4) for x in row] for row in looks])
 
 
 class OwnEngine:

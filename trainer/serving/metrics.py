@@ -18,15 +18,18 @@ class Metrics:
     """
 
     def __init__(self):
-        self._registry = CollectorRegistry()
-        own = {"namespace": "translate", "registry": self._registry}
-        self.requests = Counter("requests", "Requests by HTTP status.", ["status"], **own)
-        self.seconds = Histogram(
-            "request_seconds", "Duration of requests.", buckets=_SECONDS, **own
+        self._registry = own = CollectorRegistry()
+        self.requests = Counter(
+            "translate_requests", "Requests by HTTP status.", ["status"], registry=own
         )
-        self.sentences = Counter("sentences", "Translated sentences.", **own)
-        self.waiting = Gauge("waiting_sentences", "Sentences in the queue.", **own)
-        self.batches = Histogram("batch_sentences", "Batch size.", buckets=_SENTENCES, **own)
+        self.seconds = Histogram(
+            "translate_request_seconds", "Duration of requests.", buckets=_SECONDS, registry=own
+        )
+        self.sentences = Counter("translate_sentences", "Translated sentences.", registry=own)
+        self.waiting = Gauge("translate_waiting_sentences", "Sentences in the queue.", registry=own)
+        self.batches = Histogram(
+            "translate_batch_sentences", "Sentences of a batch.", buckets=_SENTENCES, registry=own
+        )
 
     def text(self) -> bytes:
         """Return all of them in Prometheus' text format."""

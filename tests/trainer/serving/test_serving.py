@@ -76,8 +76,10 @@ def read(address: str, path: str) -> str:
 
 
 def until(condition) -> None:
-    """Waits; a test that hangs is ended by its time limit."""
+    """Waits, against a hang not more than a minute."""
+    end = time.monotonic() + 60
     while not condition():
+        assert time.monotonic() < end
         time.sleep(0.01)
 
 
@@ -133,7 +135,9 @@ def test_requests_that_come_together_share_a_batch():
     with serving(engine, batch_sentences=5) as address, ThreadPoolExecutor(9) as pool:
         engine.open.clear()
         texts = [f"number {number}" for number in range(9)]
-        answers = [pool.submit(ask, address, {"text": text}) for text in texts]
+        answers = [pool.submit(ask, address, {"text": texts[0]})]
+        until(lambda: "translate_batch_sentences_count 1.0" in read(address, "/metrics"))
+        answers += [pool.submit(ask, address, {"text": text}) for text in texts[1:]]
         until(lambda: "translate_waiting_sentences 8.0" in read(address, "/metrics"))
         engine.open.set()
         for text, answer in zip(texts, answers, strict=True):
