@@ -9,10 +9,12 @@ A line that comes slowly, from a terminal or another program, is answered at onc
 
 import json
 import sys
+from typing import Any
 
 from absl import flags
 
 from common.errors import UsageError, no_arguments, run_app
+from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding import scoring
 from trainer.decoding.forced import ForcedDecoder
@@ -41,6 +43,12 @@ _N_BEST = flags.DEFINE_integer(
 _ALIGNMENTS = flags.DEFINE_bool(
     "alignments", False, "With --json: pairs of source and target words, counted from 0."
 )
+_MIN_LENGTH = flags.DEFINE_integer(
+    "min_length", None, "Tokens of a translation, at least; default: the configuration's.", 0
+)
+_SUPPRESS = flags.DEFINE_multi_string(
+    "suppress", [], "A piece of the target vocabulary that no translation holds; repeatable."
+)
 _PREFIX = flags.DEFINE_string("prefix", "", "What every translation begins with.")
 _GROUPS = flags.DEFINE_integer("diverse_groups", 1, "Groups of a diverse beam search.", 1)
 _DIVERSITY = flags.DEFINE_float(
@@ -59,6 +67,19 @@ _TOP_P = flags.DEFINE_float("top_p", 1.0, "Of --samples: among this share.", 0.0
 _SEED = flags.DEFINE_integer("seed", 1, "Of --samples.", 0)
 
 
+def _suppressed_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    ids = {
+        piece: number for number, piece in enumerate(tokenizer.pieces(range(tokenizer.vocab_size)))
+    }
+    missing = [piece for piece in _SUPPRESS.value if piece not in ids]
+    if missing:
+        raise UsageError(
+            f"--suppress={missing[0]}: the target vocabulary has no such piece; a piece that "
+            "begins a word begins with \u2581"
+        )
+    return tuple(ids[piece] for piece in _SUPPRESS.value)
+
+
 class Translator:
     """Lines to what is written for them, as the flags say."""
 
@@ -69,13 +90,13 @@ class Translator:
             raise UsageError(f"{_MODEL_DIR.value} holds no translation model")
         models = [one.model for one in loaded]
         self._tokenizers = (first.tokenizers["source"], first.tokenizers["target"])
-        changes = {"groups": _GROUPS.value, "diversity": _DIVERSITY.value}
+        changes: dict[str, Any] = {"suppressed": _suppressed_ids(self._tokenizers[1])}
+        if _GROUPS.value > 1:
+            changes |= {"groups": _GROUPS.value, "diversity": _DIVERSITY.value}
+        if _MIN_LENGTH.value is not None:
+            changes["min_length"] = _MIN_LENGTH.value
         try:
-            options = search_options(
-                first.facts.config.decode,
-                _BEAM_SIZE.value,
-                **(changes if _GROUPS.value > 1 else {}),
-            )
+            options = search_options(first.facts.config.decode, _BEAM_SIZE.value, **changes)
         except ValueError as error:
             raise UsageError(f"--diverse_groups: {error}") from error
         sampling = None
