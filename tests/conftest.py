@@ -2,7 +2,10 @@
 
 import itertools
 import os
+import signal
 
+# Under nohup SIGHUP is ignored, and the processes that tests start would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # on a machine with GPUs the tests run as on one without
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_XLA_FLAGS"] = ""  # no cache of compiled programs: tests compile what they test
