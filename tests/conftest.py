@@ -4,8 +4,6 @@ import itertools
 import os
 import signal
 
-# Under nohup SIGHUP is ignored, and the processes that tests start would inherit that.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # on a machine with GPUs the tests run as on one without
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_XLA_FLAGS"] = ""  # no cache of compiled programs: tests compile what they test
@@ -14,6 +12,8 @@ import keras
 import pytest
 import tensorflow as tf
 
+# Under nohup SIGHUP is ignored, and the processes that tests start would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
 )
