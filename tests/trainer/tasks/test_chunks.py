@@ -49,7 +49,7 @@ def assert_same(chunked, whole, rtol: float) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=rtol * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 4, 15, 100])
+@pytest.mark.parametrize("chunk_tokens", [None, 1, 4, 15, 100])
 @pytest.mark.parametrize(
     ("function", "passes"),
     [
@@ -58,7 +58,7 @@ def assert_same(chunked, whole, rtol: float) -> None:
     ],
 )
 def test_sums_and_gradients(tokens, chunk_tokens, function, passes):
-    """Chunks that fill, that do not, and one that holds all."""
+    """Chunks that fill, that do not, one that holds all, and none."""
     targets, weights = tokens
     hidden, matrix = states(passes, tf.float32)
 
@@ -137,6 +137,7 @@ def test_small_float16_gradients_are_not_lost():
             tf.zeros([1, 1], tf.int32),
             tf.ones([1, 1]),
             training=True,
+            chunk_tokens=1,
         )["loss"]
     gradient = tape.gradient(loss, matrix).numpy()[1, 0]
     assert gradient == pytest.approx(np.exp(-20.0), rel=0.05)
