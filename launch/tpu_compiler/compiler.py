@@ -209,7 +209,7 @@ class _Walk:
 
     def _visit(self, operation, times: int) -> None:
         if operation.name == "stablehlo.while":
-            times *= self.trips
+            times *= self._trips(operation.regions[0]) or self.trips
         for region in operation.regions:
             for block in region.blocks:
                 for inner in block.operations:
@@ -221,6 +221,27 @@ class _Walk:
             self.flops += times * _product_flops(operation)
         if any("?" in str(value.type) for value in operation.results):
             self.dynamic.append(_label(operation))
+
+
+    def _trips(self, condition) -> int:
+        """Return the trips of a loop that counts to a constant; 0 if its condition names none."""
+        bounds = set()
+        for block in condition.blocks:
+            for inner in block.operations:
+                operation = inner.operation
+                if operation.name == "func.call":
+                    callee = str(operation.attributes["callee"]).removeprefix("@")
+                    bounds.add(self._trips(self._functions[f'"{callee}"'].regions[0]))
+                if operation.name == "stablehlo.compare":
+                    bounds |= {_constant(operand) for operand in operation.operands}
+        bounds.discard(0)
+        return bounds.pop() if len(bounds) == 1 else 0
+
+
+def _constant(value) -> int:
+    """Return the integer that a value always is; 0 if it is none."""
+    found = re.search(r"stablehlo.constant dense<(\d+)> : tensor<i\d+>", str(value.owner))
+    return int(found[1]) if found else 0
 
 
 def _drop_copies(operation) -> None:

@@ -236,7 +236,7 @@ def test_nothing_fits(make_pairs, tiny_config, batching):
     """The message names the setting that decides it."""
     config = tiny_config(data={"batching": batching, "row_length": 8, "buckets": (4, 8)})
     setting = "row_length" if batching == "packed" else "buckets"
-    with pytest.raises(UsageError, match=f"all 2 training pairs .* --config.data.{setting}"):
+    with pytest.raises(UsageError, match=f"all 2 training examples .* --config.data.{setting}"):
         trainer_input.training_data(make_pairs([(9, 3), (1, 12)]), config, EOS, 1)
 
 
