@@ -136,6 +136,10 @@ class TrainConfig:
     """"layers": the backward pass computes each layer again, in place of keeping what it needs of
     the forward pass (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, section 4):
     less memory, about a third more work. "none": keep everything."""
+    loss_chunk_tokens: int = 0
+    """Tokens whose logits are in memory at a time, such as 1024; 0 for all of the micro-batch. The
+    same loss and gradients to rounding, in far less memory where the vocabulary is large. On CPUs
+    the order of additions, and so the rounding, may then differ from one start to the next."""
     label_smoothing: float = 0.1
     rdrop_alpha: float = 0.0
     """Weight of R-Drop (Liang et al. 2021): two passes with other dropout masks must agree. Half
@@ -261,6 +265,7 @@ _MAY_BE_ZERO = {
     "optimizer.clip_norm",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
+    "train.loss_chunk_tokens",
     "train.rdrop_alpha",
     "train.loss_limit",
     "train.early_stopping_patience",

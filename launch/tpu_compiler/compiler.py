@@ -222,7 +222,6 @@ class _Walk:
         if any("?" in str(value.type) for value in operation.results):
             self.dynamic.append(_label(operation))
 
-
     def _trips(self, condition) -> int:
         """Return the trips of a loop that counts to a constant; 0 if its condition names none."""
         bounds = set()

@@ -15,9 +15,6 @@ import tensorflow as tf
 
 from trainer.model.embeddings import Projection, float32_product, is_compiled
 
-CHUNK_TOKENS = 1024
-WHOLE_LOGITS = 2**26
-"""Up to so many logits, 256 MiB, are computed at once: there is no memory to be saved."""
 # Factor on the gradients of the logits where they are rounded to float16, so that small ones do
 # not become 0. They are below 1, and with R-Drop hardly more.
 _FLOAT16_SCALE = 1024.0
@@ -37,7 +34,7 @@ def chunked_sums(
     *,
     passes: int = 1,
     training: bool,
-    chunk_tokens: int | None = None,
+    chunk_tokens: int = 0,
 ) -> Sums:
     """Return the sums of a function of the logits, over all tokens.
 
@@ -50,21 +47,16 @@ def chunked_sums(
         weights: float32 [B, T].
         passes: P.
         training: whether "loss" has a gradient. The other sums have none.
-        chunk_tokens: most tokens of a chunk; None for no chunks where there are few logits, and
-            otherwise `CHUNK_TOKENS`.
+        chunk_tokens: most tokens of a chunk; 0 for all logits at once.
 
     Returns:
         float32 scalars.
     """
     tokens, width = math.prod(targets.shape), hidden.shape[-1]
-    length, vocab_size = (
-        targets.shape[1],
-        projection.matrix.shape[0 if projection.transposed else 1],
-    )
-    if chunk_tokens is None and passes * tokens * vocab_size <= WHOLE_LOGITS:
+    length = targets.shape[1]
+    if not chunk_tokens:
         of_passes = (tf.concat([x] * passes, axis=0) for x in (targets, weights))  # [P B, T] each
         return function(projection.logits(hidden), *of_passes)
-    chunk_tokens = chunk_tokens or CHUNK_TOKENS
     count = -(-tokens // chunk_tokens)
     size = -(-tokens // count)
 

@@ -90,6 +90,7 @@ class LanguageModel(Task):
             text,
             weights,
             training=training,
+            chunk_tokens=self.config.train.loss_chunk_tokens,
         )
         result["positions"] = tf.cast(tf.size(weights), tf.float32)
         return result

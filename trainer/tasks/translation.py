@@ -130,6 +130,7 @@ class Translation(Task):
             weights,
             passes=passes,
             training=training,
+            chunk_tokens=self.config.train.loss_chunk_tokens,
         )
         source = tf.cast(batch["source_segments"] > 0, tf.float32)
         result["source_tokens"] = tf.reduce_sum(source)
