@@ -74,8 +74,8 @@ class Gallery:
         began = time.monotonic()
         with tf.device(self._device):
             self._writer.show("valid", step, self._add_all)
-        if step >= self._steps:
-            self._writer.board_files("valid", boards.projector_files(*self._embeddings()))
+        if step >= self._steps and (embeddings := self._embeddings()):
+            self._writer.board_files("valid", boards.projector_files(*embeddings))
         self._last = time.monotonic() - began
         self._spent += self._last
 
@@ -138,11 +138,16 @@ class Gallery:
         found = tape.gradient(loss, values, unconnected_gradients=zero)
         return [tf.convert_to_tensor(gradient).numpy() for gradient in found]
 
-    def _embeddings(self) -> tuple[list[str], np.ndarray]:
-        """Return the first pieces of the last sequence's vocabulary, and their vectors."""
+    def _embeddings(self) -> tuple[list[str], np.ndarray] | None:
+        """Return the first pieces of the last sequence's vocabulary, and their vectors.
+
+        None for a model without a table of embeddings.
+        """
         *_, tokenizer = self._tokenizers.values()
         layers = self._model._flatten_layers()
         tables = [layer for layer in layers if isinstance(layer, keras.layers.Embedding)]
+        if not tables:
+            return None
         table = max(tables, key=lambda layer: layer.input_dim)  # the others are of positions
         vectors = table.embeddings.numpy()[:_EMBEDDINGS]
         return tokenizer.pieces(range(len(vectors))), vectors

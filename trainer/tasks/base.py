@@ -142,6 +142,8 @@ class Task(Protocol):
         """Return a new model, built, with random weights.
 
         The engine calls it in the scope of its strategy, with Keras' dtype policy and seed set.
+        TensorBoard draws attention if the layers are in stacks called `encoder` and `decoder`
+        (`trainer.model.stack`), and embeddings if there is a `keras.layers.Embedding`.
         """
         ...
 

@@ -185,8 +185,12 @@ def _lines(directory, split: str) -> list[dict]:
     return [line for line in lines if line["split"] == split]
 
 
-def test_a_new_task_trains(start, two_replicas, lines_and_labels, tmp_path, capsys):
-    """On packed rows, two replicas, two micro-batches; it names its metrics and what is best."""
+def test_a_new_task_trains(start, two_replicas, lines_and_labels, tmp_path, capsys, monkeypatch):
+    """On packed rows, two replicas, two micro-batches; it names its metrics and what is best.
+
+    Its model has neither stacks of attention nor a table of embeddings: there are no such pictures.
+    """
+    monkeypatch.setattr("trainer.metrics.gallery.LARGEST_SHARE", 1e9)
     train = {"steps": 40, "micro_batches": 2, "evaluate_every": 20, "average_checkpoints": 0}
     run = start(tmp_path, two_replicas, **train)
     assert loop.train(run) == 0
