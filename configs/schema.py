@@ -198,8 +198,9 @@ class DecodeConfig:
     """A translation ends at this many times its sentence's length, plus `max_length_offset`
     tokens; both lengths count the end of the sentence."""
     max_length_offset: int = 16
-    min_length: int = 0
-    """Tokens that a translation has at least."""
+    min_length: int = 1
+    """Tokens that a translation has at least. With 0, the empty translation takes a place in the
+    beam of nearly every sentence, and ends the search before a better one is found."""
     repetition_penalty: float = 1.0
     """Factor on the log probability of a token that the translation holds already."""
     no_repeat_ngram: int = 0

@@ -219,6 +219,7 @@ class Settings:
             for item in fields(self)
             if item.name not in left_out
         }
+        values["filters"] = self.filters  # those that are on, so that other defaults are noticed
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()

@@ -24,9 +24,9 @@ def main(argv: list[str]) -> None:
     """Load, classify, write."""
     no_arguments(argv)
     loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
-    if loaded.task.DATASET != "classification":
+    if loaded.facts.config.task != "classification":
         raise UsageError(
-            f"{_MODEL_DIR.value} holds no classifier, but a model for {loaded.task.DATASET}"
+            f"{_MODEL_DIR.value} holds no classifier, but a model for {loaded.facts.config.task}"
         )
     labels = loaded.facts.labels
     classifier = loaded.task.classifier(loaded.model, loaded.tokenizers)  # type: ignore[attr-defined]

@@ -62,6 +62,7 @@ class Evaluation:
     def __init__(self, loaded: LoadedModel, manifest: Manifest, split: str):
         self._manifest, self._split = manifest, split
         self._decode = loaded.facts.config.decode
+        self._translates = loaded.facts.config.task == "translation"
         self._scorer = SplitScorer(loaded, manifest, split, quick=False)
 
     def score(self) -> tuple[dict[str, Any], Scores]:
@@ -71,7 +72,7 @@ class Evaluation:
         return metrics | self._more_scores(scores), scores
 
     def _more_scores(self, scores: Scores) -> dict[str, Any]:
-        if self._manifest.task != "translation":
+        if not self._translates:
             return {}
         references = read_raw_text(self._manifest, self._split)["target"]
         more: dict[str, Any] = {
@@ -123,7 +124,7 @@ def _check(manifest: Manifest, loaded: LoadedModel) -> None:
                 f"{_MODEL_DIR.value}; prepare it again with {info.file} of the model directory, "
                 "or score its own model"
             )
-    if manifest.task != "translation" and (_TOKENIZED.value or _COMPARE.value):
+    if loaded.facts.config.task != "translation" and (_TOKENIZED.value or _COMPARE.value):
         raise UsageError("--tokenized and --compare_with are for translation models")
 
 

@@ -73,9 +73,9 @@ def main(argv: list[str]) -> None:
     """Load, write."""
     no_arguments(argv)
     loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
-    if loaded.task.DATASET != "language_model":
+    if loaded.facts.config.task != "language_model":
         raise UsageError(
-            f"{_MODEL_DIR.value} holds no language model, but one for {loaded.task.DATASET}"
+            f"{_MODEL_DIR.value} holds no language model, but one for {loaded.facts.config.task}"
         )
     facts, tokenizer = loaded.facts, loaded.tokenizers["text"]
     ids = encode_prompt(_PROMPT.value, tokenizer, unknown_id=1)

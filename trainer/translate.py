@@ -86,8 +86,12 @@ class Translator:
     def __init__(self):
         loaded = [model_directory.load(_MODEL_DIR.value, which) for which in _CHECKPOINT.value]
         first = loaded[0]
-        if set(first.tokenizers) != {"source", "target"}:
-            raise UsageError(f"{_MODEL_DIR.value} holds no translation model")
+        if first.facts.config.task != "translation":
+            raise UsageError(
+                f"{_MODEL_DIR.value} holds no translation model, but one for "
+                f"{first.facts.config.task}; trainer.generate is for language models, "
+                "trainer.classify for classifiers"
+            )
         models = [one.model for one in loaded]
         self._tokenizers = (first.tokenizers["source"], first.tokenizers["target"])
         changes: dict[str, Any] = {"suppressed": _suppressed_ids(self._tokenizers[1])}

@@ -12,8 +12,8 @@ from tests.services.gcs import GcsService
 _ROOT = Path(__file__).parents[2]
 _LOOK = """
 import tensorflow as tf
-from data_pipeline.manifest import load_manifest
-from trainer import checkpoint_files
+from data_pipeline.dataset.manifest import load_manifest
+from trainer.checkpoints import files as checkpoint_files
 
 def show(name, look, *arguments):
     try:

@@ -43,7 +43,7 @@ def chunked_sums(
         names: of these sums, "loss" first.
         hidden: [P B, T, D], the rows of every pass; float32 or a half precision.
         projection: makes logits of them.
-        targets: int32 [B, T], of a static shape.
+        targets: int32 [B, T]; of a static shape where there are chunks.
         weights: float32 [B, T].
         passes: P.
         training: whether "loss" has a gradient. The other sums have none.
@@ -52,11 +52,11 @@ def chunked_sums(
     Returns:
         float32 scalars.
     """
-    tokens, width = math.prod(targets.shape), hidden.shape[-1]
-    length = targets.shape[1]
     if not chunk_tokens:
         of_passes = (tf.concat([x] * passes, axis=0) for x in (targets, weights))  # [P B, T] each
         return function(projection.logits(hidden), *of_passes)
+    tokens, width = math.prod(targets.shape), hidden.shape[-1]
+    length = targets.shape[1]
     count = -(-tokens // chunk_tokens)
     size = -(-tokens // count)
 

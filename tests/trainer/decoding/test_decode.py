@@ -228,7 +228,7 @@ def test_decoder_is_greedy_search_in_order(model):
     lines = sentences(6, 15)
     lines[2:2] = [[]]
     lines.append([])
-    config = DecodeConfig(batch_tokens=32, max_length_ratio=0.2)
+    config = DecodeConfig(batch_tokens=32, max_length_ratio=0.2, min_length=0)
     result = Decoder(model, search_options(config, 1)).translate(lines)
     source = np.zeros([len(lines), 16], np.int32)
     for row, line in zip(source, lines, strict=True):
