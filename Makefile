@@ -39,7 +39,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTEST)
 
-# Also the tests marked distributed, docs, export, faults, langid and preflight, and more examples of each property.
+# Also the tests marked distributed, docs, export, faults, langid, preflight and slow, and more examples of each property.
 test-all: $(INSTALLED_ALL)
 	TEST_EXAMPLES=2000 $(PYTEST) -m ''
 

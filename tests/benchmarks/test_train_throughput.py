@@ -285,6 +285,7 @@ def test_a_contender_that_cannot_run_is_told_of(setting):
     }
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_json(manifest):
     command = [sys.executable, "-m", "benchmarks.train_throughput", "--json", "--ours=off"]
     command += [f"--data_dir={manifest.directory}", "--batch_tokens=256", "--seconds=0.01"]

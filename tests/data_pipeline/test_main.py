@@ -148,6 +148,7 @@ def test_valid_and_test_are_kept_whole(make_settings, tmp_path, write_text):
     assert len(read_examples(manifest, "test").example(1)["source"]) == 0
 
 
+@pytest.mark.slow
 def test_same_bytes_again_and_with_two_workers(dataset, make_settings, tmp_path, monkeypatch):
     # Workers are other processes: this shows as well that the steps work there.
     monkeypatch.setattr("data_pipeline.sources.chunk.CHUNK_LINES", 100)

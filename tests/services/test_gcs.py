@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tests.services.gcs import GcsService
@@ -63,6 +64,7 @@ def _run(service: GcsService, script: str, *arguments: str) -> None:
     )
 
 
+@pytest.mark.faults
 def test_trees_are_removed():
     """`gfile.rmtree` raises NotFoundError here, or leaves files."""
     with GcsService({"503": 0.15, "lost": 0.15}) as service:

@@ -74,6 +74,7 @@ def _assert_little_was_sent(service: GcsService) -> None:
     assert sum(service.log.uploaded.values()) < 2 * stored
 
 
+@pytest.mark.faults
 def test_everything_with_all_faults(local, tmp_path):
     """The data job, a killed training, its second start, a test; one request in ten fails."""
     with GcsService(dict.fromkeys(FAULTS, 0.1 / len(FAULTS))) as service:

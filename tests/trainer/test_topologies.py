@@ -132,7 +132,8 @@ def test_the_run_is_worth_comparing(pairs, config_of, one_replica):
 
 
 @pytest.mark.parametrize(
-    ("replicas", "micro_batches"), [(2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2)]
+    ("replicas", "micro_batches"),
+    [(2, 1), (4, 1), pytest.param(8, 1, marks=pytest.mark.slow), (1, 2), (1, 4), (2, 2)],
 )
 def test_replicas_and_micro_batches(pairs, config_of, one_replica, replicas, micro_batches):
     """However the global batch is split, the run is the same."""
@@ -228,6 +229,7 @@ def test_two_workers(pairs, config_of, one_replica, with_dropout, of_tasks, alon
         assert_identical(other, ours)
 
 
+@pytest.mark.slow
 def test_four_workers(pairs, config_of, one_replica, tmp_path):
     runs = tmp_path / "runs.npz"
     save_runs(runs, [(config_of(), pairs)], STEPS)
@@ -256,6 +258,7 @@ for parts, rows in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.slow
 def test_micro_batches_take_constant_memory(tiny_config, tmp_path):
     """Four times as many micro-batches of the same size, by XLA's own account."""
     shapes = [(2, 16), (8, 64), (1, 64)]

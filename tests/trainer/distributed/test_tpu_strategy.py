@@ -72,6 +72,7 @@ def _variables(model: Path) -> dict[str, np.ndarray]:
     return {name: reader.get_tensor(name) for name in names if "seconds" not in name}
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_its_tpu_and_goes_on_equals_a_mirrored_one(train):
     code, output, _ = train("run", *_TPU, LOST_AT="5")
     assert code == 1, output

@@ -110,6 +110,7 @@ def losses(model: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if line["split"] == "train"}
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_workers(start, tmp_path):
     """Worker 1 is killed; after the restart the chief stands still for longer than the time-out."""
     start("undisturbed").finish()

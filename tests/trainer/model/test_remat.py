@@ -38,7 +38,10 @@ def gradients(strategy, config, remat: bool, jit_compile: bool):
     return results, graph.count('op: "BatchMatMulV2"')
 
 
-@pytest.mark.parametrize(("replicas", "jit_compile"), [(1, True), (1, False), (2, False)])
+@pytest.mark.parametrize(
+    ("replicas", "jit_compile"),
+    [(1, True), pytest.param(1, False, marks=pytest.mark.slow), (2, False)],
+)
 def test_the_same_gradients(tiny_config, one_device, two_replicas, replicas, jit_compile):
     """To rounding, with dropout, which draws the same masks again, and T5's learned biases."""
     rates = {"dropout": 0.2, "attention_dropout": 0.2}
