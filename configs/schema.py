@@ -86,6 +86,11 @@ class DataConfig:
     """Row lengths of the "bucketed" form, rising; there the last one takes the part of
     `row_length`."""
 
+    stages: str = ""
+    """Datasets for the first steps, DIRECTORY:STEP with commas between: the run reads each of them
+    up to that step, and --data_dir's from then on. "data/mix:4000" is 4,000 steps on a mix, then
+    clean text. All have the vocabularies of --data_dir (data_pipeline.main --tokenizer)."""
+
     @property
     def longest_row(self) -> int:
         """Tokens that the longest row holds on each side."""
@@ -285,11 +290,13 @@ _MAY_BE_ZERO = {
 _NAMES = {"task", "train.best_metric"}
 # The data job checks these.
 _SPECS = ("prepare.train", "prepare.valid", "prepare.test", "prepare.model_type")
+# And the trainer's input this one.
+_STAGES = "data.stages"
 
 
 def _check_field(name: str, value: Any) -> str | None:
     """Return what the value of a field must be, or None if it is fine."""
-    if name in _NAMES or name in _SPECS:
+    if name in _NAMES or name in _SPECS or name == _STAGES:
         return None
     if name in _CHOICES:
         choices = _CHOICES[name]

@@ -25,9 +25,9 @@ from trainer.checkpoints.saver import Checkpoints
 from trainer.decoding.search import decoding_device
 from trainer.distributed import cluster
 from trainer.distributed.cluster import Worker
-from trainer.input import load
 from trainer.input.evaluation import evaluation_batches
 from trainer.input.protocol import TrainingData
+from trainer.input.stages import fingerprint, load_stages, read_stages
 from trainer.metrics.flops import Hardware
 from trainer.metrics.gallery import Gallery
 from trainer.metrics.reporter import Reporter
@@ -164,10 +164,11 @@ def assemble(
     say = console.say if worker.is_chief else _say_nothing
     stops = Agreement(strategy, stop or StopRequest())
     # Before the data is read: this rejects a configuration that does not fit the vocabularies.
-    facts = model_directory.facts_of(config, manifest, precision)
+    stages = read_stages(config, manifest)
+    facts = model_directory.facts_of(config, manifest, precision, fingerprint(stages))
     config, task = facts.config, facts.task()
-    data = load.load_training_data(
-        manifest, config, strategy.num_replicas_in_sync, skip_corrupt=skip_corrupt_data
+    data = load_stages(
+        stages, config, strategy.num_replicas_in_sync, skip_corrupt=skip_corrupt_data
     )
     flops_per_unit = task.train_flops(manifest.splits["train"], config.data.longest_row)
     PHASES.end("data")

@@ -118,8 +118,16 @@ class RunFacts:
         )
 
 
-def facts_of(config: schema.Config, manifest: Manifest, precision: str) -> RunFacts:
+def facts_of(
+    config: schema.Config, manifest: Manifest, precision: str, fingerprint: str = ""
+) -> RunFacts:
     """Return the facts of a new run.
+
+    Args:
+        config: the configuration.
+        manifest: of the dataset.
+        precision: a Keras dtype policy.
+        fingerprint: of all training data, if there is more than the dataset's.
 
     Raises:
         UsageError: the configuration names a task or a metric that does not exist.
@@ -129,7 +137,7 @@ def facts_of(config: schema.Config, manifest: Manifest, precision: str) -> RunFa
         config=resolve(config),
         precision=precision,
         data_dir=directory if "://" in directory else os.path.abspath(directory),
-        data_fingerprint=manifest.fingerprint,
+        data_fingerprint=fingerprint or manifest.fingerprint,
         data={
             **{f"{name} pairs": split.kept for name, split in manifest.splits.items()},
             **{f"{name} input": list(prints) for name, prints in manifest.inputs.items()},
