@@ -313,6 +313,7 @@ class Job:
             None if settings.task == "language_model" else EOS_ID,
             settings.segmentations,
             settings.sampling_alpha,
+            settings.augmentation,
             settings.seed,
             settings.keep_rejected,
         )

@@ -38,6 +38,7 @@ from absl import flags
 from common.errors import UsageError, run_app
 from data_pipeline.cleaning.cleaner import FILTERS
 from data_pipeline.dataset.manifest import SEQUENCES
+from data_pipeline.dataset.perturbation import KINDS
 from data_pipeline.dataset.tokenizer import MODEL_TYPES
 from data_pipeline.job import prepare
 from data_pipeline.settings import CORPUS_FILTERS, Settings
@@ -117,6 +118,12 @@ _SAMPLING_ALPHA = flags.DEFINE_float(
     0.2,
     "Of the sampling: 0 takes all segmentations alike, 1 as likely as they are.",
 )
+_AUGMENT = flags.DEFINE_list(
+    "augment",
+    [],
+    "KIND:SHARE: perturb so many examples of the packed rows, such as "
+    f"upper:0.07,typos:0.05. Kinds: {', '.join(KINDS)}.",
+)
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace a dataset in --output_dir that was made with other settings."
 )
@@ -165,6 +172,7 @@ def main(argv: list[str]) -> int:
         row_length=_ROW_LENGTH.value,
         segmentations=_SEGMENTATIONS.value,
         sampling_alpha=_SAMPLING_ALPHA.value,
+        augment=tuple(_AUGMENT.value),
     )
     prepare(settings, beam_args=_beam_args)
     return 0

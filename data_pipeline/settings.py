@@ -8,10 +8,12 @@ from common.errors import UsageError
 from data_pipeline.cleaning.cleaner import DEFAULT_FILTERS, FILTERS, PAIR_ONLY
 from data_pipeline.cleaning.filters import CleaningRules
 from data_pipeline.dataset.manifest import SEQUENCES
+from data_pipeline.dataset.perturbation import KINDS
 from data_pipeline.dataset.tokenizer import MODEL_TYPES
 from data_pipeline.sources.documents import BOUNDARIES
 
 _LANG = re.compile(r"[A-Za-z0-9_-]+")
+_SHARE = re.compile(r"0?\.\d+|0|1(\.0*)?")
 # Filters that need the whole corpus, beside those of `cleaning`, which look at one pair.
 CORPUS_FILTERS = {
     "duplicate": "The pair or text occurred before, letter for letter.",
@@ -65,6 +67,8 @@ class Settings:
         segmentations: how many sampled segmentations of each pair the packed rows hold; 1 for
             the best one alone (Kudo 2018).
         sampling_alpha: how even the sampling is: 0 takes all segmentations alike.
+        augment: KIND:SHARE, the share of the examples in the packed rows that are perturbed in
+            this way (`dataset.perturbation.KINDS`).
     """
 
     train: tuple[str, ...]
@@ -94,6 +98,7 @@ class Settings:
     row_length: int = 256
     segmentations: int = 1
     sampling_alpha: float = 0.2
+    augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for a value that makes no sense."""
@@ -144,6 +149,7 @@ class Settings:
             raise UsageError(f"--num_shards={self.num_shards}: must be at most 99999")
 
         self._check_tokenizer()
+        self._check_augmentation()
         for name in (*self.enable_filters, *self.disable_filters):
             if name not in FILTERS and name not in CORPUS_FILTERS:
                 known = ", ".join((*FILTERS, *CORPUS_FILTERS))
@@ -168,6 +174,29 @@ class Settings:
             raise UsageError(
                 "--segmentations samples from a unigram model; use --model_type=unigram"
             )
+
+    def _check_augmentation(self) -> None:
+        if self.augment and (not self.row_length or self.task == "language_model"):
+            raise UsageError(
+                "--augment is for pairs and labelled texts in packed rows: set --row_length"
+            )
+        total = 0.0
+        for text in self.augment:
+            kind, _, share = text.partition(":")
+            if kind not in KINDS or not _SHARE.fullmatch(share):
+                raise UsageError(
+                    f"--augment={text}: expected KIND:SHARE such as typos:0.05; the kinds are "
+                    f"{', '.join(KINDS)}"
+                )
+            total += float(share)
+        if total > 1:
+            raise UsageError(f"--augment={','.join(self.augment)}: the shares are more than 1")
+
+    @property
+    def augmentation(self) -> dict[str, float]:
+        """Return kind of perturbation -> share of the examples."""
+        pairs = (text.split(":") for text in self.augment)
+        return {kind: float(share) for kind, share in pairs}
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -219,6 +248,8 @@ class Settings:
             for item in fields(self)
             if item.name not in left_out
         }
+        if not self.augment:  # datasets from before it was there keep their fingerprint
+            del values["augment"]
         values["filters"] = self.filters  # those that are on, so that other defaults are noticed
         return {
             name: list(value) if isinstance(value, tuple) else value

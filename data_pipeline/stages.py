@@ -13,10 +13,12 @@ names.
 its fields separated by tabs.
 """
 
+import dataclasses
 import os
 import pickle
+import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,8 @@ from data_pipeline.cleaning.folding import fold
 from data_pipeline.dataset import packing, rows
 from data_pipeline.dataset.examples import Examples, write_examples
 from data_pipeline.dataset.manifest import length_histogram
+from data_pipeline.dataset.normalization import normalize_text
+from data_pipeline.dataset.perturbation import perturb
 from data_pipeline.encoder import Encoded, Encoder, document_text
 from data_pipeline.sources.chunk import Chunk
 from data_pipeline.sources.spec import Source
@@ -309,7 +313,8 @@ class EncodeTask:
         segmentations: the rows hold each example so many times, in sampled segmentations; 1 for
             once, in the best one.
         sampling_alpha: how even the sampling is.
-        seed: of the order of the rows and the sampling.
+        augmentation: kind of perturbation -> share of the examples in the rows.
+        seed: of the order of the rows, the sampling and the perturbations.
         keep_rejected: whether to write what is dropped.
     """
 
@@ -321,6 +326,7 @@ class EncodeTask:
     closing_id: int | None
     segmentations: int
     sampling_alpha: float
+    augmentation: Mapping[str, float]
     seed: int
     keep_rejected: bool
 
@@ -379,6 +385,8 @@ class EncodeTask:
 
     def _write_rows(self, partition: int, encoded: Encoded) -> dict[str, Any]:
         """Pack the examples and write the rows, shuffled: packing has sorted them by length."""
+        if self.augmentation:
+            encoded = self._perturbed(encoded)
         examples = encoded.examples()
         if self.segmentations > 1:
             examples = self._sampled(encoded)
@@ -394,6 +402,22 @@ class EncodeTask:
             "left_out": packed.left_out,
             "row_tokens": packed.tokens(),
         }
+
+    def _perturbed(self, encoded: Encoded) -> Encoded:
+        """Return the examples with a share of them perturbed, in text and token ids."""
+        texts = {name: list(column) for name, column in encoded.texts.items()}
+        ids = {name: list(column) for name, column in encoded.ids.items()}
+        kinds, shares = list(self.augmentation), list(self.augmentation.values())
+        for number, example in enumerate(zip(*encoded.texts.values(), strict=True)):
+            originals = [text.decode() for text in example]
+            draw = random.Random(f"{self.seed} {originals[0]}")
+            (kind,) = draw.choices([*kinds, ""], [*shares, max(0.0, 1 - sum(shares))])
+            if kind:
+                changed = perturb(originals, kind, str(self.seed))
+                for key, name, text in zip(texts, ids, changed, strict=True):
+                    (ids[name][number],) = self.encoder.models[name].encode([text])
+                    texts[key][number] = normalize_text(text).encode()
+        return dataclasses.replace(encoded, texts=texts, ids=ids)
 
     def _sampled(self, encoded: Encoded) -> Examples:
         """Return the examples in sampled segmentations; sample n of the sides go together."""

@@ -129,6 +129,9 @@ def test_evaluate_prints_one_json_line(model_dir):
     assert result["split"] == "test" and result["sentences"] == 20 and result["step"] == 20
     assert 0 < result["loss"] < 10 and 0 <= result["bleu"] <= 100 and 0 <= result["chrf"] <= 100
     assert "tok:13a" in result["signature"]
+    kinds = ["upper", "title", "typos", "no_final_punctuation"]
+    assert list(result["perturbed"]) == kinds
+    assert [line.split()[0] for line in err.splitlines()[-5:]] == ["as", *kinds]
 
 
 def test_translate_keeps_order_and_line_count(model_dir):

@@ -3,6 +3,7 @@
 python -m trainer.evaluate --model_dir=MODEL --split=test
 python -m trainer.evaluate --model_dir=MODEL --split=valid --checkpoint=all
 python -m trainer.evaluate --model_dir=MODEL --compare_with=other_system.txt
+python -m trainer.evaluate --model_dir=MODEL --perturb
 """
 
 import dataclasses
@@ -18,11 +19,13 @@ from common.errors import UsageError, no_arguments, run_app
 from common.files import check_output, write_output
 from data_pipeline.dataset.examples import read_raw_text
 from data_pipeline.dataset.manifest import Manifest, load_manifest
+from data_pipeline.dataset.perturbation import KINDS, perturb
 from trainer.checkpoints import files, saver
 from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.model_dir import LoadedModel
 from trainer.decoding import comparison
-from trainer.decoding.scoring import bleu_tokenizer
+from trainer.decoding.scoring import bleu_tokenizer, score, translate_lines
+from trainer.decoding.search import Decoder, search_options
 from trainer.split_scores import SplitScorer
 from trainer.tasks.base import Scores
 
@@ -47,6 +50,13 @@ _COMPARE = flags.DEFINE_string(
     None,
     "Another system's translations of the split, a line each: adds a paired "
     "bootstrap test of the difference in BLEU.",
+)
+
+
+_PERTURB = flags.DEFINE_bool(
+    "perturb",
+    False,
+    "Also score the split with its sources in capitals, with typos and so on: a table.",
 )
 
 
@@ -124,8 +134,33 @@ def _check(manifest: Manifest, loaded: LoadedModel) -> None:
                 f"{_MODEL_DIR.value}; prepare it again with {info.file} of the model directory, "
                 "or score its own model"
             )
-    if loaded.facts.config.task != "translation" and (_TOKENIZED.value or _COMPARE.value):
-        raise UsageError("--tokenized and --compare_with are for translation models")
+    if loaded.facts.config.task != "translation" and (
+        _TOKENIZED.value or _COMPARE.value or _PERTURB.value
+    ):
+        raise UsageError("--tokenized, --compare_with and --perturb are for translation models")
+
+
+def _perturbed_scores(loaded: LoadedModel, manifest: Manifest) -> dict[str, dict[str, float]]:
+    """Return kind of perturbation -> "bleu" and "chrf" of the split's sentences perturbed so."""
+    pairs = list(zip(*read_raw_text(manifest, _SPLIT.value).values(), strict=True))
+    tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
+    decoder = Decoder(loaded.model, search_options(loaded.facts.config.decode))
+    tokenizer = bleu_tokenizer(manifest.languages["target"])
+    found = {}
+    for kind in KINDS:
+        sources, references = zip(*(perturb(pair, kind, "1") for pair in pairs), strict=True)
+        translations = [one.text for one in translate_lines(sources, tokenizers, decoder)]
+        scores = score(translations, references, tokenizer)
+        found[kind] = {name: scores[name] for name in ("bleu", "chrf")}
+    return found
+
+
+def _perturbation_table(metrics: dict[str, Any]) -> str:
+    lines = [f"{'sources':>22}{'BLEU':>8}{'':>8}{'chrF':>8}"]
+    for kind, scores in {"as they are": metrics, **metrics["perturbed"]}.items():
+        loss = scores["bleu"] - metrics["bleu"]
+        lines.append(f"{kind:>22}{scores['bleu']:>8.2f}{loss:>+8.2f}{scores['chrf']:>8.2f}")
+    return "\n".join(lines)
 
 
 def _line(step: int, metrics: dict[str, Any]) -> str:
@@ -173,6 +208,9 @@ def main(argv: list[str]) -> None:
     if _OUTPUT.value:
         text = "".join(f"{line}\n" for line in scores.outputs)
         write_output(_OUTPUT.value, text.encode("utf-8"), "output")
+    if _PERTURB.value:
+        metrics["perturbed"] = _perturbed_scores(loaded, manifest)
+        print(_perturbation_table(metrics), file=sys.stderr)
     print(_line(loaded.step, metrics), flush=True)
 
 

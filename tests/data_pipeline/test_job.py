@@ -198,6 +198,24 @@ def test_sampled_segmentations_are_in_the_rows(make_settings, tmp_path):
     assert again.fingerprint == manifest.fingerprint
 
 
+def test_augmentation_changes_a_share_of_the_rows(make_settings, tmp_path, dataset):
+    """The rows hold the perturbed examples; records and fingerprints of other datasets stay."""
+    shares = ("upper:0.25", "no_final_punctuation:0.25")
+    manifest = prepare(make_settings(tmp_path / "out", augment=shares))
+    plain, found = (collections.Counter(row_texts(one)) for one in (dataset, manifest))
+    assert sorted(texts(manifest)) == sorted(texts(dataset))
+    changed = found - plain
+    capitals = [pair for pair in changed.elements() if pair[0] == pair[0].upper()]
+    assert all(target == target.upper() for _, target in capitals)
+    assert 0.17 < len(capitals) / plain.total() < 0.33
+    again = prepare(make_settings(tmp_path / "again", augment=shares))
+    assert again.fingerprint == manifest.fingerprint != dataset.fingerprint
+    assert "augment" not in dataset.settings
+    for wrong in (("upper",), ("lower:0.1",), ("upper:2",), ("upper:0.6", "typos:0.6")):
+        with pytest.raises(UsageError, match="--augment="):
+            make_settings(tmp_path / "x", augment=wrong)
+
+
 def test_separate_and_given_vocabularies(make_settings, tmp_path, dataset):
     separate = prepare(make_settings(tmp_path / "separate", joint_vocabulary=False, vocab_size=290))
     source, target = separate.tokenizers.values()

@@ -1,0 +1,68 @@
+"""Text as careless people write it: to train on, and to see what it costs a model.
+
+Every perturbation is a function of the text and a seed. What changes the form of a whole sentence
+is done to its translation too; slips of the keyboard are not.
+"""
+
+import random
+from collections.abc import Sequence
+
+_FINAL = ".!?\u2026\u3002\uff01\uff1f"
+_TYPO_RATE = 0.1  # of the words that are long enough
+_LONG_ENOUGH = 4  # letters, so that the first and the last stay
+
+
+def upper(text: str, draw: random.Random) -> str:
+    """Write a text in capitals."""
+    return text.upper()
+
+
+def title(text: str, draw: random.Random) -> str:
+    """Write every word with a capital letter."""
+    return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
+
+
+def no_final_punctuation(text: str, draw: random.Random) -> str:
+    """Leave out the marks that end a sentence."""
+    return text.rstrip(_FINAL + " ")
+
+
+def typos(text: str, draw: random.Random) -> str:
+    """Swap, double or drop an inner letter of one word in ten, and of one word at least."""
+    words = text.split(" ")
+    fitting = [i for i, word in enumerate(words) if len(word) >= _LONG_ENOUGH and word.isalpha()]
+    if not fitting:
+        return text
+    chosen = {i for i in fitting if draw.random() < _TYPO_RATE} or {draw.choice(fitting)}
+    for i in sorted(chosen):
+        word, place = words[i], draw.randrange(1, len(words[i]) - 2)
+        pair = word[place : place + 2]
+        slip = draw.choice([pair[::-1], pair[0] + pair, pair[1]])
+        words[i] = word[:place] + slip + word[place + 2 :]
+    return " ".join(words)
+
+
+KINDS = {
+    "upper": upper,
+    "title": title,
+    "typos": typos,
+    "no_final_punctuation": no_final_punctuation,
+}
+OF_THE_SOURCE = ("typos",)
+"""Kinds that a translator should mend: the translation stays as it is."""
+
+
+def perturb(texts: Sequence[str], kind: str, seed: str) -> list[str]:
+    """Return the texts of an example perturbed.
+
+    Args:
+        texts: the source, and what it is translated to if it is.
+        kind: a key of `KINDS`.
+        seed: decides where the typos are, together with the source.
+    """
+    draw = random.Random(f"{seed} {kind} {texts[0]}")
+    changed = KINDS[kind](texts[0], draw)
+    rest = texts[1:]
+    if kind not in OF_THE_SOURCE:
+        rest = [KINDS[kind](text, draw) for text in rest]
+    return [changed, *rest]
