@@ -122,7 +122,9 @@ def test_a_second_run_is_refused_and_sigterm_saves_and_exits_with_42(data_dir, t
 
 
 def test_evaluate_prints_one_json_line(model_dir):
-    code, output, err = run_command("trainer.evaluate", f"--model_dir={model_dir}", "--split=test")
+    code, output, err = run_command(
+        "trainer.evaluate", f"--model_dir={model_dir}", "--split=test", "--perturb"
+    )
     assert code == 0, err
     (line,) = output.splitlines()
     result = json.loads(line)
