@@ -86,6 +86,10 @@ def test_killed_and_stopped_and_started_again_equals_undisturbed(data_dir, tmp_p
     assert output.count("SIGTERM to the trainer in") == 1
     saved = json.loads((folder / "disturbed" / "config.json").read_text())["config"]
     assert saved["model"]["dropout"] == 0.1  # or nothing random would have to be resumed
+    spent = _lines(folder / "disturbed")[-1]
+    started = json.loads((folder / "disturbed" / "config.json").read_text())["started"]
+    assert sum(spent["spent"].values()) == pytest.approx(spent["time"] - started, rel=0.01)
+    assert spent["spent"]["down"] > 0 and 0 < spent["goodput"] < 1
     log = (folder / "disturbed.log").read_text()
     assert "resumed at step" in log
     whole, again = (
@@ -194,6 +198,10 @@ def test_sigterm_stops_both_workers_with_everything_saved(data_dir, tmp_path):
     (saved,) = [line for line in output if ": saved at step" in line]
     step = int(saved.split("saved at step ")[1].split(";")[0].replace(",", ""))
     assert find(str(tmp_path), "latest").step == step > 0
+
+
+def _lines(model_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def _assert_one_error_line(stderr: str, *words: str) -> None:

@@ -9,9 +9,8 @@ from trainer.agreement import Agreement
 from trainer.averaging import average_at_end
 from trainer.checkpoints import model_dir as model_directory
 from trainer.distributed.cluster import Worker
+from trainer.metrics.goodput import Ledger, summary
 from trainer.metrics.writer import MetricsWriter
-from trainer.reporting.records import read_metrics
-from trainer.reporting.times import summary
 from trainer.runtime.signals import StopAskedError
 from trainer.split_scores import SplitScorer
 from trainer.tasks.base import Task
@@ -27,6 +26,7 @@ def report(
     writer: MetricsWriter,
     worker: Worker,
     stops: Agreement,
+    ledger: Ledger,
 ) -> int:
     """Score the best checkpoint on the test split and print samples.
 
@@ -37,14 +37,14 @@ def report(
     """
     try:
         if worker.is_chief:
-            averaged = average_at_end(model_dir, manifest, stops.poll)
-            if averaged:
-                print(averaged, flush=True)
-            if "test" in manifest.splits:
-                _test(task, model_dir, manifest, writer, stops)
+            with ledger.during("evaluation"):
+                averaged = average_at_end(model_dir, manifest, stops.poll)
+                if averaged:
+                    print(averaged, flush=True)
+                if "test" in manifest.splits:
+                    _test(task, model_dir, manifest, writer, stops)
             writer.flush()
-            lines = read_metrics(model_dir)
-            print(f"time  {summary(lines, worker.count * (os.cpu_count() or 1))}")
+            print(f"time  {summary(ledger.spent(), worker.count * (os.cpu_count() or 1))}")
             _say_where_to_look(task, model_dir)
         stops.poll_for_chief()
     except StopAskedError:

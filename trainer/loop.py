@@ -76,14 +76,16 @@ class Loop:
         run = self._run
         if self._step < self._config.steps and not self._stops_early:
             run.say("tracing and compiling the train step ...")
-            run.steps.train.get_concrete_function(self._iterators[0], tf.constant(1))
+            with run.ledger.during("compilation"):
+                run.steps.train.get_concrete_function(self._iterators[0], tf.constant(1))
             PHASES.end("tracing")
         if self._config.bad_steps == "rollback" and self._step == 0:
             self._save(None)
         stops = run.validation.is_due(self._step) and self._evaluate_and_save(stops=False)
         while not stops and self._step < self._config.steps and not self._stops_early:
             try:
-                stops = self._train_stretch()
+                with run.ledger.during("steps" if self._compiled else "compilation"):
+                    stops = self._train_stretch()
             except BadStepsError as error:
                 self._roll_back(error)
         self._finish_saving()
@@ -157,7 +159,8 @@ class Loop:
         result = None
         if not stops and self._run.validation.is_due(self._step):
             try:
-                result = self._run.validation.evaluate(self._step)
+                with self._run.ledger.during("evaluation"):
+                    result = self._run.validation.evaluate(self._step)
             except StopAskedError:
                 stops = True  # the next start evaluates
         self._save(result)
@@ -168,7 +171,8 @@ class Loop:
         run.checkpoints.state.seconds.assign(run.stopwatch.seconds)
         run.writer.flush()  # first: whoever resumes from the checkpoint needs all metrics up to it
         if run.worker.is_chief:
-            run.checkpoints.save(result)
+            with run.ledger.during("checkpoint"):
+                run.checkpoints.save(result)
 
     def _roll_back(self, error: BadStepsError) -> None:
         """Go back to the last checkpoint, if `train.bad_steps` says so.
@@ -194,7 +198,8 @@ class Loop:
     def _finish_saving(self) -> None:
         """Wait for the last checkpoint; every worker learns when it could not be written."""
         checkpoints = self._run.checkpoints
-        checkpoints.wait()
+        with self._run.ledger.during("checkpoint"):
+            checkpoints.wait()
         failure = checkpoints.failure
         if cluster.from_chief(self._run.strategy, [failure is not None])[0]:
             newest = checkpoints.newest

@@ -14,6 +14,7 @@ from trainer.distributed.cluster import CLUSTERS, Cluster
 from trainer.distributed.heartbeat import Watch
 from trainer.distributed.strategy import STRATEGIES, make_strategy
 from trainer.runtime.signals import StopRequest
+from trainer.runtime.startup import MEETING, PHASES
 
 FLAGS = flags.FLAGS
 
@@ -113,7 +114,9 @@ def connect(
             **{f"--config.{name}": value for name, value in schema.flat(config).items()},
         }
         index, seconds = found.worker.index, FLAGS.start_timeout_seconds
+        PHASES.end("TensorFlow")
         connections = meeting.meet(found.addresses, index, shared, seconds)
+        PHASES.end(MEETING)
         watch.start(found.addresses, index, connections, seconds)
 
     if FLAGS.strategy == "multi_worker":

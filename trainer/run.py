@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import keras
 import tensorflow as tf
 
+import trainer
 from common import console
 from common.errors import UsageError
 from configs import schema
@@ -30,12 +31,14 @@ from trainer.input.protocol import TrainingData
 from trainer.input.stages import fingerprint, load_stages, read_stages
 from trainer.metrics.flops import Hardware
 from trainer.metrics.gallery import Gallery
+from trainer.metrics.goodput import Ledger
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.writer import MetricsWriter
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
+from trainer.reporting.records import read_metrics
 from trainer.runtime.signals import StopRequest
-from trainer.runtime.startup import PHASES
+from trainer.runtime.startup import MEETING, PHASES
 from trainer.step import Steps
 from trainer.tasks.base import Task
 from trainer.validation import Validation
@@ -86,6 +89,7 @@ class Run:
         writer: of metrics; writes on the chief only.
         stops: how the workers agree to stop.
         stopwatch: the training time.
+        ledger: where the wall-clock time goes.
         longest_call: seconds that a call of the train step may take, so that a request to stop is
             answered in time.
         flops_per_unit: FLOPs of training a unit (`Task.UNIT`) of the data.
@@ -109,6 +113,7 @@ class Run:
     writer: MetricsWriter
     stops: Agreement
     stopwatch: Stopwatch
+    ledger: Ledger
     longest_call: float
     flops_per_unit: float
     hardware: Hardware
@@ -167,6 +172,8 @@ def assemble(
     stages = read_stages(config, manifest)
     facts = model_directory.facts_of(config, manifest, precision, fingerprint(stages))
     config, task = facts.config, facts.task()
+    ledger = Ledger(trainer.STARTED)
+    facts.started = ledger.began
     data = load_stages(
         stages, config, strategy.num_replicas_in_sync, skip_corrupt=skip_corrupt_data
     )
@@ -191,7 +198,10 @@ def assemble(
             state += f", weights of {found.path}"
     steps = Steps(strategy, task, model, optimizer, loss_scale, config, jit_compile=jit_compile)
     tokenizers = examples.load_tokenizers(manifest)
-    writer = MetricsWriter(model_dir, restored or 0, active=worker.is_chief)
+    ledger.move(PHASES.seconds.get(MEETING, 0.0), "start", "waiting")
+    if worker.is_chief:
+        ledger.resume(read_metrics(model_dir), restored or 0, facts.started)
+    writer = MetricsWriter(model_dir, restored or 0, active=worker.is_chief, ledger=ledger)
     stopwatch = Stopwatch(float(checkpoints.state.seconds.numpy()))
     gallery = None
     device = decoding_device(model)
@@ -235,6 +245,7 @@ def assemble(
         scaled=steps.scaled,
         say=say,
         saver=BatchSaver(model_dir, data, tokenizers) if worker.is_chief else None,
+        ledger=ledger,
     )
     PHASES.end("model")
     run = Run(
@@ -253,6 +264,7 @@ def assemble(
         writer=writer,
         stops=stops,
         stopwatch=stopwatch,
+        ledger=ledger,
         longest_call=grace_seconds / _CALLS_IN_GRACE,
         flops_per_unit=flops_per_unit,
         hardware=hardware,

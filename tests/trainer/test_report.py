@@ -7,7 +7,8 @@ import re
 import pytest
 
 from common.errors import UsageError
-from trainer.reporting import charts, page, records, times
+from trainer.metrics.goodput import PARTS
+from trainer.reporting import charts, page, records
 from trainer.reporting.document import make_report
 
 
@@ -36,6 +37,7 @@ def make_run(directory, *, steps=40, bleu=(10.0, 31.25), dropout=0.1):
             line |= {"compile_seconds": 3.0, "train_seconds": 5.0}
         else:
             line |= {"step_seconds": 0.5, "input_wait": 0.1, "train_seconds": 5.0 + step / 2}
+        line["spent"] = dict.fromkeys(PARTS, 0.0) | {"steps": 0.5 * step, "start": 5.0}
         lines.append(line)
         if step in (steps // 2, steps):
             score = bleu[step // steps]
@@ -114,19 +116,6 @@ def test_best_evaluation_follows_best_metric(tmp_path):
     assert (run.best()["step"], run.best()["bleu"]) == (20, 31.0)
     run.facts["config"]["train"]["best_metric"] = "loss"
     assert run.best()["loss"] == 3.0
-
-
-def test_time_spent_adds_up(tmp_path):
-    lines = records.read_metrics(str(make_run(tmp_path / "model")))
-    spent = times.time_spent(lines)
-    # 30 steps of 0.5 s, a tenth of it waiting; the clock says 25 s, and 2 s of evaluation follow.
-    expected = {"steps": 13.5, "input": 1.5, "compilation": 3.0, "evaluation": 4.0, "the rest": 5.0}
-    assert spent == pytest.approx(expected)
-    assert times.summary(lines, cores=4) == (
-        "27.0 s: steps 50%, input 6%, compilation 11%, evaluation 15%, the rest 19%; "
-        "0.03 core-hours on 4 cores"
-    )
-    assert times.summary([], cores=4) == "0.0 s; 0.00 core-hours on 4 cores"
 
 
 def test_a_single_point_is_a_dot_and_no_point_no_chart():

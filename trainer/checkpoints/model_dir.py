@@ -62,6 +62,7 @@ class RunFacts:
         eos_id: the token that closes one.
         versions: of the libraries.
         label_counts: label -> training examples; empty without labels.
+        started: Unix time of the first start.
     """
 
     config: schema.Config
@@ -77,6 +78,7 @@ class RunFacts:
     eos_id: int
     versions: dict[str, str]
     label_counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    started: float = 0.0
 
     @property
     def joint_vocabulary(self) -> bool:
@@ -162,7 +164,9 @@ def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
     """
     check_path(model_dir)
     if tf.io.gfile.exists(os.path.join(model_dir, "config.json")):
-        _compare(model_dir, read_facts(model_dir), facts)
+        before = read_facts(model_dir)
+        _compare(model_dir, before, facts)
+        facts.started = before.started or facts.started
     if tf.io.gfile.exists(os.path.join(model_dir, "dataset.json")):
         raise UsageError(f"--model_dir={model_dir} is a dataset directory; name another one")
     contents = {}

@@ -21,6 +21,7 @@ _GROUPS = {
         "compile_seconds",
         "evaluate_seconds",
         "train_seconds",
+        "goodput",
     ),
     "input": ("epoch", "fill_rate", "input_wait", "corrupt_rows"),
     "optimizer": ("learning_rate", "grad_norm", "update_norm", "parameter_norm"),

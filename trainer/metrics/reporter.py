@@ -17,6 +17,7 @@ from trainer import bad_steps
 from trainer.bad_steps import BadStepsError, BatchSaver
 from trainer.metrics.call_times import Call
 from trainer.metrics.flops import Hardware, peak_memory_bytes
+from trainer.metrics.goodput import Ledger
 from trainer.metrics.writer import MetricsWriter, clock
 from trainer.optim.loss_scale import SMALLEST
 from trainer.runtime.startup import PHASES
@@ -80,6 +81,7 @@ class Reporter:
         scaled: whether there is a dynamic loss scale.
         say: prints a line, on the chief only.
         saver: keeps the batches of bad steps; None on workers that are not the chief.
+        ledger: learns how long the steps waited for batches.
 
     Attributes:
         prints: whether every report is a line on the console, and not only one with skipped steps.
@@ -100,11 +102,13 @@ class Reporter:
         scaled: bool,
         say: Callable[[str], None],
         saver: BatchSaver | None,
+        ledger: Ledger,
     ):
         self._config, self._task, self._split, self._writer = config, task, split, writer
         self._hardware, self._flops_per_unit = hardware, flops_per_unit
         self._batches_per_epoch, self._schedule = batches_per_epoch, schedule
         self._seconds, self._scaled, self._say, self._saver = seconds, scaled, say, saver
+        self._ledger = ledger
         self._thread = ThreadPoolExecutor(1, "reporter")
         self._pending: Future | None = None
         self._peak: float | None = None  # FLOP/s of all devices
@@ -136,6 +140,8 @@ class Reporter:
         step_seconds, bad = arrays.pop("step_seconds"), arrays.pop("bad")
         results = {key: float(value) for key, value in arrays.items()}
         seconds = stretch.seconds
+        if not stretch.compiles:
+            self._ledger.move(results["input_seconds"], "steps", "input")
         if stretch.compiles:
             PHASES.end("first step")
             status.report(seconds_to_first_step=PHASES.seconds)

@@ -15,6 +15,8 @@ from common.console import error_text, warn
 from common.errors import UsageError
 from common.files import write_bytes
 from trainer.metrics import boards
+from trainer.metrics.goodput import Ledger, goodput
+from trainer.reporting.records import read_metrics
 
 
 def clock(seconds: float) -> str:
@@ -40,6 +42,7 @@ class MetricsWriter:
             lines, and TensorBoard's files, which are only ever added to, say that those points
             do not count.
         active: False for a writer that writes nothing, on workers that are not the chief.
+        ledger: counts where the time goes, for every line; None for none.
 
     Attributes:
         listener: gets the split, step and metrics of every line too; None for none.
@@ -48,8 +51,10 @@ class MetricsWriter:
         UsageError: when metrics.jsonl cannot be read or rewritten.
     """
 
-    def __init__(self, model_dir: str, step: int, *, active: bool = True):
-        self._active = active
+    def __init__(
+        self, model_dir: str, step: int, *, active: bool = True, ledger: Ledger | None = None
+    ):
+        self._active, self._ledger = active, ledger
         self.listener: Callable[[str, int, dict[str, Any]], None] | None = None
         self._model_dir = model_dir
         self._path = os.path.join(model_dir, "metrics.jsonl")
@@ -143,6 +148,9 @@ class MetricsWriter:
         """Add one line to metrics.jsonl, and the numbers in it to TensorBoard."""
         if not self._active:
             return
+        if self._ledger:
+            spent = self._ledger.spent()
+            metrics = {**metrics, "goodput": round(goodput(spent), 4), "spent": spent}
         line = {"step": step, "time": round(time.time(), 3), "split": split, **metrics}
         if self.listener:
             self.listener(split, step, metrics)
@@ -173,6 +181,8 @@ class MetricsWriter:
             self._writers.clear()
             self._marked.clear()
             self._first_step = step + 1
+            if self._ledger:
+                self._ledger.rewind(read_metrics(os.path.dirname(self._path)), step)
             with self._tolerant():
                 self._keep(lambda line: line["step"] <= step)
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from trainer.metrics.goodput import PARTS
 from trainer.reporting.charts import Series, line_chart
 from trainer.reporting.records import RunRecord, duration
 from trainer.reporting.style import CSS
-from trainer.reporting.times import PARTS, time_spent
 
 _SAMPLES = 6  # sentences shown
 _STEPS_SHOWN = 4  # outputs of each, from early to late in training
@@ -216,7 +216,9 @@ def marked(output: str, reference: str | None) -> str:
 def _times(runs: Sequence[RunRecord]) -> str:
     rows, bars = [], []
     for run in runs:
-        spent = time_spent(run.lines)
+        spent: dict[str, float] = next(
+            (line["spent"] for line in reversed(run.lines) if "spent" in line), {}
+        )
         total = sum(spent.values())
         if not total:
             continue

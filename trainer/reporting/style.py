@@ -5,10 +5,10 @@
 CSS = """
 :root{--back:#fff;--card:#f5f6f8;--text:#1d2330;--dim:#5b6475;--line:#dfe3ea;--mark:#ffe2b8;
 --series-0:#0b6bcb;--series-1:#c8510b;--series-2:#0a7d5c;--series-3:#a8408f;--series-4:#8a6d00;
---series-5:#5a6577}
+--series-5:#5a6577;--series-6:#2f6f9f;--series-7:#b3261e;--series-8:#b9c1cc}
 @media(prefers-color-scheme:dark){:root{--back:#12151c;--card:#1b2029;--text:#e6e9f0;--dim:#9aa4b6;
 --line:#303745;--mark:#6b4310;--series-0:#63b3ff;--series-1:#ff9d5c;--series-2:#3fcf9f;
---series-3:#e58fd0;--series-4:#e0c341;--series-5:#a9b4c6}}
+--series-3:#e58fd0;--series-4:#e0c341;--series-5:#a9b4c6;--series-6:#8fc7f0;--series-7:#ff8a80;--series-8:#4b5563}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--back);color:var(--text);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}

@@ -4,6 +4,9 @@ import time
 
 import trainer
 
+MEETING = "meeting"
+"""The phase in which the workers wait for each other."""
+
 
 class Phases:
     """Consecutive stretches of time since the start of the program, each with a name.
