@@ -176,6 +176,8 @@ def drop_table(manifest: Manifest) -> Table:
         table.add_column(column, justify="right")
     rows = [(f"dropped: {name}", count) for name, count in train.dropped.items()]
     rows += [(f"changed: {name}", count) for name, count in train.changed.items()]
-    for name, count in rows or [("nothing to clean", 0)]:
+    for name, count in rows:
         table.add_row(name, f"{count:,}", f"{count / train.pairs_in:.2%}")
+    if not rows:
+        table.add_row("nothing to clean")
     return table

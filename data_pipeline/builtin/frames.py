@@ -1,6 +1,6 @@
 """English sentences with gaps, and the same sentences in German.
 
-A frame is two lines, English and (indented) German. `{slot}` is a gap that `builtin_words.py`
+A frame is two lines, English and (indented) German. `{slot}` is a gap that `words`
 fills, and `{slot:form}` takes one form of what stands there: `{country:from}` may be "aus der
 Schweiz". A digit tells two gaps of one kind apart: `{city}`, `{city2}`. The target must follow
 from the source, so no two frames may share their English side (or their German one).

@@ -2,7 +2,7 @@
 
 A *slot* draws one thing (a date, a price, a territory ...) and says it in both languages. This
 module makes the slots that need no grammar of our own, so they work for any pair of locales;
-`builtin_words.py` adds those of English and German sentences.
+`words` adds those of English and German sentences.
 """
 
 import datetime

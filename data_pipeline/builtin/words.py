@@ -1,4 +1,4 @@
-"""English and German words with the forms that sentences need, as slots of `builtin_frames.py`.
+"""English and German words with the forms that sentences need, as slots of `frames`.
 
 English goes first in every pair here. A German noun brings its gender, so that articles and
 adjectives agree: "the old coat" is "der alte Mantel", but "den alten Mantel" as an object.

@@ -12,20 +12,9 @@ import numpy as np
 from data_pipeline.cleaning import language
 from data_pipeline.cleaning.code_points import CodePointTable, Lines
 from data_pipeline.cleaning.filters import PAIR_FILTERS, CleaningRules, Side
-from data_pipeline.cleaning.folding import fold, fold_lines
+from data_pipeline.cleaning.folding import fold_lines
 from data_pipeline.cleaning.mojibake import find_mojibake
 from data_pipeline.cleaning.normalization import STEPS, normalize_lines
-from data_pipeline.dataset.normalization import normalize_text
-
-__all__ = [
-    "DEFAULT_FILTERS",
-    "FILTERS",
-    "Cleaned",
-    "Cleaner",
-    "CleaningRules",
-    "fold",
-    "normalize_text",
-]
 
 # Every step that can be switched, name -> what it does, in the order in which they are applied:
 # two that change the text, then those that drop pairs.

@@ -1,4 +1,4 @@
-"""A Beam worker process of the local runner, started by `beam_runner.BeamRunner`.
+"""A Beam worker process of the local runner, started by `beam.BeamRunner`.
 
 It is Beam's own worker without its start-up log, which Beam gives no way to switch off.
 """

@@ -1,6 +1,6 @@
 """The parallel map that the job consists of, and the plain loop that does it in this process.
 
-`beam_runner` does the same with Beam, for more workers and for other machines.
+`beam` does the same with Beam, for more workers and for other machines.
 """
 
 import gc

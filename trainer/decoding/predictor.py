@@ -123,34 +123,3 @@ def grow_cache(cache: list[dict[str, tf.Tensor]], positions: tf.Tensor, beams: i
         {**layer, **{name: tf.pad(layer[name], padding) for name in ("key", "value")}}
         for layer in cache
     ]
-
-
-class LanguagePredictor:
-    """A decoder-only model. What a "translation" begins with, its prefix, is the prompt.
-
-    The source is only there to say how many rows there are: one token that is not padding.
-
-    Args:
-        model: `trainer.model.decoder_only.DecoderOnly`.
-        vocab_size: V.
-    """
-
-    def __init__(self, model: Any, vocab_size: int):
-        self._model, self.vocab_size = model, vocab_size
-
-    def start(self, source: tf.Tensor, length: tf.Tensor, beams: int) -> State:
-        """See `Predictor`."""
-        return {"cache": self._model.start_cache(tf.shape(source)[0], length, beams)}
-
-    def step(self, tokens, state, position, ancestors):
-        """See `Predictor`."""
-        logits, cache = self._model.decode_step(tokens, state["cache"], position, ancestors)
-        return tf.nn.log_softmax(tf.cast(logits, tf.float32)), {"cache": cache}
-
-    def coverage(self, state, position, ancestors):
-        """Raise `ValueError`: a language model has no source to cover."""
-        raise ValueError("a language model has no source, and no coverage penalty")
-
-    def grow(self, state, positions, beams):
-        """See `Predictor`."""
-        return {"cache": grow_cache(state["cache"], positions, beams)}

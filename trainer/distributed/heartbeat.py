@@ -286,7 +286,7 @@ class Watch:
         if code == EXIT_STOPPED:
             text = verdict.text
         elif reason:
-            # It was asked to stop, and so was, by all appearance, the one that has gone before.
+            # This worker was asked to stop; the one that left first probably was too.
             text, code = f"{reason}, and {verdict.text}", EXIT_STOPPED
         elif verdict.lost is not None:
             status.report(lost_worker=verdict.lost, reason=verdict.reason)

@@ -290,7 +290,7 @@ class _Chief:
         return None
 
     def _refuse(self, reason: str) -> None:
-        """Tell all, also those that come in the next seconds, and raise."""
+        """Tell everyone, latecomers of the next seconds included, and raise."""
         told: set[Channel] = set()
         until = time.monotonic() + _LINGER_SECONDS
         while True:
@@ -298,7 +298,7 @@ class _Chief:
                 channel.send({"refused": reason})
                 told.add(channel)
             all_came = self._came.issuperset(range(1, len(self._door.addresses)))
-            # Of two that take each other's place, one is always away.
+            # While two workers take each other's place, one of them is always missing.
             if time.monotonic() > until or (all_came and not self._takeovers):
                 raise UsageError(reason)
             self._receive()

@@ -159,7 +159,7 @@ class Reporter:
             speed, left = f"compiled in {result['compile_seconds']:.0f} s", "-:--:--"
         else:
             result |= self._speed(stretch, results, step_seconds, seconds)
-            speed = f"{result[next(iter(self._task.RATES))]:,.0f} tokens/s"
+            speed = f"{result[next(iter(self._task.RATES))]:,.0f} {self._task.UNIT}s/s"
             left = clock((self._config.steps - stretch.step) * seconds / stretch.steps)
         self._writer.write("train", stretch.step, result)
         skipped = f"  {results['skipped']:.0f} skipped" if results["skipped"] else ""

@@ -163,7 +163,7 @@ def test_a_wide_beam_is_exhaustive(small_model, alpha):
 
 
 def numpy_beam(table, beams: int, alpha: float) -> list[list[int]]:
-    """The search of `beam_search`'s docstring, as plainly as possible."""
+    """Beam search as plainly as possible."""
     alive: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     done: list[tuple[float, tuple[int, ...]]] = []
     for position in range(LONGEST):

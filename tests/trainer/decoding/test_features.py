@@ -12,12 +12,10 @@ import tensorflow as tf
 from trainer.decoding.constraints import repeated_ngrams, token_mask
 from trainer.decoding.forced import ForcedDecoder
 from trainer.decoding.options import SamplingOptions, SearchOptions
-from trainer.decoding.predictor import LanguagePredictor
 from trainer.decoding.risk import expected_chrf, least_risk
 from trainer.decoding.sampling import candidate_probabilities
 from trainer.decoding.search import Decoder
 from trainer.decoding.words import word_alignment
-from trainer.model.decoder_only import DecoderOnly
 
 EOS = 3
 SHORT = {"max_length_ratio": 0.0, "max_length_offset": 8}
@@ -322,26 +320,3 @@ def test_minimum_bayes_risk():
 def test_sampling_options_that_make_no_sense(options):
     with pytest.raises(ValueError, match="sampling takes"):
         SamplingOptions(**options)
-
-
-def test_a_language_model_continues_a_prompt(tiny_config):
-    """Greedy, against the whole model run again for every token; prompts of different lengths."""
-    config = tiny_config(model={"tied_embeddings": "none", "decoder_layers": 2}).model
-    model = DecoderOnly(config, 30, bos_id=2)
-    rng = np.random.default_rng(4)
-    for variable in model.trainable_variables:
-        variable.assign(rng.normal(0.0, 0.5, variable.shape))
-    prompts = [[7, 8, 9], [5], [], [11, 12]]
-    options = SearchOptions(beam_size=1, max_length_ratio=0.0, max_length_offset=6)
-    decoder = Decoder(LanguagePredictor(model, 30), options)
-    found = decoder.search([[1]] * len(prompts), prompts)
-    forward = tf.function(model, reduce_retracing=True)
-    for prompt, (best, *_) in zip(prompts, found, strict=True):
-        ids = list(prompt)
-        while len(ids) < len(prompt) + 6 and EOS not in ids:
-            text = np.array([[*ids, 4]], np.int32)  # the last one is to be predicted
-            logits = forward(text, np.ones_like(text)).numpy()[0, -1]
-            logits[[0, 1, 2]] = -np.inf
-            ids.append(int(logits.argmax()))
-        assert best.ids == (ids[:-1] if ids[-1] == EOS else ids)
-        assert best.ended == (ids[-1] == EOS)
