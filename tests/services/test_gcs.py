@@ -79,6 +79,7 @@ def test_trees_are_removed():
         assert list(service.objects) == ["bucket/0-other"]
 
 
+@pytest.mark.faults
 def test_uploads_that_break_off_go_on_where_they_were():
     """Nothing is stored in part, and nothing sent twice."""
     with GcsService({"cut": 0.3}) as service:
@@ -90,6 +91,7 @@ def test_uploads_that_break_off_go_on_where_they_were():
         assert sum(service.log.uploaded.values()) == 6_000_000
 
 
+@pytest.mark.faults
 def test_storage_that_fails_is_not_damage(tmp_path):
     """With --skip_corrupt_data, a request that fails at last must not make rows empty."""
     records = [bytes([number]) * 100 for number in range(20)]

@@ -61,7 +61,13 @@ def test_the_story_with_a_crash_at_each_call(cloud, bucket_service, monkeypatch,
     assert call >= {"create": 6, "train": 5, "resume": 8, "delete": 8}[step]
 
 
-@pytest.mark.parametrize("step", list(COMMANDS))
+@pytest.mark.parametrize(
+    "step",
+    [
+        step if step == "train" else pytest.param(step, marks=pytest.mark.faults)
+        for step in COMMANDS
+    ],
+)
 def test_the_story_with_a_fault_of_the_bucket_at_each_call(cloud, monkeypatch, step):
     """Each request to the bucket fails once: 503, 429, or its work is done and no answer comes."""
     send = requests.Session.send
