@@ -1,100 +1,92 @@
-"""Write a trained translation model in a form that others serve.
+"""Write a trained model in a form that others serve.
 
     python -m trainer.export --model_dir=MODEL --format=saved_model --output_dir=OUT
     python -m trainer.export --model_dir=MODEL --format=ctranslate2 --output_dir=OUT
+    python -m trainer.export --model_dir=MODEL --format=safetensors --output_dir=OUT
 
-saved_model: TensorFlow, strings in and strings out, tokenizer and beam search inside. ctranslate2:
-for the CTranslate2 engine, in OUT/float32, OUT/float16 and OUT/int8. keras: the weights alone, with
-the configuration and the tokenizers. Each comes with a model card, README.md.
+saved_model: TensorFlow, strings in and strings out, of every task; tokenizer and search are inside.
+ctranslate2: a translation model for that engine, in OUT/float32, OUT/float16 and OUT/int8.
+safetensors: the weights under readable names, with the configuration and the tokenizers. An export
+is compared with the model before it is put in its place, and comes with a model card, README.md.
 """
 
 import os
-import time
+import tempfile
 
-from absl import flags
+import tensorflow as tf
+from absl import flags, logging
 
+from common.console import error_text, warn
 from common.errors import UsageError, no_arguments, run_app
-from common.files import read_bytes, write_bytes
-from data_pipeline.dataset.examples import read_raw_text
-from data_pipeline.dataset.manifest import load_manifest
+from common.files import list_names, passing_errors, read_bytes, write_bytes
 from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.model_dir import LoadedModel
-from trainer.decoding.scoring import bleu_tokenizer, score, translate_lines
-from trainer.decoding.search import Decoder, search_options
-from trainer.exporting import model_card
+from trainer.exporting import model_card, parity
 
-_FORMATS = ("saved_model", "ctranslate2", "keras")
-_ADDED = {"saved_model": "tensorflow_text", "ctranslate2": "ctranslate2"}
-_SENTENCES = 200  # of the parity check
+_NEEDS = {
+    "saved_model": "tensorflow_text",
+    "ctranslate2": "ctranslate2",
+    "safetensors": "safetensors",
+}
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
-_FORMAT = flags.DEFINE_enum("format", None, _FORMATS, "What to write.", required=True)
+_FORMAT = flags.DEFINE_enum("format", None, list(_NEEDS), "What to write.", required=True)
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Gets the model; it must not exist or be empty.", required=True
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a checkpoint's path.")
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir",
-    None,
-    "Dataset directory, for the parity check of ctranslate2; default: the training's.",
+    "data_dir", "", "Dataset directory, for the comparison; default: the training's."
+)
+_COMPARE = flags.DEFINE_integer(
+    "compare", 200, "Validation texts that model and export are compared on; 0 for none.", 0
 )
 
+_USE = {
+    "translation": 'model.translate(tf.constant(["Today is Monday."]))["translation"]',
+    "language_model": 'model.generate(tf.constant(["Once"]), 100, 0.8, 1)["text"]'
+    "  # tokens, temperature, seed",
+    "classification": 'model.classify(tf.constant(["Today is Monday."]))["label"]',
+}
 
-def _export_saved_model(loaded: LoadedModel, directory: str) -> list[str]:
+
+def _export_saved_model(
+    loaded: LoadedModel, directory: str, texts: dict[str, list[str]]
+) -> list[str]:
     from trainer.exporting import saved_model
 
-    tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
-    options = search_options(loaded.facts.config.decode)
-    saved_model.save(loaded.model, tokenizers, options, directory)
+    saved_model.save(saved_model.module_of(loaded), directory)
     return [
         "```python",
         "import tensorflow as tf, tensorflow_text  # registers the tokenizer's operations",
         'model = tf.saved_model.load("DIRECTORY")',
-        'model.translate(tf.constant(["Today is Monday."]))["translation"]',
+        _USE[loaded.facts.config.task],
         "```",
+        "",
+        *(parity.check_saved_model(loaded, directory, texts) if texts else []),
     ]
 
 
-def _export_ctranslate2(loaded: LoadedModel, directory: str) -> list[str]:
-    """Write every precision, and compare each with our own decoder on the validation split."""
+def _export_ctranslate2(
+    loaded: LoadedModel, directory: str, texts: dict[str, list[str]]
+) -> list[str]:
+    from trainer.decoding.search import search_options
     from trainer.exporting import ctranslate2_engine, ctranslate2_model
 
-    ctranslate2_model.check(loaded.model.config)
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
-    manifest = load_manifest(_DATA_DIR.value or loaded.facts.data_dir)
-    texts = read_raw_text(manifest, "valid")
-    lines, references = texts["source"][:_SENTENCES], texts["target"][:_SENTENCES]
-    tokenizer = bleu_tokenizer(manifest.languages["target"])
-    decode = loaded.facts.config.decode
-    options = search_options(decode, normalization="length", length_penalty=1.0)
-    decoder = Decoder(loaded.model, options)
-    translate_lines(lines[:1], tokenizers, decoder)  # compiles
-    began = time.monotonic()
-    ours = [one.text for one in translate_lines(lines, tokenizers, decoder)]
-    speed = len(lines) / (time.monotonic() - began)
-    longest = max(options.longest(len(ids) + 1) for ids in tokenizers[0].encode(lines))
-    bleu = score(ours, references, tokenizer)
-    table = [
-        f"Of {len(lines)} sentences of the validation split, beam {decode.beam_size}, on this "
-        f"machine's CPU; {bleu['signature']}.",
-        "",
-        "| | BLEU | translations as ours | MB | sentences/s |",
-        "|---|---|---|---|---|",
-        f"| this project | {bleu['bleu']} | | | {speed:.1f} |",
-    ]
+    options = search_options(loaded.facts.config.decode)
+    if lacking := ctranslate2_engine.unsupported(options):
+        warn(f"CTranslate2 translates without decode.{', decode.'.join(lacking)}")
+        options = search_options(
+            loaded.facts.config.decode, coverage_penalty=0.0, repetition_penalty=1.0
+        )
+    facts = {"languages": loaded.facts.languages, "step": loaded.step}
+    check = parity.CTranslate2Check(loaded, texts, options) if texts else None
     for name in ctranslate2_model.QUANTIZATIONS:
         path = os.path.join(directory, name)
-        size = ctranslate2_model.save(loaded.model, tokenizers, path, name)
-        engine = ctranslate2_engine.Engine(path)
-        began = time.monotonic()
-        found = [one.text for one in engine.translate(lines, decode.beam_size, 1.0, longest)]
-        seconds = time.monotonic() - began
-        same = sum(a == b for a, b in zip(ours, found, strict=True)) / len(lines)
-        theirs = score(found, references, tokenizer)["bleu"]
-        table.append(
-            f"| {name} | {theirs} | {same:.1%} | {size / 1e6:.1f} | {len(lines) / seconds:.1f} |"
-        )
-    print("\n".join(table), flush=True)
+        size = ctranslate2_model.save(loaded.model, tokenizers, path, name, options, facts)
+        if check:
+            check.add(name, path, size)
     return [
         "```python",
         "import ctranslate2, sentencepiece",
@@ -105,48 +97,108 @@ def _export_ctranslate2(loaded: LoadedModel, directory: str) -> list[str]:
         "print(target.decode(translator.translate_batch([pieces])[0].hypotheses[0]))",
         "```",
         "",
-        *table,
+        *(check.table if check else []),
     ]
 
 
-def _export_keras(loaded: LoadedModel, directory: str) -> list[str]:
-    loaded.model.save_weights(os.path.join(directory, "model.weights.h5"))
-    names = {info.file for info in loaded.facts.tokenizers.values()} | {"config.json"}
-    for name in names:
+def _export_safetensors(
+    loaded: LoadedModel, directory: str, texts: dict[str, list[str]]
+) -> list[str]:
+    del texts
+    from trainer.exporting import weights
+
+    facts = {"task": loaded.facts.config.task, "step": str(loaded.step)}
+    written = weights.save(loaded.model, directory, facts)
+    for name in {info.file for info in loaded.facts.tokenizers.values()} | {"config.json"}:
         content = read_bytes(os.path.join(_MODEL_DIR.value, name))
         write_bytes(os.path.join(directory, name), content)
     return [
-        "`model.weights.h5` holds the weights under Keras' names; `keras.Model.load_weights` reads",
-        "it into `trainer.model.transformer.Transformer`, h5py into anything else.",
+        "```python",
+        "import json, safetensors.numpy, sentencepiece  # or safetensors.torch",
+        'weights = safetensors.numpy.load_file("model.safetensors")',
+        'facts = json.load(open("config.json"))',
+        'sides = facts["tokenizers"]  # sequence -> {"file", ...}',
+        "pieces = {k: sentencepiece.SentencePieceProcessor(v['file']) for k, v in sides.items()}",
+        "```",
+        "",
+        "A kernel is [inputs, outputs]; what is tied to another weight stands there once.",
+        "",
+        "| weight | shape |",
+        "|---|---|",
+        *(f"| {name} | {' x '.join(map(str, shape))} |" for name, shape in written),
     ]
 
 
-def main(argv: list[str]) -> None:
-    """Load, write, describe."""
-    no_arguments(argv)
-    directory, added = _OUTPUT_DIR.value, _ADDED.get(_FORMAT.value)
-    if os.path.isdir(directory) and os.listdir(directory):
-        raise UsageError(f"--output_dir={directory} is not empty; name another one")
-    if added:
-        try:
-            __import__(added)
-        except ImportError as error:
+def _check_flags(directory: str) -> None:
+    """Refuse what is wrong before the model is loaded."""
+    try:
+        __import__(_NEEDS[_FORMAT.value])
+    except ImportError as error:
+        raise UsageError(
+            f"--format={_FORMAT.value} needs {_NEEDS[_FORMAT.value]} ({error}); "
+            "pip install 'transformer-pipeline[export]' brings it"
+        ) from error
+    facts = model_directory.read_facts(_MODEL_DIR.value)
+    if _FORMAT.value == "ctranslate2":
+        from trainer.exporting import ctranslate2_model
+
+        if facts.config.task != "translation":
             raise UsageError(
-                f"--format={_FORMAT.value} needs {added} ({error}); "
-                "pip install 'transformer-pipeline[export]' brings it"
-            ) from error
+                f"--format=ctranslate2 exports translation models, and {_MODEL_DIR.value} holds "
+                f"one for {facts.config.task}; use --format=saved_model"
+            )
+        ctranslate2_model.check(facts.config.model)
+    try:
+        if tf.io.gfile.exists(directory) and not tf.io.gfile.isdir(directory):
+            raise UsageError(f"--output_dir={directory} is a file; name a directory")
+        if list_names(directory):
+            raise UsageError(f"--output_dir={directory} is not empty; name another one")
+    except passing_errors():
+        raise
+    except tf.errors.OpError as error:
+        raise UsageError(f"--output_dir={directory} cannot be used: {error_text(error)}") from error
+
+
+def _publish(local: str, directory: str) -> None:
+    """Copy what was written to its place, here or on gs://; the model card comes last."""
+    paths = [
+        os.path.relpath(os.path.join(folder, name), local)
+        for folder, _, names in os.walk(local)
+        for name in names
+    ]
+    try:
+        for path in sorted(paths, key=lambda path: (path == model_card.FILE, path)):
+            target = os.path.join(directory, path)
+            tf.io.gfile.makedirs(os.path.dirname(target))
+            tf.io.gfile.copy(os.path.join(local, path), target)
+    except passing_errors():
+        raise
+    except tf.errors.OpError as error:
+        raise UsageError(
+            f"--output_dir={directory} cannot be written: {error_text(error)}"
+        ) from error
+
+
+def main(argv: list[str]) -> None:
+    """Load, write, compare, describe."""
+    no_arguments(argv)
+    logging.set_verbosity(logging.WARNING)  # tf.saved_model.save tells what it does
+    directory = _OUTPUT_DIR.value
+    _check_flags(directory)
     loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
-    if loaded.facts.config.task != "translation":
-        raise UsageError(f"{_MODEL_DIR.value} is no translation model, which this exports")
-    os.makedirs(directory, exist_ok=True)
+    compares = _FORMAT.value != "safetensors"  # there the weights are all there is
+    texts = parity.read_texts(loaded, _DATA_DIR.value, _COMPARE.value if compares else 0)
     write = {
         "saved_model": _export_saved_model,
         "ctranslate2": _export_ctranslate2,
-        "keras": _export_keras,
+        "safetensors": _export_safetensors,
     }[_FORMAT.value]
-    lines = write(loaded, directory)
-    model_card.write(loaded, _MODEL_DIR.value, directory, lines)
-    print(f"{_FORMAT.value} in {directory}, with a model card in README.md", flush=True)
+    with tempfile.TemporaryDirectory() as local:
+        lines = write(loaded, local, texts)
+        model_card.write(loaded, _MODEL_DIR.value, local, lines)
+        _publish(local, directory)
+    shown = "\n".join(lines[lines.index("```", 1) + 2 :])
+    print(shown + f"\n{_FORMAT.value} in {directory}, described in README.md", flush=True)
 
 
 if __name__ == "__main__":

@@ -96,21 +96,38 @@ class TextGenerator:
         *_, found = self.stream(prompts, length, length)
         return found
 
-    def fill(self, written: tf.Tensor) -> tf.Tensor:
-        """Write to the end of rows that begin with prompts, int32 [R, T] with 0 after each.
+    def fill(
+        self,
+        written: tf.Tensor,
+        uniform: tf.Tensor | None = None,
+        stop: tf.Tensor | None = None,
+        temperature: tf.Tensor | float = 1.0,
+    ) -> tf.Tensor:
+        """Write on in rows that begin with prompts of any length, in one graph.
 
-        For a program of static shapes; all draw with the same numbers.
+        Args:
+            written: int32 [R, T], with 0 after each prompt.
+            uniform: float32 [R, T], in [0, 1): what decides each token; None for 0.5.
+            stop: int32, tokens that a row has in the end; None for T.
+            temperature: float32, above 0, besides that of the sampling options.
+
+        Returns:
+            int32 [R, T], with 0 after each text.
         """
         rows = tf.shape(written)[0]
         texts = self._start_texts(written, tf.zeros([rows], tf.bool))
-        uniform = tf.fill(tf.shape(written), 0.5)
-        return self._advance_texts(texts, uniform, tf.constant(self._room)).written
+        if uniform is None:
+            uniform = tf.fill(tf.shape(written), 0.5)
+        stop = tf.constant(self._room) if stop is None else stop
+        return self._advance_texts(texts, uniform, stop, temperature).written
 
     def _start_texts(self, written: tf.Tensor, ended: tf.Tensor) -> _Texts:
         cache = self._model.start_cache(tf.shape(written)[0], self._room)
         return _Texts(tf.constant(0), written, ended, cache)
 
-    def _advance_texts(self, texts: _Texts, uniform: tf.Tensor, stop: tf.Tensor) -> _Texts:
+    def _advance_texts(
+        self, texts: _Texts, uniform: tf.Tensor, stop: tf.Tensor, temperature: Any = 1.0
+    ) -> _Texts:
         """Read and write until `stop` tokens stand in the rows, or all have ended."""
 
         def goes_on(*fields):
@@ -118,11 +135,11 @@ class TextGenerator:
             return (state.position < stop) & ~tf.reduce_all(state.ended)
 
         def extend(*fields):
-            return tuple(self._extend(_Texts(*fields), uniform))
+            return tuple(self._extend(_Texts(*fields), uniform, temperature))
 
         return _Texts(*tf.while_loop(goes_on, extend, tuple(texts)))
 
-    def _extend(self, texts: _Texts, uniform: tf.Tensor) -> _Texts:
+    def _extend(self, texts: _Texts, uniform: tf.Tensor, temperature: Any) -> _Texts:
         position, written, special = texts.position, texts.written, self._special
         last = tf.gather(written, tf.maximum(position - 1, 0), axis=1)  # [R]
         last = tf.where(position == 0, special.bos, last)[:, tf.newaxis]  # [R, 1]
@@ -134,7 +151,9 @@ class TextGenerator:
             special.bos,
         ]
         log_p = tf.where(tf.reduce_any(never, axis=-1), NEVER, log_p)  # [R, V]
-        drawn = draw(log_p, tf.gather(uniform, position, axis=1), self._sampling)  # [R]
+        drawn = draw(
+            log_p / temperature, tf.gather(uniform, position, axis=1), self._sampling
+        )  # [R]
         given = tf.gather(written, position, axis=1)  # [R]
         is_end = (given == 0) & (drawn == special.eos)
         ended = texts.ended | is_end

@@ -1,17 +1,26 @@
 """Translating with a model that was exported for CTranslate2; TensorFlow is not loaded."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from common.errors import UsageError
 from data_pipeline.dataset.tokenizer import Tokenizer
-from trainer.decoding.options import MAX_SOURCE
+from trainer.decoding.options import MAX_SOURCE, SearchOptions
 
+FORMAT = 1
+"""Of an export; a reader refuses any other."""
+
+FACTS_FILE = "translation.json"
+"""Beside the model: {"format", "languages", "step", "decode": `SearchOptions`, "tokenizers": side
+-> SHA-256}."""
+
+SIDES = ("source", "target")
 _NEVER = ("<pad>", "<unk>", "<s>")
-_SIDES = ("source", "target")
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class Found:
 
     Attributes:
         text: empty for an empty line.
-        score: the log probability, divided by a power of the length.
+        score: the normalised log probability.
         cut: whether it reached the longest length.
         pieces: of the source and of the translation, as SentencePiece writes them.
         attention: float32 [target pieces, source pieces]; None if it was not asked for.
@@ -38,12 +47,28 @@ def is_exported(directory: str) -> bool:
     return os.path.isfile(os.path.join(directory, "model.bin"))
 
 
+def unsupported(options: SearchOptions) -> list[str]:
+    """Return the options that CTranslate2 lacks or counts in another way, as NAME=VALUE."""
+    default = SearchOptions()
+    names = ("coverage_penalty", "repetition_penalty", "groups", "suppressed")
+    return [
+        f"{name}={getattr(options, name)}"
+        for name in names
+        if getattr(options, name) != getattr(default, name)
+    ]
+
+
 class Engine:
     """Translates with an exported model, as `trainer.decoding` would.
 
     Args:
         directory: written by trainer.export, of one precision.
         threads: of the CPU; 0 for as many as CTranslate2 likes.
+
+    Attributes:
+        options: how the model searches.
+        languages: side -> its language.
+        tokenizers: of the source and of the target.
 
     Raises:
         UsageError: the directory cannot be used, or CTranslate2 is not installed.
@@ -57,16 +82,20 @@ class Engine:
                 f"{directory} needs CTranslate2; pip install 'transformer-pipeline[export]' "
                 "brings it"
             ) from error
+        facts = _read_facts(directory)
         try:
+            decode = {**facts["decode"], "suppressed": ()}
+            self.options = SearchOptions(**decode)
+            self.languages: dict[str, str] = facts["languages"]
+            source, target = (
+                _tokenizer(directory, side, facts["tokenizers"][side]) for side in SIDES
+            )
+            self.tokenizers = source, target
             self._translator = ctranslate2.Translator(
                 directory, device="cpu", intra_threads=threads
             )
-            self.tokenizers = tuple(
-                _tokenizer(os.path.join(directory, f"{side}.model")) for side in _SIDES
-            )
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
             raise UsageError(f"{directory} cannot be used: {error}; export it again") from error
-        target = self.tokenizers[1]
         pieces = target.pieces(range(target.vocab_size))
         self._ids = {piece: number for number, piece in enumerate(pieces)}
 
@@ -75,49 +104,99 @@ class Engine:
         return [self._ids[piece] for piece in pieces]
 
     def translate(
-        self,
-        lines: Sequence[str],
-        beam_size: int,
-        length_penalty: float,
-        most: int,
-        attention: bool = False,
+        self, lines: Sequence[str], beam_size: int = 0, attention: bool = False
     ) -> list[Found]:
         """Translate each line, in order.
 
         Args:
             lines: the text.
-            beam_size: 1 for greedy search.
-            length_penalty: scores are divided by length ** this.
-            most: tokens of a translation, at most.
+            beam_size: 1 for greedy search; 0 for that of the export.
             attention: whether to return where the translation looks.
         """
         source, target = self.tokenizers
         sources = [source.pieces(ids[: MAX_SOURCE - 1]) for ids in source.encode(lines)]
-        most = min(most, MAX_SOURCE)
+        limits = [self.options.longest(len(pieces) + 1) for pieces in sources]
+        beam_size = beam_size or self.options.beam_size
+        results = self._search(sources, max(limits, default=1), beam_size, attention)
+        # CTranslate2 has one limit for a batch. What is longer than its own is searched again, so
+        # that the neighbours change nothing.
+        for number, (pieces, _, _) in enumerate(results):
+            if len(pieces) >= limits[number]:
+                (results[number],) = self._search(
+                    [sources[number]], limits[number], beam_size, attention
+                )
+        texts = target.decode([self.target_ids(pieces) for pieces, _, _ in results])
+        found = []
+        for text, line, limit, (pieces, score, looks) in zip(
+            texts, sources, limits, results, strict=True
+        ):
+            if not line:
+                found.append(Found("", 0.0, False, ([], []), None))
+                continue
+            cut = len(pieces) >= limit
+            found.append(Found(" ".join(text.split()), score, cut, (line, pieces), looks))
+        return found
+
+    def _search(
+        self, sources: list[list[str]], limit: int, beam_size: int, attention: bool
+    ) -> list[tuple[list[str], float, Any]]:
+        """Return the pieces, score and attention of each best translation."""
+        options = self.options
+        gnmt = options.normalization == "gnmt"
         results = self._translator.translate_batch(
             sources,
             beam_size=beam_size,
-            length_penalty=length_penalty,
-            max_decoding_length=most,
+            # CTranslate2 knows no GNMT penalty. But a beam finds the same hypotheses whatever
+            # their ranks in the end; without any penalty it would stop at the first one.
+            num_hypotheses=beam_size if gnmt else 1,
+            length_penalty=1.0 if gnmt else options.length_penalty,
+            min_decoding_length=options.min_length,
+            no_repeat_ngram_size=options.no_repeat_ngram,
+            max_decoding_length=limit,
             max_batch_size=64,
             return_scores=True,
             return_attention=attention,
             suppress_sequences=[[piece] for piece in _NEVER],
         )
-        translations = [result.hypotheses[0] for result in results]
-        texts = target.decode([self.target_ids(pieces) for pieces in translations])
-        found = []
-        for text, *pieces, result in zip(texts, sources, translations, results, strict=True):
-            if not pieces[0]:
-                found.append(Found("", 0.0, False, ([], []), None))
-                continue
-            looks = np.asarray(result.attention[0], np.float32) if attention else None
-            cut = len(pieces[1]) >= most
-            both = (pieces[0], pieces[1])
-            found.append(Found(" ".join(text.split()), result.scores[0], cut, both, looks))
-        return found
+        best = []
+        for result in results:
+            scores = result.scores
+            if gnmt:
+                lengths = [min(len(pieces) + 1, limit) for pieces in result.hypotheses]
+                scores = [
+                    score * length / ((5 + length) / 6) ** options.length_penalty
+                    for score, length in zip(scores, lengths, strict=True)
+                ]
+            place = int(np.argmax(scores))
+            looks = np.asarray(result.attention[place], np.float32) if attention else None
+            best.append((result.hypotheses[place], scores[place], looks))
+        return best
 
 
-def _tokenizer(path: str) -> Tokenizer:
-    with open(path, "rb") as file:
-        return Tokenizer(file.read())
+def _read_facts(directory: str) -> dict[str, Any]:
+    path = os.path.join(directory, FACTS_FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            facts = json.load(file)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{directory} has no {FACTS_FILE}: trainer.export did not write it, or an older "
+            "version did; export the model again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; export the model again") from error
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT:
+        raise UsageError(
+            f"{directory} has the format {found}, and this version reads {FORMAT}; export the "
+            "model again"
+        )
+    return facts
+
+
+def _tokenizer(directory: str, side: str, sha256: str) -> Tokenizer:
+    with open(os.path.join(directory, f"{side}.model"), "rb") as file:
+        tokenizer = Tokenizer(file.read())
+    if tokenizer.sha256 != sha256:
+        raise ValueError(f"{side}.model belongs to another model")
+    return tokenizer

@@ -4,51 +4,69 @@ The architecture has to be one that CTranslate2 can express: the paper's, pre- o
 any of the activations.
 """
 
+import dataclasses
+import hashlib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from common.errors import UsageError
-from common.files import write_bytes
+from common.files import write_bytes, write_json
 from configs.schema import ModelConfig
-from data_pipeline.dataset.tokenizer import Tokenizer
-from trainer.decoding.options import MAX_SOURCE
+from trainer.decoding.options import MAX_SOURCE, SearchOptions
+from trainer.decoding.scoring import Tokenizers
+from trainer.exporting.ctranslate2_engine import FACTS_FILE, FORMAT, SIDES
 from trainer.model.encodings import sinusoidal_positions
 
 QUANTIZATIONS = ("float32", "float16", "int8")
 _POSITIONS = 2 * MAX_SOURCE
 _EPSILON = 1e-6
 
+# Fields of the configuration that change shapes, or nothing in a trained model.
+_ANY_VALUE = {
+    "width",
+    "feed_forward",
+    "heads",
+    "encoder_layers",
+    "decoder_layers",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "max_positions",
+    "tied_embeddings",
+    "pooling",
+}
+# Values of the others that `specification` expresses.
+_ALLOWED = {"activation": ("relu", "gelu", "swiglu"), "norm": ("post", "pre")}
+
 
 def check(config: ModelConfig) -> None:
     """Refuse a model that CTranslate2 cannot express.
 
+    A field that this file does not know must have its default: so a new variant of the model is
+    refused until somebody has thought about it.
+
     Raises:
         UsageError: with the fields that it cannot.
     """
-    wanted = {
-        "positions": ("sinusoidal",),
-        "norm": ("post", "pre"),
-        "norm_kind": ("layer",),
-        "kv_heads": (0, config.heads),
-        "qk_norm": (False,),
-        "attention_window": (0,),
-        "share_layers": (False,),
-    }
-    wrong = [
-        f"model.{name}={getattr(config, name)}"
-        for name, values in wanted.items()
-        if getattr(config, name) not in values
-    ]
+    wrong = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        allowed: tuple = _ALLOWED.get(field.name, (field.default,))
+        if field.name == "kv_heads":
+            allowed = (0, config.heads)
+        if field.name not in _ANY_VALUE and value not in allowed:
+            wrong.append(f"model.{field.name}={value}")
     if wrong:
         raise UsageError(
             f"CTranslate2's Transformer has no {', '.join(wrong)}; export with --format=saved_model"
         )
 
 
-def specification(model: Any, tokenizers: tuple[Tokenizer, Tokenizer]) -> Any:
+def specification(model: Any, tokenizers: Tokenizers) -> Any:
     """Return the model as a `ctranslate2.specs.TransformerSpec`."""
     from ctranslate2.specs import TransformerSpec, common_spec
 
@@ -131,7 +149,12 @@ def _set_layer(target: Any, layer: Any) -> None:
 
 
 def save(
-    model: Any, tokenizers: tuple[Tokenizer, Tokenizer], directory: str, quantization: str
+    model: Any,
+    tokenizers: Tokenizers,
+    directory: str,
+    quantization: str,
+    options: SearchOptions,
+    facts: Mapping[str, Any],
 ) -> int:
     """Write a model with its tokenizers for CTranslate2; return the bytes of its weights.
 
@@ -140,12 +163,19 @@ def save(
         tokenizers: of the source and of the target.
         directory: to write; local.
         quantization: one of `QUANTIZATIONS`.
+        options: how the model searches, wherever it is loaded.
+        facts: "languages" of the two sides, and whatever else is to be told.
     """
     spec = specification(model, tokenizers)
     spec.validate()
     spec.optimize(quantization=quantization)
     os.makedirs(directory, exist_ok=True)
     spec.save(directory)
-    for side, tokenizer in zip(("source", "target"), tokenizers, strict=True):
-        write_bytes(os.path.join(directory, f"{side}.model"), tokenizer.serialized())
+    hashes = {}
+    for side, tokenizer in zip(SIDES, tokenizers, strict=True):
+        content = tokenizer.serialized()
+        write_bytes(os.path.join(directory, f"{side}.model"), content)
+        hashes[side] = hashlib.sha256(content).hexdigest()
+    written = {"format": FORMAT, "decode": dataclasses.asdict(options), "tokenizers": hashes}
+    write_json(os.path.join(directory, FACTS_FILE), {**facts, **written})
     return os.path.getsize(os.path.join(directory, "model.bin"))

@@ -12,17 +12,26 @@ from common.files import read_bytes, write_bytes
 from configs import schema
 from trainer.checkpoints.model_dir import LoadedModel
 
+FILE = "README.md"
+_SPLITS = ("valid", "test")
+_NOT_SCORES = ("time", "split", "step", "evaluate_seconds")
 
-def _last_test(model_dir: str, step: int) -> dict[str, Any]:
-    """Return the scores of the test split at a step; empty where it was not tested."""
+
+def _scores(model_dir: str, step: int) -> dict[str, dict[str, Any]]:
+    """Return split -> its last scores at a step, without lists such as a confusion matrix."""
     path = os.path.join(model_dir, "metrics.jsonl")
     if not tf.io.gfile.exists(path):
         return {}
-    lines = [json.loads(line) for line in read_bytes(path).decode("utf-8").splitlines()]
-    tests = [line for line in lines if line["split"] == "test" and line["step"] == step]
-    return (
-        {key: tests[-1][key] for key in tests[-1] if key not in ("time", "split")} if tests else {}
-    )
+    found = {}
+    for line in read_bytes(path).decode("utf-8").splitlines():
+        values = json.loads(line)
+        if values["split"] in _SPLITS and values["step"] == step:
+            found[values["split"]] = {
+                key: round(value, 4) if isinstance(value, float) else value
+                for key, value in values.items()
+                if key not in _NOT_SCORES and not isinstance(value, list)
+            }
+    return found
 
 
 def _table(values: dict[str, Any]) -> list[str]:
@@ -40,14 +49,18 @@ def write(loaded: LoadedModel, model_dir: str, directory: str, format_lines: lis
     """
     facts = loaded.facts
     weights = sum(int(tf.size(variable)) for variable in loaded.model.trainable_variables)
-    languages = " to ".join(facts.languages.values())
+    what = f"{facts.config.task.replace('_', ' ')}, {' to '.join(facts.languages.values())}"
     about = {
-        "task": f"{facts.config.task}, {languages}",
         "parameters": f"{weights:,}",
         "checkpoint": f"step {loaded.step:,}",
         "precision of training": facts.precision,
-        "data": f"fingerprint {facts.data_fingerprint[:12]}",
-        **{key: value for key, value in facts.data.items() if key.endswith("pairs")},
+        **({"labels": ", ".join(facts.labels)} if facts.labels else {}),
+    }
+    # The hashes of the input files are left out: the fingerprint covers them.
+    data = {
+        key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        for key, value in facts.data.items()
+        if not key.endswith(" input")
     }
     versions = {
         **{f"{name} (training)": version for name, version in facts.versions.items()},
@@ -55,11 +68,14 @@ def write(loaded: LoadedModel, model_dir: str, directory: str, format_lines: lis
         "keras (export)": keras.__version__,
         "sacrebleu": sacrebleu.__version__,
     }
-    tested = _last_test(model_dir, loaded.step)
+    lines = [f"# Transformer: {what}", "", *_table(about), "", "## Use", "", *format_lines]
+    scores = _scores(model_dir, loaded.step)
+    for split, found in scores.items():
+        lines += ["", f"## Scores of the {split} split", "", *_table(found)]
+    if not scores:
+        lines += ["", "## Scores", "", "It was not evaluated at this checkpoint."]
+    lines += ["", "## Data", "", *_table({"fingerprint": facts.data_fingerprint[:12], **data})]
     settings = json.dumps(schema.to_dict(facts.config), indent=1)
-    lines = [f"# {languages}, Transformer", "", *_table(about), "", "## Use", "", *format_lines]
-    lines += ["", "## Scores of the test split", ""]
-    lines += _table(tested) if tested else ["It was not tested at this checkpoint."]
     lines += ["", "## Versions", "", *_table(versions)]
     lines += ["", "## Settings", "", "```json", settings, "```", ""]
-    write_bytes(os.path.join(directory, "README.md"), "\n".join(lines).encode("utf-8"))
+    write_bytes(os.path.join(directory, FILE), "\n".join(lines).encode("utf-8"))

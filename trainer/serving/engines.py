@@ -14,7 +14,13 @@ from trainer.decoding.words import group_words, word_attention
 from trainer.exporting import ctranslate2_engine
 
 _BEST_EXPORT = "int8"
-_DEFAULTS = SearchOptions(normalization="length", length_penalty=1.0)
+# File of a directory -> what that is.
+_NOT_SERVED = {
+    "saved_model.pb": "a SavedModel, which TensorFlow Serving serves",
+    "model.safetensors": "an export for other programs",
+    "model.bin": "a remote export, and CTranslate2 reads only local files",
+    f"{_BEST_EXPORT}/model.bin": "a remote export, and CTranslate2 reads only local files",
+}
 
 
 @dataclass(frozen=True)
@@ -123,32 +129,30 @@ class CTranslate2Engine:
 
     Args:
         directory: of one precision.
-        beam_size: 1 for greedy search.
+        beam_size: 1 for greedy search; 0 for that of the export.
         threads: of the CPU; 0 for as many as CTranslate2 likes.
     """
 
-    def __init__(self, directory: str, beam_size: int, threads: int = 0):
+    def __init__(self, directory: str, beam_size: int = 0, threads: int = 0):
         self._engine = ctranslate2_engine.Engine(directory, threads)
         self._beam_size = beam_size
-        self.name = f"CTranslate2, {os.path.basename(os.path.abspath(directory))}"
+        precision = os.path.basename(os.path.abspath(directory))
+        self.name = f"{' to '.join(self._engine.languages.values())}, CTranslate2, {precision}"
 
     def translate(self, lines: Sequence[str], attention: bool) -> list[Answer]:
         """Translate each sentence, in order, with attention if it is asked for."""
-        source, target = self._engine.tokenizers
-        ids = source.encode(lines)
-        most = max(_DEFAULTS.longest(len(one) + 1) for one in ids)
-        found = self._engine.translate(
-            lines, self._beam_size, _DEFAULTS.length_penalty, most, attention
-        )
-        answers = []
-        for one, line in zip(found, ids, strict=True):
-            look = None
-            if one.attention is not None:
-                line = line[: len(one.pieces[0])]
-                to = self._engine.target_ids(one.pieces[1])
-                look = _attention(one.attention, (source, target), (line, to))
-            answers.append(Answer(one.text, one.score, one.cut, look))
-        return answers
+        found = self._engine.translate(lines, self._beam_size, attention)
+        return [
+            Answer(one.text, one.score, one.cut, self._attention(line, one))
+            for line, one in zip(lines, found, strict=True)
+        ]
+
+    def _attention(self, line: str, one: ctranslate2_engine.Found) -> Attention | None:
+        if one.attention is None:
+            return None
+        (ids,) = self._engine.tokenizers[0].encode([line])
+        both = ids[: len(one.pieces[0])], self._engine.target_ids(one.pieces[1])
+        return _attention(one.attention, self._engine.tokenizers, both)
 
 
 def load_engine(model_dir: str, checkpoint: str, beam_size: int) -> TranslationEngine:
@@ -165,18 +169,23 @@ def load_engine(model_dir: str, checkpoint: str, beam_size: int) -> TranslationE
     """
     for directory in (model_dir, os.path.join(model_dir, _BEST_EXPORT)):
         if ctranslate2_engine.is_exported(directory):
-            return CTranslate2Engine(directory, beam_size or _DEFAULTS.beam_size)
-    if os.path.isfile(os.path.join(model_dir, "saved_model.pb")):
-        raise UsageError(
-            f"{model_dir} is a SavedModel, which TensorFlow Serving serves; name the model "
-            "directory, or an export with --format=ctranslate2"
-        )
+            return CTranslate2Engine(directory, beam_size)
+    from common.files import exists
     from trainer.checkpoints import model_dir as model_directory
+
+    for name, problem in _NOT_SERVED.items():
+        if exists(os.path.join(model_dir, name)):
+            raise UsageError(
+                f"{model_dir} is {problem}; name the model directory, or an export with "
+                "--format=ctranslate2 on this machine's disk"
+            )
     from trainer.decoding.search import search_options
 
     loaded = model_directory.load(model_dir, checkpoint)
-    if set(loaded.tokenizers) != {"source", "target"}:
-        raise UsageError(f"{model_dir} holds no translation model")
+    if loaded.facts.config.task != "translation":
+        raise UsageError(
+            f"{model_dir} holds no translation model, but one for {loaded.facts.config.task}"
+        )
     name = f"{' to '.join(loaded.facts.languages.values())}, step {loaded.step:,}"
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
     options = search_options(loaded.facts.config.decode, beam_size)

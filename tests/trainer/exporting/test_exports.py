@@ -1,5 +1,8 @@
-"""Exported models translate as the model they come from; run with -m export."""
+"""Exported models answer as the model they come from; run with -m export."""
 
+import dataclasses
+import json
+import shutil
 import subprocess
 import sys
 
@@ -9,10 +12,15 @@ import pytest
 from common.errors import UsageError
 from configs.schema import ModelConfig
 from data_pipeline.dataset.examples import load_tokenizers
+from data_pipeline.dataset.tokenizer import Tokenizer, train
+from trainer.decoding.classifying import TextClassifier
 from trainer.decoding.forced import ForcedDecoder
-from trainer.decoding.options import SearchOptions
+from trainer.decoding.generation import TextGenerator
+from trainer.decoding.options import SamplingOptions, SearchOptions
 from trainer.decoding.scoring import translate_lines
 from trainer.decoding.search import Decoder
+from trainer.model.decoder_only import DecoderOnly
+from trainer.model.encoder_classifier import EncoderClassifier
 
 pytestmark = pytest.mark.export
 
@@ -23,89 +31,330 @@ LINES = [
     "\u4f60\u597d \U0001f600",
     "Hu\u0308nd\u200b e\u0301\u2028x",
 ]
-OPTIONS = SearchOptions(
-    beam_size=3,
-    max_length_offset=9,
-    max_length_ratio=0.5,
-    normalization="length",
-    length_penalty=1.0,
+OPTIONS = SearchOptions(beam_size=3, max_length_offset=9, max_length_ratio=0.5)
+FACTS = {"languages": {"source": "en", "target": "de"}, "step": 7}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(manifest):
+    both = load_tokenizers(manifest)
+    return both["source"], both["target"]
+
+
+LENGTH = {"normalization": "length", "length_penalty": 1.0}
+GREEDY = {"beam_size": 1, "no_repeat_ngram": 2, "min_length": 3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes"),
+    [
+        ({"norm": "post", "activation": "relu"}, {}),
+        ({"norm": "pre", "activation": "swiglu"}, LENGTH),
+        ({"norm": "post", "activation": "gelu"}, GREEDY),
+    ],
+    ids=["gnmt", "length", "greedy"],
 )
-
-
-@pytest.fixture(scope="module", params=[("post", "relu"), ("pre", "swiglu")])
-def model(request, make_model):
-    norm, activation = request.param
-    sizes = {"encoder_layers": 2, "decoder_layers": 2, "heads": 4, "tied_embeddings": "none"}
-    return make_model(vocab=280, scale=2.0, norm=norm, activation=activation, **sizes)
-
-
-def test_ctranslate2_translates_alike(model, manifest, tmp_path):
-    """In float32 every translation, greedy and with a beam; int8 is smaller."""
+def test_ctranslate2_translates_alike(make_model, tokenizers, tmp_path, fields, changes):
+    """In float32 every translation and score, by the settings that travel with the export."""
     from trainer.exporting import ctranslate2_engine, ctranslate2_model
 
-    tokenizers = load_tokenizers(manifest)
-    tokenizers = (tokenizers["source"], tokenizers["target"])
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "heads": 4, "tied_embeddings": "none"}
+    model = make_model(vocab=280, scale=2.0, **sizes, **fields)
+    options = dataclasses.replace(OPTIONS, **changes)
+    ctranslate2_model.save(model, tokenizers, str(tmp_path), "float32", options, FACTS)
+    engine = ctranslate2_engine.Engine(str(tmp_path), threads=1)
+    assert engine.options == options and engine.languages == FACTS["languages"]
+    expected = translate_lines(LINES, tokenizers, Decoder(model, options))
+    found = engine.translate(LINES)
+    assert [one.text for one in found] == [one.text for one in expected]
+    assert len({one.text for one in expected}) > 2
+    scores = [one.hypotheses[0].score if one.hypotheses else 0.0 for one in expected]
+    # CTranslate2 gives the share of the special tokens to the others: 3 of 280 in a random model.
+    # One token more or less in the length would be 4 % or more.
+    np.testing.assert_allclose([one.score for one in found], scores, rtol=0.01)
+    assert [one.cut for one in found] == [one.cut for one in expected]
+
+
+def test_precisions_and_what_does_not_fit(make_model, tokenizers, tmp_path):
+    """int8 is smaller; a file or version that does not fit is refused in one line."""
+    from trainer.exporting import ctranslate2_engine, ctranslate2_model
+
+    model = make_model(vocab=280, heads=4)
     sizes = {
-        name: ctranslate2_model.save(model, tokenizers, str(tmp_path / name), name)
-        for name in ("float32", "int8")
+        name: ctranslate2_model.save(model, tokenizers, str(tmp_path / name), name, OPTIONS, FACTS)
+        for name in ctranslate2_model.QUANTIZATIONS
     }
-    assert sizes["int8"] < 0.9 * sizes["float32"]
-    engine = ctranslate2_engine.Engine(str(tmp_path / "float32"), threads=1)
-    for beam_size in (1, 3):
-        fixed = {"max_length_ratio": 0.0, "max_length_offset": 12, "beam_size": beam_size}
-        options = SearchOptions(normalization="length", length_penalty=1.0, **fixed)
-        expected = [one.text for one in translate_lines(LINES, tokenizers, Decoder(model, options))]
-        found = [one.text for one in engine.translate(LINES, beam_size, 1.0, 12)]
-        assert found == expected and len(set(expected)) > 2
+    assert sizes["int8"] < 0.9 * sizes["float32"] and sizes["float16"] < 0.9 * sizes["float32"]
+    good = tmp_path / "int8"
+    facts = json.loads((good / "translation.json").read_text())
+    other = train(["another text of another model"] * 9, vocab_size=280, model_type="char")
+    for name, content, message in (
+        ("translation.json", None, r"has no translation\.json"),
+        ("translation.json", b"{", "cannot be read"),
+        ("translation.json", json.dumps({**facts, "format": 2}).encode(), "has the format 2"),
+        ("translation.json", json.dumps({**facts, "decode": {"x": 1}}).encode(), "argument 'x'"),
+        ("target.model", other, "target.model belongs to another model"),
+        ("source.model", None, "No such file"),
+        ("model.bin", (good / "model.bin").read_bytes()[:1000], "cannot be used"),
+        ("model.bin", b"not a model", "cannot be used"),
+    ):
+        bad = tmp_path / "bad"
+        shutil.rmtree(bad, ignore_errors=True)
+        shutil.copytree(good, bad)
+        (bad / name).unlink() if content is None else (bad / name).write_bytes(content)
+        with pytest.raises(UsageError, match=message):
+            ctranslate2_engine.Engine(str(bad))
+
+
+def test_what_ctranslate2_cannot_express_is_refused():
+    """Every field with another value than its default, and one that nobody has thought of."""
+    from trainer.exporting import ctranslate2_model
+
+    fine = {"width": 64, "heads": 4, "norm": "pre", "activation": "swiglu", "kv_heads": 4}
+    ctranslate2_model.check(ModelConfig(**fine))
+    with pytest.raises(UsageError, match=r"no model\.kv_heads=2, model\.positions=rotary;"):
+        ctranslate2_model.check(ModelConfig(positions="rotary", kv_heads=2))
+
+    @dataclasses.dataclass
+    class Newer(ModelConfig):
+        new_attention: str = "usual"
+
+    ctranslate2_model.check(Newer())
+    with pytest.raises(UsageError, match=r"no model\.new_attention=better;"):
+        ctranslate2_model.check(Newer(new_attention="better"))
 
 
 _CLIENT = """
-import sys
+import json, sys
 import tensorflow as tf, tensorflow_text
-model = tf.saved_model.load(sys.argv[1])
-result = model.signatures["translate"](tf.constant(sys.argv[2:]))
-for text, score in zip(result["translation"].numpy(), result["score"].numpy()):
-    sys.stdout.buffer.write(text + b"\\t" + str(float(score)).encode() + b"\\n")
-forced = model.signatures["score"](
-    text=tf.constant(["red dog"]), translation=tf.constant(["alte Katze"]))
-print(float(forced["log_probability"][0]), int(forced["tokens"][0]))
+folder, arguments = sys.argv[1], json.loads(sys.argv[2])
+answers = {}
+for name, calls in arguments.items():
+    model = tf.saved_model.load(f"{folder}/{name}")
+    for signature, inputs in calls.items():
+        inputs = {k: tf.constant(v[0], v[1]) for k, v in inputs.items()}
+        for key, value in model.signatures[signature](**inputs).items():
+            value = value.numpy()
+            if value.dtype == object:
+                value = [[x.decode() for x in row] if value.ndim > 1 else row.decode()
+                         for row in value]
+            answers[f"{signature}.{key}"] = value if isinstance(value, list) else value.tolist()
 assert not any(name in sys.modules for name in ("trainer", "data_pipeline", "common"))
+print("\\n" + json.dumps(answers))
 """
+_PROMPTS = ["the red", "", "a line\r\nand  another\tone", "x" * 40]
+_TEXTS = [*LINES, "man " * 30]
 
 
-def test_a_saved_model_needs_nothing_of_this_project(make_model, manifest, tmp_path):
-    """Strings in and strings out, in a process elsewhere: the translations of our own decoder."""
+@pytest.fixture(scope="module")
+def small_models(tiny_config):
+    """A language model and a classifier of three classes, with random weights; their tokenizer."""
+    lines = ["the red dog", "a line\nand another", "the old man sees"] * 20
+    tokenizer = Tokenizer(train(lines, vocab_size=278, model_type="unigram", keep_lines=True))
+    config = tiny_config(model={"norm": "pre"}).model
+    language = DecoderOnly(config, tokenizer.vocab_size, bos_id=2)
+    classifier = EncoderClassifier(config, tokenizer.vocab_size, 3)
+    rng = np.random.default_rng(3)
+    for variable in language.trainable_variables + classifier.trainable_variables:
+        variable.assign(variable.numpy() + rng.normal(0, 0.3, variable.shape))
+    return language, classifier, tokenizer
+
+
+@pytest.fixture(scope="module")
+def answers(make_model, tokenizers, small_models, tmp_path_factory):
+    """What a process elsewhere gets from SavedModels of all tasks, and the models."""
     from trainer.exporting import saved_model
 
-    model = make_model(vocab=280, scale=2.0, tied_embeddings="none")
-    tokenizers = load_tokenizers(manifest)
-    tokenizers = (tokenizers["source"], tokenizers["target"])
-    saved_model.save(model, tokenizers, OPTIONS, str(tmp_path / "saved"))
+    folder = tmp_path_factory.mktemp("saved")
+    translator = make_model(vocab=280, scale=2.0, tied_embeddings="none")
+    language, classifier, tokenizer = small_models
+    for name, module in {
+        "translation": saved_model.TranslationModule(translator, tokenizers, OPTIONS),
+        "language": saved_model.LanguageModule(language, tokenizer, 32),
+        "classifier": saved_model.ClassifierModule(classifier, tokenizer, ["a", "b", "c"], 3, 16),
+    }.items():
+        saved_model.save(module, str(folder / name))
+    generate = {
+        "prompt": (_PROMPTS, "string"),
+        "length": (12, "int32"),
+        "temperature": (0.0, "float32"),
+        "seed": (1, "int32"),
+    }
+    calls = {
+        "translation": {
+            "translate": {"text": (LINES, "string")},
+            "score": {"text": (["red dog"], "string"), "translation": (["alte Katze"], "string")},
+        },
+        "language": {"generate": generate},
+        "classifier": {"classify": {"text": (_TEXTS, "string")}},
+    }
     done = subprocess.run(
-        [sys.executable, "-c", _CLIENT, str(tmp_path / "saved"), *LINES],
-        cwd=tmp_path,
+        [sys.executable, "-c", _CLIENT, str(folder), json.dumps(calls)],
+        cwd=folder,
         capture_output=True,
         timeout=300,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr.decode()
-    *lines, last = done.stdout.decode().removesuffix("\n").split("\n")
-    rows = [line.split("\t") for line in lines]
+    assert done.returncode == 0, done.stderr
+    return folder, translator, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_saved_translation_model_needs_nothing_of_this_project(answers, tokenizers):
+    """Strings in and strings out, in a process elsewhere: the translations of our own decoder."""
+    _, model, found = answers
     expected = translate_lines(LINES, tokenizers, Decoder(model, OPTIONS))
-    assert [text for text, _ in rows] == [one.text for one in expected]
+    assert found["translate.translation"] == [one.text for one in expected]
     scores = [one.hypotheses[0].score if one.hypotheses else 0.0 for one in expected]
-    np.testing.assert_allclose([float(score) for _, score in rows], scores, rtol=1e-4)
+    np.testing.assert_allclose(found["translate.score"], scores, rtol=1e-4)
     pair = [
         one.encode([text]) for one, text in zip(tokenizers, ("red dog", "alte Katze"), strict=True)
     ]
     (forced,) = ForcedDecoder([model]).score(*pair)
-    log_p, tokens = last.split()
-    assert float(log_p) == pytest.approx(forced.log_probability, rel=1e-4)
-    assert int(tokens) == len(pair[1][0]) + 1
+    np.testing.assert_allclose(found["score.log_probability"], [forced.log_probability], rtol=1e-4)
+    assert found["score.tokens"] == [len(pair[1][0]) + 1]
 
 
-def test_what_ctranslate2_cannot_express_is_refused():
-    from trainer.exporting import ctranslate2_model
+def test_a_saved_language_model_goes_on_as_ours(answers, small_models):
+    """Prompts of any length in one request, as one after the other; a long one from its end."""
+    _, _, found = answers
+    model, _, tokenizer = small_models
+    generator = TextGenerator(model, SamplingOptions(top_k=1), 32)
+    texts, tokens = [], []
+    for ids in tokenizer.encode(_PROMPTS):
+        new = generator.generate(np.array([ids], np.int32).reshape(1, -1), 12)[0]
+        texts += tokenizer.decode([[*ids, *new[new > 0]]])
+        tokens.append(int(np.sum(new > 0)))
+    assert len(tokenizer.encode(_PROMPTS)[3]) >= 32
+    assert found["generate.text"] == texts
+    assert found["generate.tokens"] == tokens and max(tokens) == 12
 
-    ctranslate2_model.check(ModelConfig())
-    with pytest.raises(UsageError, match=r"no model\.positions=rotary, model\.kv_heads=2;"):
-        ctranslate2_model.check(ModelConfig(positions="rotary", kv_heads=2))
+
+def test_a_saved_classifier_gives_labels_and_probabilities(answers, small_models):
+    _, _, found = answers
+    _, model, tokenizer = small_models
+    expected, cut = TextClassifier(model, tokenizer, 3, 16).probabilities(_TEXTS)
+    assert cut == 2
+    np.testing.assert_allclose(found["classify.probabilities"], expected, atol=1e-5)
+    assert found["classify.label"] == ["abc"[row.argmax()] for row in expected]
+    assert found["classify.classes"] == [["a", "b", "c"]] * len(_TEXTS)
+
+
+def _attend(weights, prefix, queries, keys, mask, heads):
+    """Attention by the weights under `prefix`, float32 [T, D]; `mask` is [T, S]."""
+    parts = []
+    for name, x in (("query", queries), ("key", keys), ("value", keys)):
+        x = x @ weights[f"{prefix}.{name}.kernel"] + weights[f"{prefix}.{name}.bias"]
+        parts.append(x.reshape(len(x), heads, -1).swapaxes(0, 1))  # [heads, tokens, depth]
+    query, key, value = parts
+    scores = query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1])
+    scores = np.exp(np.where(mask, scores, -np.inf))
+    x = (scores / scores.sum(-1, keepdims=True)) @ value
+    x = x.swapaxes(0, 1).reshape(len(queries), -1)
+    prefix += ".output_projection"
+    return x @ weights[f"{prefix}.kernel"] + weights[f"{prefix}.bias"]
+
+
+def _layers(weights, side, x, mask, memory=None):
+    """The post-norm layers of one side, float32 [T, D]."""
+
+    def add_and_norm(prefix, x, y):
+        x = x + y
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * weights[f"{prefix}.norm.gamma"] + weights[f"{prefix}.norm.beta"]
+
+    for number in range(2):
+        at = f"{side}_{number}"
+        x = add_and_norm(
+            f"{at}.around_attention", x, _attend(weights, f"{at}.attention", x, x, mask, 2)
+        )
+        if memory is not None:
+            cross = _attend(weights, f"{at}.cross_attention", x, memory, True, 2)
+            x = add_and_norm(f"{at}.around_cross", x, cross)
+        inner, outer = f"{at}.feed_forward.inner", f"{at}.feed_forward.outer"
+        y = np.maximum(0, x @ weights[f"{inner}.kernel"] + weights[f"{inner}.bias"])
+        y = y @ weights[f"{outer}.kernel"] + weights[f"{outer}.bias"]
+        x = add_and_norm(f"{at}.around_feed_forward", x, y)
+    return x
+
+
+def test_the_names_of_safetensors_say_what_the_weights_are(make_model, tmp_path):
+    """The paper's Transformer in NumPy, on the file alone, gives the logits of the model."""
+    from safetensors.numpy import load_file
+
+    from trainer.exporting import weights as exported
+    from trainer.model.encodings import sinusoidal_positions
+
+    model = make_model(source_vocab=20, encoder_layers=2, decoder_layers=2, tied_embeddings="none")
+    exported.save(model, str(tmp_path), {})
+    weights = load_file(tmp_path / "model.safetensors")
+    assert sum(value.size for value in weights.values()) == model.count_params()
+    source, target = np.array([5, 9, 7, 3]), np.array([8, 6, 3])
+
+    def embed(name, ids):
+        rows = weights[f"{name}_embedding.embeddings"][ids]
+        positions = sinusoidal_positions(np.arange(len(ids))[np.newaxis], rows.shape[1])[0]
+        return rows * np.sqrt(rows.shape[1]) + positions.numpy()
+
+    memory = _layers(weights, "encoder", embed("source", source), True)
+    shifted = np.concatenate([[2], target[:-1]])
+    causal = np.tri(3, dtype=bool)
+    logits = _layers(weights, "decoder", embed("target", shifted), causal, memory)
+    logits = logits @ weights["softmax.kernel"]
+    expected = model(source[None], np.ones([1, 4]), target[None], np.ones([1, 3]))
+    np.testing.assert_allclose(logits, expected[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"norm": "pre", "activation": "swiglu", "kv_heads": 1, "qk_norm": True},
+        {"positions": "t5", "share_layers": True, "norm_kind": "rms"},
+        {"positions": "learned", "tied_embeddings": "target"},
+    ],
+)
+def test_every_weight_of_a_variant_has_a_name(make_model, fields):
+    from trainer.exporting.weights import named_variables
+
+    model = make_model(source_vocab=20, **{"tied_embeddings": "none", **fields})
+    assert len(named_variables(model)) == len(model.trainable_variables)
+
+
+def test_warmup_requests_are_prediction_logs(tmp_path):
+    """Read back by the fields of TensorFlow Serving's .proto files, in a pool of their own."""
+    import tensorflow as tf
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    from trainer.exporting import warmup
+
+    file = descriptor_pb2.FileDescriptorProto(name="serving_fields.proto")
+    messages = {
+        "Log": [("predict_log", 6, "PredictLog")],
+        "PredictLog": [("request", 1, "Request")],
+        "Request": [("model_spec", 1, "ModelSpec"), ("inputs", 2, "Entry")],
+        "ModelSpec": [("signature_name", 3, "")],
+        "Entry": [("key", 1, ""), ("value", 2, "bytes")],
+    }
+    field = descriptor_pb2.FieldDescriptorProto
+    for name, fields in messages.items():
+        message = file.message_type.add(name=name)
+        for key, number, kind in fields:
+            label = field.LABEL_REPEATED if key == "inputs" else field.LABEL_OPTIONAL
+            kinds = {"": field.TYPE_STRING, "bytes": field.TYPE_BYTES}
+            own = {"type": kinds[kind]} if kind in kinds else {"type_name": f".{kind}"}
+            own.setdefault("type", field.TYPE_MESSAGE)
+            message.field.add(name=key, number=number, label=label, **own)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    log_class = message_factory.GetMessageClass(pool.FindMessageTypeByName("Log"))
+
+    texts = ["a" * 200, "b"]
+    warmup.write(str(tmp_path), {"translate": {"text": texts, "length": np.int32(7)}})
+    path = str(tmp_path / "assets.extra" / "tf_serving_warmup_requests")
+    (record,) = tf.data.TFRecordDataset(path).as_numpy_iterator()
+    request = log_class.FromString(record).predict_log.request
+    assert request.model_spec.signature_name == "translate"
+    inputs = {
+        entry.key: tf.io.parse_tensor(entry.value, kind).numpy()
+        for entry, kind in zip(request.inputs, (tf.string, tf.int32), strict=True)
+    }
+    assert inputs["text"].tolist() == [text.encode() for text in texts] and inputs["length"] == 7
