@@ -26,16 +26,17 @@ _TRAIN = flags.DEFINE_string("train", None, "SPEC of the training text.", requir
 _VALID = flags.DEFINE_string("valid", None, "SPEC of the validation text.", required=True)
 _STEPS = flags.DEFINE_integer("steps", 400, "Steps that both train.", 20)
 _TURN = flags.DEFINE_integer("turn", 20, "Steps of a turn.", 1)
+_SEED = flags.DEFINE_integer("seed", 1, "Of the weights of both.", 0)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak, of both.", 0.0)
 
 CONTENDERS = ("ours", "torch")
 
 
-def config_of(steps: int, learning_rate: float) -> Config:
+def config_of(steps: int, learning_rate: float, seed: int) -> Config:
     """Return configs/char_lm.py with the positions of the peer."""
     config = char_lm.get_config()
     config.model.positions, config.model.max_positions = "learned", config.data.row_length
-    config.train.steps = steps
+    config.train.steps, config.train.seed = steps, seed
     config.optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate)
     return config
 
@@ -146,6 +147,7 @@ def compare(data_dir: str, config: Config, turn: int) -> dict:
         process.join()
     ours, torch = result["ours"], result["torch"]
     return {
+        "seed": config.train.seed,
         "steps": config.train.steps,
         "batch_tokens": config.train.batch_tokens,
         **result,
@@ -161,7 +163,7 @@ def main(argv: list[str]) -> None:
         raise UsageError("PyTorch is not installed; pip install torch==2.13.0")
     from data_pipeline import job
 
-    config = config_of(_STEPS.value, _LEARNING_RATE.value)
+    config = config_of(_STEPS.value, _LEARNING_RATE.value, _SEED.value)
     with tempfile.TemporaryDirectory() as data_dir:
         job.prepare(
             job.Settings(

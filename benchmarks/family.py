@@ -9,7 +9,6 @@ Variants run one after the other; other work on the machine makes the speeds har
 leaves the losses as they are.
 """
 
-import dataclasses
 import os
 import statistics
 import tempfile
@@ -56,13 +55,14 @@ _TASK = flags.DEFINE_enum("task", "language_model", list(_CONFIGS), "What is lea
 _TRAIN = flags.DEFINE_string("train", None, "SPEC of the text; default: the built-in text.")
 _VALID = flags.DEFINE_string("valid", None, "SPEC of the validation text, with --train.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Steps of each variant.", 2)
+_BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", 4096, "Tokens of a step.", 1)
 _VARIANTS = flags.DEFINE_list("variants", [], "Names of the variants; default: all.")
 
 
-def config_of(task: str, variant: str, steps: int) -> Config:
+def config_of(task: str, variant: str, steps: int, batch_tokens: int) -> Config:
     """Return the small configuration of a task with the fields of a variant."""
     config = _CONFIGS[task].get_config()
-    config.train.steps = steps
+    config.train.steps, config.train.batch_tokens = steps, batch_tokens
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, max(1, steps // 4))
     for name, value in VARIANTS[variant].items():
         group, field = name.split(".")
@@ -150,12 +150,15 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"--variants={','.join(unknown)}: the variants are {', '.join(VARIANTS)}")
     if (_TRAIN.value is None) != (_VALID.value is None):
         raise UsageError("--train and --valid go together")
-    configs = {name: config_of(_TASK.value, name, _STEPS.value) for name in names}
-    first = dataclasses.replace(configs[names[0]])
+    configs = {
+        name: config_of(_TASK.value, name, _STEPS.value, _BATCH_TOKENS.value) for name in names
+    }
     with tempfile.TemporaryDirectory() as directory:
-        manifest = prepare(first, os.path.join(directory, "data"), _TRAIN.value, _VALID.value)
+        manifest = prepare(
+            configs[names[0]], os.path.join(directory, "data"), _TRAIN.value, _VALID.value
+        )
         print("| variant | validation nll | tokens/s | weights | MFLOPs a token |", flush=True)
-        print("|---|---|---|---|---|")
+        print("|---|---|---|---|---|", flush=True)
         for name, config in configs.items():
             found = train(manifest, config)
             print(

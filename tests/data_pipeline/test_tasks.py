@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from rich.console import Console
 
 from common import lock
@@ -131,10 +132,14 @@ def test_where_documents_begin(tmp_path, documents, count):
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe", "char", "byte"])
 def test_every_tokenizer_gives_the_text_back(tmp_path, model_type):
-    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as file:
-        file.write("\n\n".join(DOCUMENTS))
+    """Of packed files that a pattern names."""
+    for name, pack, part in (
+        ("a.txt.gz", gzip.compress, DOCUMENTS[:9]),
+        ("b.txt.zst", zstandard.compress, DOCUMENTS[9:]),
+    ):
+        (tmp_path / name).write_bytes(pack("\n\n".join(part).encode()))
     settings = text_settings(
-        tmp_path, f"text:{tmp_path}/*.gz", model_type=model_type, vocab_size=300
+        tmp_path, f"text:{tmp_path}/*.txt.*", model_type=model_type, vocab_size=300
     )
     manifest = prepare(settings)
     assert sorted(documents_of(manifest, "train")) == sorted(DOCUMENTS)

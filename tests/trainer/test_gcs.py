@@ -1,5 +1,6 @@
 """Datasets and model directories on gs://, through a service that fails now and then."""
 
+import gzip
 import os
 import signal
 import subprocess
@@ -8,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from benchmarks import same_run
 from configs.flags import SMALL_MODEL
+from data_pipeline.dataset.manifest import load_manifest
 from tests.services.gcs import FAULTS, GcsService
 
 _ROOT = Path(__file__).parents[2]
@@ -119,3 +122,26 @@ def test_training_with_one_fault(local, tmp_path, fault):
             f"{sum(log.uploaded.values())} bytes uploaded, {stored} stored"
         )
     assert same_run.differences(str(local / "model"), str(tmp_path)) == []
+
+
+@pytest.mark.faults
+def test_documents_from_a_bucket(tmp_path):
+    """Of a language model: packed files that a pattern names; one request in ten fails."""
+    with GcsService(dict.fromkeys(FAULTS, 0.1 / len(FAULTS))) as service:
+        for number, pack in enumerate((gzip.compress, zstandard.compress)):
+            text = "\n\n".join(f"document {i} of file {number}" for i in range(20))
+            suffix = ("gz", "zst")[number]
+            service.put(f"bucket/text/{number}.txt.{suffix}", pack(text.encode()))
+        _run(
+            "data_pipeline.main",
+            "--task=language_model",
+            "--train=text:gs://bucket/text/*.txt.*",
+            "--valid=text:gs://bucket/text/0.txt.gz",
+            "--disable_filters=near_duplicate",
+            "--model_type=char",
+            "--row_length=32",
+            f"--output_dir={tmp_path}/data",
+            service=service,
+        )
+    splits = load_manifest(str(tmp_path / "data")).splits
+    assert (splits["train"].pairs_in, splits["valid"].kept) == (40, 20)

@@ -142,11 +142,14 @@ def test_replicas_and_micro_batches(pairs, config_of, one_replica, replicas, mic
 
 
 @pytest.mark.parametrize("task", ["language_model", "classification"])
-def test_replicas_of_the_other_tasks(of_tasks, alone, task):
-    """Four of them, with two micro-batches each; two are tested as two workers."""
+@pytest.mark.parametrize(
+    ("replicas", "micro_batches"), [pytest.param(2, 1, marks=pytest.mark.slow), (4, 2)]
+)
+def test_replicas_of_the_other_tasks(of_tasks, alone, task, replicas, micro_batches):
+    """As one replica; so are two workers, below."""
     config, examples = of_tasks[task]
-    train = dataclasses.replace(config.train, micro_batches=2)
-    steps = make_steps(mirrored(4), dataclasses.replace(config, train=train))
+    train = dataclasses.replace(config.train, micro_batches=micro_batches)
+    steps = make_steps(mirrored(replicas), dataclasses.replace(config, train=train))
     assert_same_run(train_run(steps, examples, STEPS), alone(task))
     mean = alone(task)["loss"] / alone(task)[steps.task.DIVISOR]
     assert mean[-4:].mean() < 0.97 * mean[0]

@@ -71,7 +71,12 @@ class Classification(Task):
         return cls(config, size, data.labels, data.label_counts, eos_id=data.eos_id)
 
     def build_model(self) -> EncoderClassifier:
-        return EncoderClassifier(self.config.model, self.vocab_size, len(self.labels))
+        return EncoderClassifier(
+            self.config.model,
+            self.vocab_size,
+            len(self.labels),
+            remat=self.config.train.remat == "layers",
+        )
 
     def sums(self, model, batch: Batch, rng, *, training: bool) -> dict[str, tf.Tensor]:
         """Run the model on a batch; see `Task.sums`.

@@ -320,6 +320,25 @@ def test_half_precision(make, name, policy):
     assert np.abs(logits - expected).max() < 0.06 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("name", ["t5", "qk_norm", "window"])
+def test_half_precision_of_the_other_models(make, name):
+    """Of the decoding cache too."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    classifier, translator = (
+        make(kind, **VARIANTS[name]) for kind in (EncoderClassifier, Transformer)
+    )
+    source, segments = packed(SOURCES[:1], 6)
+    cache = translator.start_cache(translator.encode(source, segments), 9)
+    expected = translation(translator, SOURCES[0], TEXTS[0])
+    for found, exact in (
+        (classifier(*packed(TEXTS))[0, 0], classification(classifier, TEXTS[0])),
+        (translator(*packed(SOURCES), *packed(TEXTS))[0, :7], expected),
+        (steps(translator, TEXTS[0], cache, segments), expected),
+    ):
+        assert found.dtype == np.float32
+        assert np.abs(found - exact).max() < 0.06 * np.abs(exact).max()
+
+
 def test_t5_buckets():
     distances = range(-300, 301)
     for causal in (True, False):

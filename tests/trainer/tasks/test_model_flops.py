@@ -86,7 +86,15 @@ def test_flops_of_variants(make_model, fields):
     assert flops.train_flops(model.config, VOCAB, **COUNTS) == backward
 
 
-@pytest.mark.parametrize("fields", [{}, {"activation": "swiglu", "kv_heads": 1, "pooling": "max"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"activation": "swiglu", "kv_heads": 1, "pooling": "max"},
+        {"heads": 4, "kv_heads": 2, "qk_norm": True, "positions": "rotary", "pooling": "first"}
+        | {"share_layers": True, "attention_window": 2, "norm": "deepnorm", "norm_kind": "rms"},
+    ],
+)
 def test_flops_of_one_sequence(tiny_config, fields):
     """Language model and classifier, full rows."""
     config = tiny_config(model={**SIZES, **fields}).model
