@@ -145,6 +145,14 @@ class TrainConfig:
     """Tokens whose logits are in memory at a time, such as 1024; 0 for all of the micro-batch. The
     same loss and gradients to rounding, in far less memory where the vocabulary is large. On CPUs
     the order of additions, and so the rounding, may then differ from one start to the next."""
+    reduce_dtype: str = "float32"
+    """In which replicas and workers add up their gradients: "float32", or "bfloat16" for half the
+    traffic, where a gradient keeps 8 bits of its fraction. Loss and metrics stay exact."""
+    fast_dropout: str = "auto"
+    """"on": dropout draws from XLA's default generator, which on a TPU is the hardware's; for
+    compiled steps. Masks stay a function of (seed, step, replica, micro-batch, layer), on the same
+    kind of device and the same version of the compiler. "off": Philox, which gives the same masks
+    everywhere. "auto": on, on TPUs."""
     label_smoothing: float = 0.1
     rdrop_alpha: float = 0.0
     """Weight of R-Drop (Liang et al. 2021): two passes with other dropout masks must agree. Half
@@ -259,6 +267,8 @@ _CHOICES = {
     "optimizer.name": ("adam", "adamw", "adafactor", "lion", "muon"),
     "optimizer.schedule": ("inverse_sqrt", "cosine", "linear", "constant"),
     "train.remat": ("none", "layers"),
+    "train.reduce_dtype": ("float32", "bfloat16"),
+    "train.fast_dropout": ("auto", "on", "off"),
     "train.class_weights": ("none", "balanced"),
     "train.bad_steps": ("abort", "skip", "rollback"),
     "decode.normalization": ("gnmt", "length"),

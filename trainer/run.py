@@ -26,6 +26,7 @@ from trainer.checkpoints.saver import Checkpoints
 from trainer.decoding.search import decoding_device
 from trainer.distributed import cluster
 from trainer.distributed.cluster import Worker
+from trainer.distributed.strategy import draws_on_device
 from trainer.input.evaluation import evaluation_batches
 from trainer.input.protocol import TrainingData
 from trainer.input.stages import fingerprint, load_stages, read_stages
@@ -34,6 +35,7 @@ from trainer.metrics.gallery import Gallery
 from trainer.metrics.goodput import Ledger
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.writer import MetricsWriter
+from trainer.model.dropout import use_device_generator
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 from trainer.reporting.records import read_metrics
@@ -184,7 +186,9 @@ def assemble(
     keras.config.set_dtype_policy(precision)
     with strategy.scope():
         model = task.build_model()
-        optimizer = Optimizer(config.optimizer, config.train.steps, model.trainable_variables)
+        optimizer = Optimizer(
+            config.optimizer, config.train.steps, model.trainable_variables, jit_compile=jit_compile
+        )
         loss_scale = LossScale(precision == "mixed_float16")
         checkpoints = Checkpoints(
             model_dir, model, optimizer, loss_scale, _keep(config, task), facts.of_checkpoint()
@@ -196,6 +200,8 @@ def assemble(
             found = model_directory.init_weights(model, init_from, facts)
             optimizer.reset_averages(model.trainable_variables)
             state += f", weights of {found.path}"
+    if draws_on_device(config.train.fast_dropout, strategy, jit_compile):
+        use_device_generator(model)
     steps = Steps(strategy, task, model, optimizer, loss_scale, config, jit_compile=jit_compile)
     tokenizers = examples.load_tokenizers(manifest)
     ledger.move(PHASES.seconds.get(MEETING, 0.0), "start", "waiting")

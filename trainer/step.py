@@ -14,12 +14,14 @@ and eight, one micro-batch and four give the same update, however unevenly the t
 """
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import keras
 import tensorflow as tf
 
 from configs.schema import Config
+from trainer.distributed.strategy import compiles_itself
 from trainer.model.dropout import step_rng
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
@@ -40,9 +42,10 @@ class Steps:
         optimizer: of the model's trainable variables; None for evaluation only.
         loss_scale: None for evaluation only.
         config: the configuration.
-        jit_compile: compile forward and backward pass with XLA. Reduction and update stay outside:
-            TensorFlow cannot compile them on several CPU devices. Always False under TPUStrategy,
-            which compiles the whole step itself.
+        jit_compile: compile with XLA: the whole step where there is one replica; else forward and
+            backward pass, clipping, and the update, with the reduction outside, which TensorFlow
+            cannot compile on several CPU devices. Always False under TPUStrategy, which compiles
+            the whole step itself.
     """
 
     def __init__(
@@ -64,9 +67,14 @@ class Steps:
         self.loss_scale = cast(LossScale, loss_scale)
         self.config = config
         self._sum_names = (*task.SUMS, "empty_rows")
+        self._inline = compiles_itself(strategy)
         # AutoGraph would take a second to rewrite the whole model, for nothing.
         options = {"jit_compile": jit_compile or None, "autograph": False}
         self._gradients = tf.function(self._replica_gradients, **options)
+        self._decide = tf.function(self._decision, **options)
+        self._step = self._global_step
+        if jit_compile and strategy.num_replicas_in_sync == 1:
+            self._step = tf.function(self._global_step, **options)
         self._forward = tf.function(self.replica_forward, **options)
 
     @tf.function
@@ -100,7 +108,7 @@ class Steps:
                 starts = starts.write(number, start)
             batch = next(iterator)
             input_seconds += tf.maximum(self._time_after(batch) - start, 0.0)
-            new = self._global_step(batch)
+            new = self._step(batch)
             bad = bad.write(number, new["bad"])
             sums = {key: sums[key] + new[key] for key in sums}
         results = {**sums, **self._norms(), "bad": bad.stack(), "input_seconds": input_seconds}
@@ -120,7 +128,26 @@ class Steps:
     @tf.autograph.experimental.do_not_convert
     def _global_step(self, batch) -> dict[str, tf.Tensor]:
         # Every replica returns the same reduced numbers; one of them will do.
-        return self._first_of(self.strategy.run(self.replica_step, args=(batch,)))
+        options = {"compute": self._gradients_of_any_replica(batch)}
+        return self._first_of(self.strategy.run(self.replica_step, (batch,), options))
+
+    def _gradients_of_any_replica(self, batch) -> Callable:
+        """Trace forward and backward pass once, not once for each replica.
+
+        The traced function gets the weights as arguments, and is bound to no replica's variables.
+        """
+        if self._inline:
+            return self._gradients
+        first = {
+            name: self.strategy.experimental_local_results(value)[0]
+            for name, value in batch.items()
+        }
+        return self._gradients.get_concrete_function(
+            [tf.TensorSpec(v.shape, v.dtype) for v in self.model.trainable_variables],
+            {name: tf.TensorSpec(value.shape, value.dtype) for name, value in first.items()},
+            tf.TensorSpec([2], tf.int32),
+            tf.TensorSpec([], tf.float32),
+        )
 
     @tf.autograph.experimental.do_not_convert
     def _norms(self) -> dict[str, tf.Tensor]:
@@ -132,8 +159,12 @@ class Steps:
             for key, value in per_replica.items()
         }
 
-    def replica_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def replica_step(self, batch: Batch, compute: Callable | None = None) -> dict[str, tf.Tensor]:
         """Train one step on a replica's share of a batch; call it in `strategy.run`.
+
+        Args:
+            batch: features, int32 [rows, length] each.
+            compute: returns sums and gradients; None to trace that here.
 
         Returns:
             float32 scalars, the same on every replica: those of `train`, of one step.
@@ -142,8 +173,33 @@ class Steps:
         replica = context.replica_id_in_sync_group
         rng = step_rng(self.config.train.seed, self.optimizer.iterations, replica)
         scale = self._scale_of_sum()
-        sums, gradients = self._gradients(batch, rng, scale)
-        sums, gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, (sums, gradients))
+        values = [variable.value for variable in self.model.trainable_variables]
+        sums, gradients = (compute or self._gradients)(values, batch, rng, scale)
+        sums, gradients = self._reduced(sums, gradients)
+        factor, finite, result = self._decide(sums, gradients, scale)
+        self.optimizer.apply(self.model.trainable_variables, gradients, factor)
+        self.loss_scale.update(finite)
+        return result
+
+    def _reduced(self, sums: Sums, gradients: list[tf.Tensor]) -> tuple[Sums, list[tf.Tensor]]:
+        """Return both added up over all replicas; call it in replica context."""
+        context, add = tf.distribute.get_replica_context(), tf.distribute.ReduceOp.SUM
+        dtype = tf.as_dtype(self.config.train.reduce_dtype)
+        if dtype == tf.float32 or context.num_replicas_in_sync == 1:
+            return context.all_reduce(add, (sums, gradients))
+        rounded = context.all_reduce(add, [tf.cast(gradient, dtype) for gradient in gradients])
+        return context.all_reduce(add, sums), [tf.cast(one, tf.float32) for one in rounded]
+
+    def _decision(
+        self, sums: Sums, gradients: list[tf.Tensor], scale: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+        """Return the factor of the gradients, whether they are finite, and what a step returns.
+
+        Args:
+            sums: of all replicas together.
+            gradients: likewise.
+            scale: float32 scalar, the factor of the summed loss.
+        """
         # Without an example in it, where damaged data is skipped, a batch divides by 1.
         divisor = tf.maximum(sums[self.task.DIVISOR], 1.0)
         unscale = 1.0 / (scale * divisor)
@@ -161,15 +217,14 @@ class Steps:
             factor *= tf.minimum(1.0, self.config.optimizer.clip_norm / norm)
         applies = finite & sane
         factor = tf.where(applies, factor, 0.0)
-        self.optimizer.apply(self.model.trainable_variables, gradients, factor)
-        self.loss_scale.update(finite)
         sums = {key: tf.where(sane, value, 0.0) for key, value in sums.items()}
-        return {
+        result = {
             **sums,
             "gradient_norm": tf.where(applies, norm, 0.0),
             "skipped": 1.0 - tf.cast(applies, tf.float32),
             "bad": tf.stack([loss, norm, tf.cast(bad, tf.float32)]),
         }
+        return factor, finite, result
 
     @property
     def scaled(self) -> bool:
@@ -194,8 +249,20 @@ class Steps:
             "loss_scale": tf.identity(self.loss_scale.scale),
         }
 
-    def _replica_gradients(self, batch: Batch, rng, scale) -> tuple[Sums, list[tf.Tensor]]:
-        """Return sums and gradients of a replica's share of the batch, part by part."""
+    def _replica_gradients(self, values, batch: Batch, rng, scale) -> tuple[Sums, list[tf.Tensor]]:
+        """Return sums and gradients of a replica's share of the batch.
+
+        Args:
+            values: the weights.
+            batch: its rows, see `micro_gradients`.
+            rng: int32 [2], the seed of dropout.
+            scale: float32 scalar, the factor of the summed loss.
+        """
+        weights = zip(self.model.trainable_variables, values, strict=True)
+        with keras.StatelessScope(list(weights)):
+            return self._gradients_in_parts(batch, rng, scale)
+
+    def _gradients_in_parts(self, batch: Batch, rng, scale) -> tuple[Sums, list[tf.Tensor]]:
         parts = self.config.train.micro_batches
         if parts == 1:
             return self.micro_gradients(batch, rng, scale)
@@ -232,11 +299,12 @@ class Steps:
             rng: int32 [2], the seed of dropout.
             scale: float32 scalar, the factor of the summed loss.
         """
+        variables = [variable.value for variable in self.model.trainable_variables]
         with tf.GradientTape() as tape:
+            tape.watch(variables)
             sums = self.task.sums(self.model, batch, rng, training=True)
             scaled = sums["loss"] * scale
         sums["empty_rows"] = _empty_rows(batch)
-        variables = [variable.value for variable in self.model.trainable_variables]
         # Dense: an embedding's gradient is sparse slices, which replicas could only gather.
         gradients = [
             tf.convert_to_tensor(gradient) for gradient in tape.gradient(scaled, variables)

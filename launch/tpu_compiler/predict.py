@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from launch.tpu_compiler.chips import Chip, Slice, slices
 from launch.tpu_compiler.compiler import Compiled
 
-_GRADIENT_BYTES = 4  # float32, in every precision
+_GRADIENT_BYTES = {"float32": 4, "bfloat16": 2}  # by `train.reduce_dtype`
 SCALING = (8, 16, 32, 64, 128, 256)  # chips
 
 
@@ -80,7 +80,13 @@ class Scale:
     efficiency: float
 
 
-def scale(tpu: Slice, speed: Speed, parameters: int, tokens_per_chip: int) -> Scale:
+def scale(
+    tpu: Slice,
+    speed: Speed,
+    parameters: int,
+    tokens_per_chip: int,
+    reduce_dtype: str = "float32",
+) -> Scale:
     """Predict a train step on a slice.
 
     Args:
@@ -88,17 +94,24 @@ def scale(tpu: Slice, speed: Speed, parameters: int, tokens_per_chip: int) -> Sc
         speed: of the train step on one chip.
         parameters: number of trainable weights, whose gradients are reduced.
         tokens_per_chip: target positions in a chip's share of the batch.
+        reduce_dtype: `train.reduce_dtype`.
     """
-    all_reduce = tpu.all_reduce_seconds(_GRADIENT_BYTES * parameters)
+    all_reduce = tpu.all_reduce_seconds(_GRADIENT_BYTES[reduce_dtype] * parameters)
     step = speed.seconds + all_reduce
     tokens = tokens_per_chip * tpu.chips
     return Scale(tpu.chips, tokens, all_reduce, step, tokens / step, speed.seconds / step)
 
 
-def scaling(tpu: Slice, speed: Speed, parameters: int, tokens_per_chip: int) -> list[Scale]:
+def scaling(
+    tpu: Slice,
+    speed: Speed,
+    parameters: int,
+    tokens_per_chip: int,
+    reduce_dtype: str = "float32",
+) -> list[Scale]:
     """Predict train steps on 8 to 256 chips of the same generation."""
     return [
-        scale(one, speed, parameters, tokens_per_chip)
+        scale(one, speed, parameters, tokens_per_chip, reduce_dtype)
         for one in slices(tpu.chip)
         if one.chips in SCALING
     ]

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.distribute import one_device_strategy
 
+from trainer.model.dropout import use_device_generator
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 from trainer.step import Steps
@@ -37,6 +38,10 @@ class _OneOfManyExtended(one_device_strategy.OneDeviceExtended):
     def __init__(self, strategy, replicas: int):
         super().__init__(strategy, "/device:CPU:0")
         self._replicas = replicas
+
+    @property
+    def _num_replicas_in_sync(self):
+        return self._replicas
 
     def _reduce_to(self, reduce_op, value, destinations, options):
         if self._replicas == 1:
@@ -170,6 +175,8 @@ class Programs:
                 config.optimizer, config.train.steps, self.model.trainable_variables
             )
             scale = LossScale(precision == "mixed_float16")
+            if config.train.fast_dropout != "off":  # as on a TPU
+                use_device_generator(self.model)
             self._steps = Steps(
                 self._strategy, task, self.model, optimizer, scale, config, jit_compile=False
             )

@@ -131,7 +131,8 @@ class Preflight:
     def _predict(self, program, compiled: Compiled, analytic: float) -> dict[str, Any]:
         tpu, tokens = self.tpu, self.rows * self.length
         speed = predict.speed_of(compiled, tpu.chip)
-        here = predict.scale(tpu, speed, self.programs.parameters, tokens)
+        reduced = self.programs.parameters, tokens, self.config.train.reduce_dtype
+        here = predict.scale(tpu, speed, *reduced)
         peak = tpu.chip.peak_flops
         per_host = tokens * tpu.chips / tpu.hosts / here.step
         return {
@@ -147,9 +148,7 @@ class Preflight:
                 self.rows, self.length, tpu, here.step
             ),
             "slowest": report.slowest(compiled, program.line),
-            "scaling": [
-                asdict(one) for one in predict.scaling(tpu, speed, self.programs.parameters, tokens)
-            ],
+            "scaling": [asdict(one) for one in predict.scaling(tpu, speed, *reduced)],
         }
 
     def largest_batch(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The train step by itself: clipping, skipped steps, dropout, compilation and what it reports.
+"""The train step by itself: clipping, skipped steps, dropout and what it reports.
 
-Whole runs on other numbers of replicas, workers and micro-batches are in test_topologies.py.
+Whole runs on other numbers of replicas, workers and micro-batches, and compiled ones, are in
+test_topologies.py.
 """
 
 import time
@@ -99,17 +100,6 @@ def test_replicas_draw_different_masks(rows_of, tiny_config, two_replicas):
     assert sums["loss"] == pytest.approx(first + second, rel=1e-5)
 
 
-def test_compiled_equals_not_compiled(rows_of, tiny_config, one_device):
-    """Dropout too: XLA draws the same masks."""
-    config = tiny_config(model={"dropout": 0.2}, optimizer={"epsilon": 1e-6})
-    batches = random_batches(rows_of, 2)
-    results = []
-    for jit_compile in (False, True):
-        steps = make_steps(one_device, config, jit_compile=jit_compile)
-        results.append((train(steps, batches), weights(steps)))
-    assert_same(*results)
-
-
 def test_one_call_of_four_steps_equals_four_calls_of_one(rows_of, tiny_config, one_device):
     """Dropout follows the step, not the call; the sums of a call are those of its steps."""
     config = tiny_config(model={"dropout": 0.2})
@@ -128,6 +118,19 @@ def test_one_call_of_four_steps_equals_four_calls_of_one(rows_of, tiny_config, o
     expected |= {"gradient_norm": sum(call["gradient_norm"] for call in sums)}
     expected |= {"loss_scale": 1.0}
     assert_same(([expected], single), ([total], weights(steps)), rtol=1e-6)
+
+
+def test_the_model_is_traced_once_for_all_replicas(rows_of, tiny_config, two_replicas, monkeypatch):
+    steps = make_steps(two_replicas, tiny_config())
+    sums_of, traces = steps.task.sums, []
+
+    def noted(*arguments, **options):
+        traces.append(arguments)
+        return sums_of(*arguments, **options)
+
+    monkeypatch.setattr(steps.task, "sums", noted)
+    train(steps, random_batches(rows_of, 2))
+    assert len(traces) == 1
 
 
 class Scalar(keras.Model):
@@ -180,6 +183,25 @@ def test_a_huge_gradient_on_one_replica(tiny_config, two_replicas, clip_norm):
     # Adam's first momentum is 1 - beta_1 of the gradient it was given.
     momentum = steps.optimizer.slots["momentum"][0].numpy()
     np.testing.assert_allclose(momentum, (1 - config.optimizer.beta_1) * applied, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "replicas", "gradient"),
+    [("bfloat16", 2, 0.4), ("float32", 2, 0.4001), ("bfloat16", 1, 0.4001)],
+)
+def test_gradients_reduced_in_half_precision(
+    tiny_config, one_device, two_replicas, dtype, replicas, gradient
+):
+    """bfloat16 rounds 1.001 to 1; what is not reduced is not rounded."""
+    strategy = one_device if replicas == 1 else two_replicas
+    config = tiny_config(train={"reduce_dtype": dtype})
+    steps = linear_steps(strategy, config)
+    batch = {"x": np.array([[1.001, 2.0], [3.0, 5.0]]), "tokens": np.array([1, 9])}
+    sums = steps.train(distributed(strategy, [batch]), tf.constant(1))
+    assert float(sums["tokens"]) == 10
+    momentum = steps.optimizer.slots["momentum"][0].numpy()
+    expected = (1 - config.optimizer.beta_1) * np.array([gradient, 0.7])
+    np.testing.assert_allclose(momentum, expected, rtol=1e-6)
 
 
 def linear_batch(infinite: bool = False) -> dict[str, np.ndarray]:

@@ -168,6 +168,12 @@ def test_compiled(pairs, config_of, two_replicas, with_dropout):
     assert_same_run(train_run(steps, pairs, STEPS), with_dropout)
 
 
+def test_the_whole_step_compiled(pairs, config_of, one_device, one_replica):
+    """With one replica, XLA has reduction and update too."""
+    steps = make_steps(one_device, config_of(), jit_compile=True)
+    assert_same_run(train_run(steps, pairs, STEPS), one_replica)
+
+
 def test_micro_batches_draw_different_masks(rows_of, tiny_config, one_device):
     """Both micro-batches get the same rows: the same masks would give the same losses."""
     config = tiny_config(model={"dropout": 0.3}, train={"seed": 5, "micro_batches": 2})
@@ -257,7 +263,8 @@ for parts, rows in json.loads(sys.argv[2]):
     config.train.micro_batches = parts
     steps = make_steps(strategy, config, jit_compile=True)
     batch = {name: tf.ones([rows, 16], tf.int32) for name in FEATURES}
-    steps._gradients(batch, tf.constant([1, 2]), tf.ones([]))
+    weights = [variable.value for variable in steps.model.trainable_variables]
+    steps._gradients(weights, batch, tf.constant([1, 2]), tf.ones([]))
 """
 
 

@@ -235,7 +235,7 @@ def use_xla(jit_compile: str, strategy: tf.distribute.Strategy) -> bool:
     """
     if jit_compile == "auto":
         return jit_default(strategy)
-    if jit_compile == "on" and _device_type(strategy) == "TPU":
+    if jit_compile == "on" and compiles_itself(strategy):
         raise UsageError(
             "--jit_compile=on is not for --strategy=tpu: TPUStrategy compiles the step itself, and "
             "TensorFlow's TPU builds cannot compile for the host's CPU; leave the flag out"
@@ -250,6 +250,30 @@ def jit_default(strategy: tf.distribute.Strategy) -> bool:
     and is not faster.
     """
     return _device_type(strategy) == "GPU"
+
+
+def draws_on_device(fast_dropout: str, strategy: tf.distribute.Strategy, jit_compile: bool) -> bool:
+    """Return whether `train.fast_dropout` means XLA's default generator under this strategy.
+
+    Args:
+        fast_dropout: "auto", "on" or "off".
+        strategy: the strategy.
+        jit_compile: what `use_xla` returned.
+
+    Raises:
+        UsageError: for "on" without XLA.
+    """
+    if fast_dropout == "on" and not (jit_compile or compiles_itself(strategy)):
+        raise UsageError(
+            "--config.train.fast_dropout=on is XLA's generator, and this run is not compiled: "
+            "add --jit_compile=on, or leave it at auto"
+        )
+    return fast_dropout == "on" or (fast_dropout == "auto" and compiles_itself(strategy))
+
+
+def compiles_itself(strategy: tf.distribute.Strategy) -> bool:
+    """Return whether the strategy compiles all that it runs."""
+    return _device_type(strategy) == "TPU"
 
 
 def _device_type(strategy: tf.distribute.Strategy) -> str:

@@ -155,11 +155,13 @@ def _recomputed(layer: TransformerLayer, x, memory, rng, sight: Sight, cross_sig
     TensorFlow looks for the gradient of every argument.
     """
     arguments = [x, *(tensor for tensor in (memory, sight.bias) if tensor is not None)]
+    variables = layer.trainable_variables
 
     def run(x, *others):
         rest = list(others)
         read = None if memory is None else rest.pop(0)
         bias = None if sight.bias is None else rest.pop(0)
-        return _run(layer, x, read, rng, replace(sight, bias=bias), cross_sight)
+        with keras.StatelessScope(list(zip(variables, rest, strict=True))):
+            return _run(layer, x, read, rng, replace(sight, bias=bias), cross_sight)
 
-    return tf.recompute_grad(run)(*arguments)
+    return tf.recompute_grad(run)(*arguments, *(variable.value for variable in variables))

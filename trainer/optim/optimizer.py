@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from configs.schema import OptimizerConfig
+from trainer.distributed.strategy import compiles_itself
 from trainer.optim.adafactor import Adafactor
 from trainer.optim.adam import Adam
 from trainer.optim.lion import Lion
@@ -79,6 +80,7 @@ class Optimizer(tf.Module):
         config: which rule and schedule, and their numbers.
         steps: of the whole run, for the schedule.
         variables: the trainable variables, float32.
+        jit_compile: compile the update with XLA, as one program on each replica.
 
     Attributes:
         iterations: int64, train steps made. Schedule, data and dropout follow it.
@@ -87,7 +89,14 @@ class Optimizer(tf.Module):
         averages: the moving average of the weights, one variable per weight; empty without.
     """
 
-    def __init__(self, config: OptimizerConfig, steps: int, variables: list[keras.Variable]):
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        steps: int,
+        variables: list[keras.Variable],
+        *,
+        jit_compile: bool = False,
+    ):
         super().__init__()
         self.config = config
         self.schedule = Schedule(config, steps)
@@ -101,6 +110,9 @@ class Optimizer(tf.Module):
         self.averages = (
             [state_variable(variable.value) for variable in variables] if config.ema_decay else []
         )
+        # Its variables are arguments: it is traced once for all replicas.
+        update = tf.function(self._update_replica, jit_compile=jit_compile or None, autograph=False)
+        self._update = lambda *arguments: update(*arguments)  # no function in checkpoints
 
     def apply(
         self, variables: list[keras.Variable], gradients: list[tf.Tensor], factor: tf.Tensor
@@ -121,21 +133,27 @@ class Optimizer(tf.Module):
         # The average follows faster at the start, where the weights are still far from good.
         ema_decay = tf.minimum(self.config.ema_decay, (1.0 + number) / (10.0 + number))
         follow = applied * (1.0 - ema_decay)
-        gradients = [tf.math.multiply_no_nan(gradient, factor) for gradient in gradients]
         values = [variable.value for variable in variables]
         tf.distribute.get_replica_context().merge_call(
-            self._update_all, args=(values, gradients, numbers, follow)
+            self._update_all, args=(values, gradients, factor, numbers, follow)
         )
         self.updates.assign_add(tf.cast(applied, tf.int64))
         self.iterations.assign_add(1)
 
-    def _update_all(self, strategy, variables, gradients, numbers, follow) -> None:
-        update = strategy.extended.update
+    def _update_all(self, strategy, variables, *arguments) -> None:
+        # One call on each device. The strategy picks the device's own of all that it is given.
+        update = self._update_replica if compiles_itself(strategy) else self._update
+        slots = {name: list(slot) for name, slot in self.slots.items()}
+        arguments = (variables, slots, list(self.averages), *arguments)
+        strategy.extended.update(variables[0], lambda _, *local: update(*local), args=arguments)
+
+    def _update_replica(self, variables, slots, averages, gradients, factor, numbers, follow):
         for index, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
-            slots = {name: slot[index] for name, slot in self.slots.items()}
-            update(variable, self._rule.update, args=(gradient, slots, *numbers))
-            if self.averages:
-                update(self.averages[index], _move_average, args=(variable, follow))
+            gradient = tf.math.multiply_no_nan(gradient, factor)
+            own_slots = {name: slot[index] for name, slot in slots.items()}
+            self._rule.update(variable, gradient, own_slots, *numbers)
+            if averages:
+                averages[index].assign_sub(follow * (averages[index] - variable))
 
     def update_norm(self) -> tf.Tensor:
         """Return the Euclidean norm of what the last step changed, float32 scalar.
@@ -171,7 +189,3 @@ def state_variable(value) -> tf.Variable:
     return tf.Variable(
         value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
     )
-
-
-def _move_average(average, variable, follow) -> None:
-    average.assign_sub(follow * (average - variable))

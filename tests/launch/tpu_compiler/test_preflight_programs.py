@@ -1,5 +1,6 @@
 """What is exported: the trainer's own step, for many replicas; what a TPU forbids, and where."""
 
+import collections
 import re
 
 import pytest
@@ -50,6 +51,20 @@ def test_the_train_step_holds_reduction_and_update(made, train_program):
     assert text.count("stablehlo.all_reduce") == weights + sums
     assert "[[0, 1, 2, 3]]" in text
     assert text.count("may_alias") == 3 * weights + 2
+
+
+def test_random_bits_and_reduction_as_configured(made, train_program):
+    """By default the chip's own generator and float32, else Philox and bfloat16."""
+
+    def found(program):
+        text, one = text_of(program), r'"stablehlo.all_reduce".*?\) : \(tensor<(?:[\dx]*x)?(\w+)>\)'
+        generator = re.search("algorithm = +DEFAULT", text)
+        return bool(generator), collections.Counter(re.findall(one, text, re.DOTALL))
+
+    weights, sums = len(made.model.trainable_variables), len(Translation.SUMS) + 1
+    assert found(train_program) == (True, {"f32": weights + sums})
+    other = make(fast_dropout="off", reduce_dtype="bfloat16").train(ROWS, LENGTH)
+    assert found(other) == (False, {"bf16": weights, "f32": sums})
 
 
 def test_micro_batches_make_a_loop():

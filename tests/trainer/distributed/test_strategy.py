@@ -10,7 +10,13 @@ import tensorflow as tf
 
 import trainer.distributed.strategy
 from common.errors import RetryError, UsageError
-from trainer.distributed.strategy import check_paths, jit_default, make_strategy, use_xla
+from trainer.distributed.strategy import (
+    check_paths,
+    draws_on_device,
+    jit_default,
+    make_strategy,
+    use_xla,
+)
 
 
 def strategy_on(device: str, hosts: int = 1):
@@ -273,6 +279,21 @@ def test_jit_default(device, expected):
 def test_jit_default_of_real_strategies():
     for name in ("one_device", "mirrored"):
         assert jit_default(make_strategy(name)[0]) is False
+
+
+@pytest.mark.parametrize(
+    ("device", "jit_compile", "expected"),
+    [(WORKER_TPU, False, True), (WORKER_GPU, True, False), ("/device:CPU:0", False, False)],
+)
+def test_where_dropout_draws_on_the_device(device, jit_compile, expected):
+    strategy = strategy_on(device)
+    assert draws_on_device("auto", strategy, jit_compile) is expected
+    assert draws_on_device("off", strategy, jit_compile) is False
+    if expected or jit_compile:
+        assert draws_on_device("on", strategy, jit_compile) is True
+    else:
+        with pytest.raises(UsageError, match="fast_dropout=on is XLA's generator"):
+            draws_on_device("on", strategy, jit_compile)
 
 
 def test_jit_on_and_off():

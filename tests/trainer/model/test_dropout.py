@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.model.dropout import Dropout, number_dropouts, step_rng
+from trainer.model.dropout import Dropout, number_dropouts, step_rng, use_device_generator
 
 SHAPE = [100, 1000]
 
@@ -74,6 +74,34 @@ def test_compiled_masks_are_the_same():
     signature = [tf.TensorSpec([None, None, 7]), tf.TensorSpec([2], tf.int32)]
     graph = tf.function(lambda x, rng: layer(x, rng), input_signature=signature)
     np.testing.assert_array_equal(graph(x, rng), eager)
+
+
+def test_the_generator_of_the_device(make_model):
+    """Rate, mean and independence are as with Philox; the masks are others."""
+    layers = [Dropout(0.3) for _ in range(2)]
+    for stream, layer in enumerate(layers):
+        layer.stream, layer.fast = stream, True
+
+    @tf.function(jit_compile=True)
+    def draw(rng, other):
+        x = tf.ones(SHAPE)
+        return layers[0](x, rng), layers[0](x, other), layers[1](x, rng), layers[0](x, rng)
+
+    results = [result.numpy() for result in draw(step_rng(1, 5, 0), step_rng(1, 6, 0))]
+    rate = round(0.3 * 256) / 256
+    for result in results:
+        np.testing.assert_allclose(result[result != 0], 1 / (1 - rate), rtol=1e-6)
+        deviation = np.sqrt(rate * (1 - rate) / result.size)
+        assert abs(np.mean(result == 0) - rate) < 5 * deviation
+    first, other_step, other_layer, again = (result == 0 for result in results)
+    np.testing.assert_array_equal(again, first)
+    chance = rate**2 + (1 - rate) ** 2
+    deviation = np.sqrt(chance * (1 - chance) / first.size)
+    for other in (other_step, other_layer, dropped(step_rng(1, 5, 0))):
+        assert abs(np.mean(first == other) - chance) < 5 * deviation
+    model = make_model(dropout=0.1)
+    use_device_generator(model)
+    assert all(layer.fast for layer in model._flatten_layers() if isinstance(layer, Dropout))
 
 
 def test_half_precision_and_gradient():
