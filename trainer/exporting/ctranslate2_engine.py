@@ -30,7 +30,7 @@ class Found:
     Attributes:
         text: empty for an empty line.
         score: the normalised log probability.
-        cut: whether it reached the longest length.
+        cut: whether the line or its translation was too long, and was cut.
         pieces: of the source and of the translation, as SentencePiece writes them.
         attention: float32 [target pieces, source pieces]; None if it was not asked for.
     """
@@ -114,7 +114,8 @@ class Engine:
             attention: whether to return where the translation looks.
         """
         source, target = self.tokenizers
-        sources = [source.pieces(ids[: MAX_SOURCE - 1]) for ids in source.encode(lines)]
+        ids = source.encode(lines)
+        sources = [source.pieces(line[: MAX_SOURCE - 1]) for line in ids]
         limits = [self.options.longest(len(pieces) + 1) for pieces in sources]
         beam_size = beam_size or self.options.beam_size
         results = self._search(sources, max(limits, default=1), beam_size, attention)
@@ -127,13 +128,13 @@ class Engine:
                 )
         texts = target.decode([self.target_ids(pieces) for pieces, _, _ in results])
         found = []
-        for text, line, limit, (pieces, score, looks) in zip(
-            texts, sources, limits, results, strict=True
+        for text, whole, line, limit, (pieces, score, looks) in zip(
+            texts, ids, sources, limits, results, strict=True
         ):
             if not line:
                 found.append(Found("", 0.0, False, ([], []), None))
                 continue
-            cut = len(pieces) >= limit
+            cut = len(pieces) >= limit or len(whole) >= MAX_SOURCE
             found.append(Found(" ".join(text.split()), score, cut, (line, pieces), looks))
         return found
 

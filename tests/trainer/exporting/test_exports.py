@@ -73,6 +73,10 @@ def test_ctranslate2_translates_alike(make_model, tokenizers, tmp_path, fields, 
     # One token more or less in the length would be 4 % or more.
     np.testing.assert_allclose([one.score for one in found], scores, rtol=0.01)
     assert [one.cut for one in found] == [one.cut for one in expected]
+    alone = [engine.translate([line])[0] for line in LINES]
+    assert [one.text for one in alone] == [one.text for one in found]
+    (long,) = engine.translate(["dog " * 5000])
+    assert long.cut and len(long.pieces[0]) == 1023
 
 
 def test_precisions_and_what_does_not_fit(make_model, tokenizers, tmp_path):
@@ -104,6 +108,39 @@ def test_precisions_and_what_does_not_fit(make_model, tokenizers, tmp_path):
         (bad / name).unlink() if content is None else (bad / name).write_bytes(content)
         with pytest.raises(UsageError, match=message):
             ctranslate2_engine.Engine(str(bad))
+
+
+_ODD = [
+    "",
+    " \t ",
+    "a\x00b\x07c\x1bd",
+    "no\u00a0break\u2003and\u3000wide\u2028line\u2029end\x85x",
+    "\u202bright to left\u202c \u200fx\ufeff soft\u00adhyphen",
+    "e\u0301 Hu\u0308nd \u1112\u1161\u11ab",
+    "\u2581 under \u2581score",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u4f60\u597d \u0441\u0435\u0433\u043e",
+    "two\r\nlines\rand\n\n more\x0b\x0c",
+    "  leading and trailing  ",
+    "dog " * 2000,
+]
+
+
+@pytest.mark.parametrize("keep_lines", [False, True])
+def test_a_tokenizer_in_the_graph_is_the_tokenizer(keep_lines):
+    import tensorflow as tf
+
+    from trainer.exporting.graph_text import GraphTokenizer
+
+    lines = ["the red dog", "a line\nand another" if keep_lines else "a line", "an old man"] * 20
+    tokenizer = Tokenizer(train(lines, vocab_size=275, keep_lines=keep_lines))
+    graph = GraphTokenizer(tokenizer)
+    expected = tokenizer.encode(_ODD)
+    ids = graph.encode(tf.constant(_ODD))
+    assert ids.to_list() == expected and max(map(len, expected)) > 2000
+    decoded = [text.decode("utf-8") for text in graph.decode(ids).numpy()]
+    assert decoded == tokenizer.decode(expected)
+    broken = graph.encode(tf.constant([b"\xff dog", b"dog"])).to_list()
+    assert broken == tokenizer.encode(["\ufffd dog", "dog"])
 
 
 def test_what_ctranslate2_cannot_express_is_refused():
