@@ -43,7 +43,7 @@ def config_of(steps: int, seed: int) -> Config:
     config = classifier.get_config()
     config.train.steps, config.train.seed = steps, seed
     config.train.class_weights, config.train.evaluate_every = "balanced", 100
-    config.model.dropout, config.optimizer.ema_decay = 0.2, 0.99
+    config.model.dropout, config.optimizer.ema_decay = 0.0, 0.99
     return config
 
 
