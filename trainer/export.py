@@ -21,7 +21,7 @@ from common.errors import UsageError, no_arguments, run_app
 from common.files import list_names, passing_errors, read_bytes, write_bytes
 from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.model_dir import LoadedModel
-from trainer.exporting import model_card, parity
+from trainer.exporting import ctranslate2_engine, model_card, parity
 
 _NEEDS = {
     "saved_model": "tensorflow_text",
@@ -71,7 +71,7 @@ def _export_ctranslate2(
     loaded: LoadedModel, directory: str, texts: dict[str, list[str]]
 ) -> list[str]:
     from trainer.decoding.search import search_options
-    from trainer.exporting import ctranslate2_engine, ctranslate2_model
+    from trainer.exporting import ctranslate2_model
 
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
     options = search_options(loaded.facts.config.decode)
