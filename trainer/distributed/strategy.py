@@ -278,4 +278,6 @@ def compiles_itself(strategy: tf.distribute.Strategy) -> bool:
 
 def _device_type(strategy: tf.distribute.Strategy) -> str:
     """Return "CPU", "GPU" or "TPU"."""
+    if not tf.distribute.has_strategy() and strategy is tf.distribute.get_strategy():
+        return "GPU" if tf.config.list_logical_devices("GPU") else "CPU"  # it lists no devices
     return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type

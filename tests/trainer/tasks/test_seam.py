@@ -206,7 +206,7 @@ def test_a_new_task_trains(start, two_replicas, lines_and_labels, tmp_path, caps
     assert (tmp_path / "guesses" / "valid-40.txt").read_text() == "a\n"
     capsys.readouterr()
     code = finish.report(
-        run.task, str(tmp_path), lines_and_labels, run.writer, run.worker, run.stops
+        run.task, str(tmp_path), lines_and_labels, run.writer, run.worker, run.stops, run.ledger
     )
     assert code == 0 and _lines(tmp_path, "test")[0]["certainty"] == float(best.model.scale.numpy())
     output = capsys.readouterr().out
