@@ -23,9 +23,9 @@ $(INSTALLED): pyproject.toml requirements/$(EXTRA).txt
 $(INSTALLED_ALL): $(INSTALLED) requirements/preflight.txt requirements/extras.txt
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: make test-all needs Python 3.11 or later: make PYTHON=python3.11 test-all"; exit 2; }
-	@echo "installing CTranslate2, Dask, MkDocs, TensorFlow Text, py3langid, JAX and libtpu, a minute or two"
+	@echo "installing CTranslate2, Dask, MkDocs, TensorFlow Text, py3langid, JAX with the compilers of TPUs and GPUs, a minute or two"
 	@$(PIP) --constraint requirements/$(EXTRA).txt --constraint requirements/preflight.txt \
-		--constraint requirements/extras.txt --editable '.[$(EXTRA),dev,dask,docs,export,langid,preflight,serve]'
+		--constraint requirements/extras.txt --editable '.[$(EXTRA),dev,dask,docs,export,langid,preflight,preflight-gpu,serve]'
 	@touch $@
 
 $(INSTALLED_DOCS): $(INSTALLED) requirements/extras.txt

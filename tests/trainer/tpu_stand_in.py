@@ -12,7 +12,7 @@ import os
 import tensorflow as tf
 
 from common.errors import run_app
-from launch.tpu_compiler.programs import forbidden, graphs_of
+from launch.compiler.programs import forbidden, graphs_of
 from trainer import loop, main
 
 seen: dict = {"calls": [], "arguments": [], "forbidden": [], "functions": [], "compiled": []}

@@ -1,4 +1,4 @@
-"""The TPU's own compiler: opt-in, as it takes minutes and the extra `preflight`."""
+"""The compilers for TPUs and GPUs: opt-in, as they take minutes and the extras for preflight."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import schema, transformer_tiny
-from launch.tpu_compiler import chips, compiler, predict, programs, run
+from launch.compiler import compiler, gpus, predict, programs, report, run, tpus
 from trainer.tasks.lookup import make_task_without_data
 from trainer.tasks.translation import Translation
 
@@ -31,7 +31,7 @@ def make(tpu, task_class=Translation, **train):
 
 def test_memory_flops_and_a_batch_that_is_too_large():
     """Sizes, against what is known of the program; 2 and 4 micro-batches do what 1 does."""
-    tpu = chips.parse("v5e-4")
+    tpu = tpus.parse("v5e-4")
     made = make(tpu)
     small = compiler.compile_program(made.train(8, LENGTH).stablehlo(), tpu)
     assert not small.error
@@ -44,7 +44,7 @@ def test_memory_flops_and_a_batch_that_is_too_large():
     assert predict.speed_of(small, tpu.chip).schedule > 0
 
     large = compiler.compile_program(made.train(200_000, LENGTH).stablehlo(), tpu)
-    assert large.available == tpu.chip.hbm_gib * 2**30
+    assert large.available == tpu.chip.memory
     assert large.needs > large.available
     assert not large.operations
 
@@ -55,6 +55,35 @@ def test_memory_flops_and_a_batch_that_is_too_large():
     assert {one.times for one in parts.operations} == {1, 4}
 
 
+def test_memory_flops_and_collectives_on_gpus():
+    """The same sizes as for a TPU, FLOPs of the formula in StableHLO and in what was compiled."""
+    target = gpus.parse("h100-8")
+    made = make(target, micro_batches=2)
+    program = made.train(8, LENGTH)
+    found = compiler.compile_program(program.stablehlo(), target, trips=program.trips)
+    assert not found.error
+    state = 3 * 4 * made.parameters
+    assert found.arguments == pytest.approx(state + 4 * 4 * 8 * LENGTH, rel=0.05)
+    assert found.aliased == pytest.approx(state, rel=0.05)
+    analytic = made.task.program_flops(8, LENGTH, training=True)
+    assert found.product_flops == pytest.approx(analytic, rel=0.05)
+    compiled = sum(one.flops * one.times for one in found.operations)
+    assert compiled == pytest.approx(analytic, rel=0.1)
+    assert found.collectives["all-reduce"]["bytes"] == pytest.approx(4 * made.parameters, rel=0.01)
+    assert predict.speed_of(found, target.chip).schedule > 0
+
+
+@pytest.mark.parametrize("name", ["a100-8", "h200-1", "l4-4"])
+def test_every_gpu_compiles_and_a_batch_that_is_too_large_does_not_fit(name):
+    target = gpus.parse(name)
+    made = make(target)
+    for rows, fits in ((8, True), (2_000_000, False)):
+        program = made.evaluate(rows, LENGTH)
+        found = compiler.compile_program(program.stablehlo(), target, replicas=1)
+        assert not found.error
+        assert report.program_facts(found, target, None)["fits"] == fits
+
+
 @pytest.mark.parametrize("name", ["language_model", "classification"])
 def test_the_other_tasks(name):
     """Every program fits v5e, with the FLOPs of the formula."""
@@ -63,7 +92,7 @@ def test_the_other_tasks(name):
         | {"train": {"batch_tokens": 8 * 8 * LENGTH}, "decode": {"batch_tokens": 8 * LENGTH}}
     )
     task = make_task_without_data(config, VOCAB)
-    facts = run.Preflight(config, task, chips.parse("v5e-8"), "mixed_bfloat16").run()
+    facts = run.Preflight(config, task, tpus.parse("v5e-8"), "mixed_bfloat16").run()
     assert facts["fits"] and not facts["problems"]
     for program in ("train", "evaluate"):
         found = facts["programs"][program]["flops"]
@@ -78,7 +107,7 @@ def test_memory_is_what_the_compiler_refuses_by():
     config = transformer_tiny.get_config()
     config.data.row_length = LENGTH
     config.model.encoder_layers = config.model.decoder_layers = 1
-    tpu = chips.parse("v5e-4")
+    tpu = tpus.parse("v5e-4")
     task = Translation(config, 8000, 8000, joint=True, bos_id=2)
     made = programs.Programs(config, task, tpu.chips, "mixed_bfloat16")
 
@@ -86,20 +115,20 @@ def test_memory_is_what_the_compiler_refuses_by():
         return compiler.compile_program(made.evaluate(rows, LENGTH).stablehlo(), tpu, replicas=1)
 
     fits, refused = compiled(7950), compiled(8500)
-    available = tpu.chip.hbm_gib * 2**30
+    available = tpu.chip.memory
     assert not fits.error
-    assert 0.95 * available < fits.hbm < available
+    assert 0.95 * available < fits.memory < available
     assert refused.available == available
-    assert refused.needs == pytest.approx(fits.hbm * 8500 / 7950, rel=0.05)
+    assert refused.needs == pytest.approx(fits.memory * 8500 / 7950, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["v4-8", "v5e-8", "v5p-8", "v6e-8"])
 def test_every_generation_has_the_memory_of_the_table(name):
-    tpu = chips.parse(name)
+    tpu = tpus.parse(name)
     made = make(tpu)
     program = made.evaluate(4_000_000, LENGTH)
     large = compiler.compile_program(program.stablehlo(), tpu, replicas=1)
-    assert large.available == pytest.approx(tpu.chip.hbm_gib * 2**30, abs=2**20)
+    assert large.available == pytest.approx(tpu.chip.memory, abs=2**20)
 
 
 def test_the_command(tmp_path):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch.tpu_compiler import batch, chips, compiler, hlo, predict, report
+from launch.compiler import batch, compiler, gpus, hlo, predict, report, tpus
 
 # Scheduled HLO as the TPU compiler writes it, cut down. S(1) is on-chip memory.
 HLO = """HloModule step, is_scheduled=true
@@ -43,17 +43,51 @@ def test_operations_of_a_scheduled_program():
     found = hlo.operations(HLO, trips=7)
     product = next(one for one in found if one.name == "MatMul")
     assert (product.cycles, product.times) == (5000, 1)
-    assert product.hbm_bytes == 2 * 8 * 128 * 4  # reads a, writes the first result
+    assert product.memory_bytes == 2 * 8 * 128 * 4  # reads a, writes the first result
     inner = next(one for one in found if one.name == "while/Add")
-    assert (inner.cycles, inner.times, inner.hbm_bytes) == (100, 7, 2 * 8 * 128 * 4)
+    assert (inner.cycles, inner.times, inner.memory_bytes) == (100, 7, 2 * 8 * 128 * 4)
     assert sum(one.cycles * one.times for one in found) == 5000 + 7 * (100 + 1)
     # The transfer of b to on-chip memory reads it from HBM once.
-    assert sum(one.hbm_bytes for one in found if one.cycles == 0) == 16 * 128 * 2
+    assert sum(one.memory_bytes for one in found if one.cycles == 0) == 16 * 128 * 2
 
 
 def test_a_trip_count_in_the_text_comes_first():
     known = HLO.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
     assert {one.times for one in hlo.operations(known, trips=7)} == {1, 3}
+
+
+# As the GPU's compiler writes it: products in fused computations, one inside of another.
+GPU_HLO = """HloModule step, is_scheduled=true
+
+%nested (p.1: bf16[16,64], p.2: bf16[64,32]) -> bf16[16,32] {
+  %p.1 = bf16[16,64]{1,0} parameter(0)
+  %p.2 = bf16[64,32]{1,0} parameter(1)
+  ROOT %dot = bf16[16,32]{1,0} dot(%p.1, %p.2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%gemm (p.3: bf16[16,64], p.4: bf16[64,32]) -> bf16[16,32] {
+  %p.3 = bf16[16,64]{1,0} parameter(0)
+  %p.4 = bf16[64,32]{1,0} parameter(1)
+  %inner = bf16[16,32]{1,0} fusion(%p.3, %p.4), kind=kCustom, calls=%nested
+  ROOT %negate = bf16[16,32]{1,0} negate(%inner), metadata={op_name="a/MatMul"}
+}
+
+ENTRY %main (a: bf16[16,64], b: bf16[64,32]) -> f32[1000] {
+  %a = bf16[16,64]{1,0} parameter(0)
+  %b = bf16[64,32]{1,0} parameter(1)
+  %fusion = bf16[16,32]{1,0} fusion(%a, %b), kind=kCustom, calls=%gemm
+  %all-reduce-start = f32[1000]{0} all-reduce-start(%fusion), to_apply=%sum
+  ROOT %all-reduce-done = f32[1000]{0} all-reduce-done(%all-reduce-start)
+}
+"""
+
+
+def test_products_and_collectives_of_a_gpu_program():
+    product, reduction = hlo.operations(GPU_HLO, trips=1)
+    assert (product.name, product.flops) == ("a/MatMul", 2 * 16 * 64 * 32)
+    assert product.memory_bytes == 2 * (16 * 64 + 64 * 32 + 16 * 32)
+    assert (reduction.flops, reduction.memory_bytes) == (0, 4000)
+    assert hlo.collectives(GPU_HLO, trips=1) == {"all-reduce": {"count": 1, "bytes": 4000}}
 
 
 def a_program(**fields) -> compiler.Compiled:
@@ -65,15 +99,15 @@ def a_program(**fields) -> compiler.Compiled:
         code=2**20,
         product_flops=197e9,  # 1 ms on v5e
         operations=(
-            hlo.Operation("a", cycles=1.5e6, hbm_bytes=819e6, times=2),
-            hlo.Operation("b", cycles=1.5e6, hbm_bytes=0.0),
+            hlo.Operation("a", cycles=1.5e6, memory_bytes=819e6, times=2),
+            hlo.Operation("b", cycles=1.5e6, memory_bytes=0.0, flops=989.4e9),
         ),
         **fields,
     )
 
 
 def test_speed():
-    speed = predict.speed_of(a_program(), chips.CHIPS["v5e"])
+    speed = predict.speed_of(a_program(), tpus.CHIPS["v5e"])
     assert speed.compute == pytest.approx(1e-3)
     assert speed.memory == pytest.approx(2e-3)
     assert speed.roofline == speed.memory
@@ -81,9 +115,17 @@ def test_speed():
     assert speed.seconds == speed.schedule
 
 
+def test_speed_on_a_gpu():
+    """One operation moves 819 MB twice, at 3.35 TB/s; the other is a millisecond of products."""
+    speed = predict.speed_of(a_program(), gpus.GPUS["h100"])
+    assert speed.compute == pytest.approx(197 / 989.4 * 1e-3)
+    assert speed.memory == pytest.approx(2 * 819e6 / 3.35e12)
+    assert speed.schedule == pytest.approx(speed.memory + 1e-3)
+
+
 def test_scaling_adds_the_all_reduce():
-    tpu = chips.parse("v5e-8")
-    speed = predict.Speed(compute=1e-3, memory=2e-3, schedule=6e-3, hbm_bytes=0.0)
+    tpu = tpus.parse("v5e-8")
+    speed = predict.Speed(compute=1e-3, memory=2e-3, schedule=6e-3, memory_bytes=0.0)
     rows = predict.scaling(tpu, speed, parameters=10_000_000, tokens_per_chip=1000)
     assert [one.chips for one in rows] == [8, 16, 32, 64, 128, 256]
     first = rows[0]
@@ -94,20 +136,20 @@ def test_scaling_adds_the_all_reduce():
 
 
 def test_cost_and_input_by_hand():
-    tpu = chips.parse("v5e-16")
+    tpu = tpus.parse("v5e-16")
     assert predict.cost(tpu, 0.5, 7200, 1.2) == pytest.approx(16 * 1.2)
     # 16 chips on 4 hosts, 10 rows of 100 tokens a chip, four int32 each, twice a second
     assert predict.input_bytes_per_second(10, 100, tpu, 0.5) == 4 * 10 * 100 * 16 * 2
 
 
 def test_facts_of_a_program():
-    facts = report.program_facts(a_program(), chips.parse("v5e-8"), 197e9)
+    facts = report.program_facts(a_program(), tpus.parse("v5e-8"), 197e9)
     assert facts["fits"]
-    assert facts["hbm"]["needed"] == 3 * 2**30 + 2**20
-    assert facts["hbm"]["available"] == int(15.75 * 2**30)
+    assert facts["memory"]["needed"] == 3 * 2**30 + 2**20
+    assert facts["memory"]["available"] == int(15.75 * 2**30)
     assert facts["flops_per_byte"] == pytest.approx(197e9 / (2 * 819e6))
     large = compiler.Compiled(temporaries=16 * 2**30)
-    assert not report.program_facts(large, chips.parse("v5e-8"), None)["fits"]
+    assert not report.program_facts(large, tpus.parse("v5e-8"), None)["fits"]
 
 
 OUT_OF_MEMORY = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: XLA:TPU compile permanent error.
@@ -181,10 +223,11 @@ def test_another_error_ends_the_search():
 def test_slowest_lines_are_summed():
     program = SimpleNamespace(
         operations=[
-            hlo.Operation(n, cycles=c, hbm_bytes=0) for n, c in zip("aab", (1, 2, 7), strict=True)
+            hlo.Operation(n, cycles=c, memory_bytes=0)
+            for n, c in zip("aab", (1, 2, 7), strict=True)
         ]
     )
-    assert report.slowest(program, {"a": "x.py:1", "b": ""}.get) == [
+    assert report.slowest(program, tpus.CHIPS["v5e"], {"a": "x.py:1", "b": ""}.get) == [
         {"line": "(moves and conversions of the compiler)", "share": 0.7},
         {"line": "x.py:1", "share": 0.3},
     ]

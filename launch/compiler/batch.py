@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launch.tpu_compiler.compiler import Compiled
+from launch.compiler.compiler import Compiled
 
 _FINEST = 16  # the result is within a sixteenth of the best
 _MOST_TRIES = 8
@@ -16,7 +16,7 @@ class Largest:
     Attributes:
         fits: the most rows that fit; 0 if none did.
         too_many: the fewest rows that did not fit; None if all did.
-        tried: rows -> bytes of HBM that they need, according to the compiler.
+        tried: rows -> bytes of memory that they need, according to the compiler.
     """
 
     fits: int
@@ -34,7 +34,7 @@ def find_largest(
     Args:
         compile_rows: compiles the train step for a number of rows per chip.
         rows: the first number to try, a multiple of `multiple`.
-        available: bytes of HBM.
+        available: bytes of memory.
         multiple: the number of micro-batches, which has to divide the rows.
 
     Raises:
@@ -47,9 +47,9 @@ def find_largest(
         program = compile_rows(rows)
         if program.error and not program.needs:
             raise RuntimeError(program.error)
-        tried[rows] = program.hbm
+        tried[rows] = program.memory
         fixed = fixed or float(program.arguments + program.code)
-        if not program.error and program.hbm <= available:
+        if not program.error and program.memory <= available:
             fits = max(fits, rows)
         else:
             too_many = min(too_many or rows, rows)

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from common.errors import UsageError
+from launch.compiler.hlo import Operation
 from trainer.metrics import flops
 
 # Latency from a chip to its neighbour; "How to Scale Your Model" (DeepMind, 2025).
@@ -19,27 +21,32 @@ class Chip:
 
     Attributes:
         name: name of the generation in accelerator types.
-        hbm_gib: memory that programs can use, in GiB, according to the compiler. The data sheets
+        memory_gib: memory that programs can use, in GiB, according to the compiler. The data sheets
             say 32, 16, 95 and 32, of which the system takes a part.
-        hbm_bandwidth: bytes/s (Cloud TPU documentation).
+        bandwidth: bytes/s of that memory (Cloud TPU documentation).
         link_bandwidth: bytes/s of one link to a neighbour in one direction: the documented
             bandwidth of a chip, divided by its links and by both directions.
         units: what one chip adds to the number in an accelerator type: 2 if it counts TensorCores.
         wraps: an axis of a slice is a ring, not a line, if its length is a multiple of this.
         layouts: layouts of the slices that Google offers.
         chips_per_host: chips on each host of a multi-host slice.
-        options: compiler options for the generation.
+        megacore: both cores of a chip are one device.
     """
 
     name: str
-    hbm_gib: float
-    hbm_bandwidth: float
+    memory_gib: float
+    bandwidth: float
     link_bandwidth: float
     units: int
     wraps: int
     layouts: tuple[str, ...]
     chips_per_host: int
-    options: tuple[tuple[str, str], ...] = ()
+    megacore: bool = False
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a program can use."""
+        return int(self.memory_gib * 2**30)
 
     @property
     def peak_flops(self) -> float:
@@ -52,12 +59,15 @@ class Chip:
         per_cycle = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2}
         return self.peak_flops / (2 * per_cycle[self.name])
 
+    def seconds(self, operation: Operation) -> float:
+        """Return the compiler's own estimate for one execution of an operation."""
+        return operation.cycles / self.clock
 
-_MEGACORE = (("chip_config_name", "megacore"),)  # both cores of a chip are one device
+
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 30.75, 1.228e12, 50e9, 2, 4, _SOLID, 4, _MEGACORE),
+        Chip("v4", 30.75, 1.228e12, 50e9, 2, 4, _SOLID, 4, megacore=True),
         Chip("v5e", 15.75, 0.819e12, 50e9, 1, 16, _FLAT, 4),
         Chip("v5p", 95.74, 2.765e12, 100e9, 2, 4, _SOLID, 4),
         Chip("v6e", 31.25, 1.640e12, 100e9, 1, 16, _FLAT, 4),
@@ -77,6 +87,18 @@ class Slice:
     chip: Chip
     layout: tuple[int, ...]
 
+    EXTRA: ClassVar[str] = "preflight"
+    PACKAGES: ClassVar[tuple[str, ...]] = ("jax", "libtpu")
+    # Without these, libtpu looks for a TPU on this machine and complains that there is none.
+    ENVIRONMENT: ClassVar[dict[str, str]] = {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # compilers side by side
+        "JAX_PLATFORMS": "cpu",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+    }
+
     @property
     def chips(self) -> int:
         return math.prod(self.layout)
@@ -87,9 +109,16 @@ class Slice:
         return f"{self.chip.name}-{self.chips * self.chip.units}"
 
     @property
-    def topology(self) -> str:
-        """The compiler's name for the slice, such as "v5e:2x4"."""
-        return f"{self.chip.name}:{'x'.join(map(str, self.layout))}"
+    def layout_text(self) -> str:
+        return "x".join(map(str, self.layout))
+
+    @property
+    def topology(self) -> dict[str, Any]:
+        """Arguments of `get_topology_desc`; the compiler's name is such as "v5e:2x4"."""
+        one_chip = {"chip_config_name": "megacore"} if self.chip.megacore else {}
+        bounds = {"chips_per_host_bounds": [1, 1, 1]} if self.layout == (1, 1) else {}
+        name = f"{self.chip.name}:{self.layout_text}"
+        return {"platform": "tpu", "topology_name": name, **one_chip, **bounds}
 
     @property
     def hosts(self) -> int:
@@ -117,6 +146,9 @@ class Slice:
         )
         share = (self.chips - 1) / self.chips
         return 2 * size * share / bandwidth + 2 * hops * _HOP_SECONDS
+
+    def sizes(self) -> "list[Slice]":
+        return slices(self.chip)
 
 
 def slices(chip: Chip) -> list[Slice]:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from common.errors import UsageError
-from launch.tpu_compiler import chips
+from launch.compiler import tpus
 
 
 @pytest.mark.parametrize(
@@ -23,19 +23,24 @@ from launch.tpu_compiler import chips
     ],
 )
 def test_accelerator_types(name, topology, count, hosts, full_name):
-    tpu = chips.parse(name)
-    assert (tpu.topology, tpu.chips, tpu.hosts, tpu.name) == (topology, count, hosts, full_name)
+    tpu = tpus.parse(name)
+    assert (tpu.topology["topology_name"], tpu.chips, tpu.hosts, tpu.name) == (
+        topology,
+        count,
+        hosts,
+        full_name,
+    )
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e-7", "v4-4", "v3-8", "v5p-8-spot", "", "tpu-8"])
 def test_unknown_accelerator_types_are_refused(name):
     with pytest.raises(UsageError, match=r"sizes of|the generations are"):
-        chips.parse(name)
+        tpus.parse(name)
 
 
 def test_the_layouts_of_a_generation_double():
-    for chip in chips.CHIPS.values():
-        counts = [one.chips for one in chips.slices(chip)]
+    for chip in tpus.CHIPS.values():
+        counts = [one.chips for one in tpus.slices(chip)]
         assert counts[-1] == 256
         assert all(b in (2 * a, 4 * a) for a, b in itertools.pairwise(counts))
 
@@ -44,20 +49,20 @@ def test_the_layouts_of_a_generation_double():
     ("name", "gigahertz"), [("v4", 1.05), ("v5e", 1.50), ("v5p", 1.75), ("v6e", 1.75)]
 )
 def test_clocks(name, gigahertz):
-    assert chips.CHIPS[name].clock == pytest.approx(gigahertz * 1e9, rel=0.005)
+    assert tpus.CHIPS[name].clock == pytest.approx(gigahertz * 1e9, rel=0.005)
 
 
 def test_all_reduce_by_hand():
     """8 GB on v5e: links of 50 GB/s, 2 axes; lines of 2x4, rings of 16x16."""
-    lines = chips.parse("v5e-8").all_reduce_seconds(8e9)
+    lines = tpus.parse("v5e-8").all_reduce_seconds(8e9)
     assert lines == pytest.approx(2 * 8e9 * 7 / 8 / 100e9 + 2 * (1 + 3) * 1e-6, rel=1e-12)
-    rings = chips.parse("v5e-256").all_reduce_seconds(8e9)
+    rings = tpus.parse("v5e-256").all_reduce_seconds(8e9)
     assert rings == pytest.approx(2 * 8e9 * 255 / 256 / 200e9 + 2 * (8 + 8) * 1e-6, rel=1e-12)
 
 
 def test_all_reduce_leaves_out_axes_of_one_chip():
     """v4-8 is 2x2x1: 2 lines of links of 50 GB/s."""
-    assert chips.parse("v4-8").all_reduce_seconds(4e9) == pytest.approx(
+    assert tpus.parse("v4-8").all_reduce_seconds(4e9) == pytest.approx(
         2 * 4e9 * 3 / 4 / 100e9 + 2 * 2 * 1e-6, rel=1e-12
     )
-    assert chips.parse("v5e-1").all_reduce_seconds(4e9) == 0.0
+    assert tpus.parse("v5e-1").all_reduce_seconds(4e9) == 0.0

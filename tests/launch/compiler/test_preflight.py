@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import UsageError
 from configs import schema
-from launch.tpu_compiler import chips, compiler, hlo, report, run
+from launch.compiler import compiler, hlo, report, run, tpus
 from tests.commands import run_command
 from trainer.tasks.translation import Translation
 
@@ -34,7 +34,7 @@ def shared():
     """A preflight on v5e-4, with 2 rows of 8 tokens per chip; it traces each program once."""
     config = schema.from_dict(CONFIG)
     task = Translation(config, 32, 32, joint=True, bos_id=2)
-    made = run.Preflight(config, task, chips.parse("v5e-4"), "mixed_bfloat16")
+    made = run.Preflight(config, task, tpus.parse("v5e-4"), "mixed_bfloat16")
     for name in run.PROGRAMS:
         setattr(made.programs, name, functools.cache(getattr(made.programs, name)))
     return made
@@ -46,8 +46,8 @@ def make(shared, monkeypatch):
     cycles."""
 
     def make(hbm=2**20):
-        def compile_program(artifact, tpu, *, trips=1, replicas=None):
-            if hbm > tpu.chip.hbm_gib * 2**30:
+        def compile_program(artifact, target, *, trips=1, replicas=None):
+            if hbm > target.chip.memory:
                 return compiler.Compiled(error="RESOURCE_EXHAUSTED", needs=hbm)
             operation = hlo.Operation("ResourceApplyAdam", 1e6, 1e6)
             return compiler.Compiled(temporaries=hbm, product_flops=1e9, operations=(operation,))
@@ -69,18 +69,18 @@ def test_a_run_that_fits(make):
     facts = make().run()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["fits"]
-    assert (facts["tpu"], facts["chips"], facts["rows_per_chip"]) == ("v5e-4", 4, 2)
+    assert (facts["target"], facts["chips"], facts["rows_per_chip"]) == ("v5e-4", 4, 2)
     assert facts["batch_tokens"] == 64
     assert set(facts["programs"]) == set(run.PROGRAMS)
     found = facts["prediction"]
-    step = 1e6 / chips.CHIPS["v5e"].clock + found["all_reduce_seconds"]
+    step = 1e6 / tpus.CHIPS["v5e"].clock + found["all_reduce_seconds"]
     assert found["step_seconds"] == pytest.approx(step)
     assert found["tokens_per_second"] == pytest.approx(64 / step)
     assert found["input_tokens_per_second_per_host"] == pytest.approx(64 / step)
     assert "trainer/optim/adam.py" in found["slowest"][0]["line"]
     assert found["slowest"][0]["share"] == 1.0
     text = as_text(facts)
-    assert "train     fits: 0.00 of 15.75 GiB of HBM a chip" in text
+    assert "train     fits: 0.00 of 15.75 GiB a chip" in text
     assert "\n      256 " in text  # the last line of the scaling table
     assert "fits; this took 1 s" in text
 
@@ -98,7 +98,7 @@ def test_the_largest_batch(make, monkeypatch):
     rows = []
     monkeypatch.setattr(made.programs, "train", lambda *shape: rows.append(shape) or stub)
 
-    def compile_program(artifact, tpu, *, trips):
+    def compile_program(artifact, target, *, trips):
         need = rows[-1][0] * 2**30
         error = "RESOURCE_EXHAUSTED" if need > 15.75 * 2**30 else ""
         return compiler.Compiled(error=error, needs=need if error else 0, temporaries=need)
@@ -113,7 +113,7 @@ def test_the_largest_batch(make, monkeypatch):
 def test_what_a_tpu_forbids_is_not_compiled(make, monkeypatch):
     made = make()
     monkeypatch.setattr(
-        "launch.tpu_compiler.programs._HOST_CALLS", ("StatelessRandomUniformFullIntV2",)
+        "launch.compiler.programs._HOST_CALLS", ("StatelessRandomUniformFullIntV2",)
     )
     facts = made.run(["train", "evaluate"])
     assert not facts["fits"]
@@ -128,11 +128,11 @@ def test_a_batch_that_the_chips_cannot_share_is_refused():
     config = schema.from_dict(CONFIG)
     task = Translation(config, 32, 32, joint=True, bos_id=2)
     with pytest.raises(UsageError, match=r"8 rows of 8 tokens, which 16 replica\(s\) cannot"):
-        run.Preflight(config, task, chips.parse("v5e-16"), "float32")
+        run.Preflight(config, task, tpus.parse("v5e-16"), "float32")
 
 
 def test_cost_by_hand(make):
-    tpu = chips.parse("v5e-4")
+    tpu = tpus.parse("v5e-4")
     facts = {"batch_tokens": 1000, "prediction": {"step_seconds": 0.5}}
     run.add_cost(facts, tpu, steps=7200, usd=2.0)
     assert facts["prediction"]["hours"] == pytest.approx(1.0)
@@ -146,27 +146,27 @@ def test_a_missing_compiler_is_told_in_one_line(monkeypatch):
     if sys.version_info < (3, 11):
         wanted = "needs Python 3.11"
     with pytest.raises(UsageError) as error:
-        compiler.check_installed()
+        compiler.check_installed(tpus.parse("v5e-4"))
     assert wanted in str(error.value)
 
 
 def test_a_compiler_that_dies_is_told(monkeypatch):
     monkeypatch.setattr(compiler.sys, "executable", "false")
-    found = compiler.compile_program(b"", chips.parse("v5e-4"))
+    found = compiler.compile_program(b"", tpus.parse("v5e-4"))
     assert "died with code 1" in found.error
 
 
 def test_exit_code_of_what_does_not_fit(tmp_path, monkeypatch):
     (tmp_path / "small.py").write_text(_CONFIG_FILE)
     large = compiler.Compiled(error="too large", needs=2**40)
-    monkeypatch.setattr(compiler, "check_installed", lambda: None)
+    monkeypatch.setattr(compiler, "check_installed", lambda target: None)
     monkeypatch.setattr(compiler, "compile_program", lambda *_, **__: large)
     arguments = ["--tpu=v5e-4", "--vocab_size=32", "--json", "--programs=train"]
     code, out, _ = run_command("launch.preflight", f"--config={tmp_path}/small.py", *arguments)
     assert code == 3
     facts = json.loads(out)
     assert not facts["fits"]
-    assert facts["programs"]["train"]["hbm"]["needed"] == 2**40
+    assert facts["programs"]["train"]["memory"]["needed"] == 2**40
 
 
 def test_bad_usage_is_one_line():

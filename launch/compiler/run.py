@@ -1,4 +1,4 @@
-"""Compile the programs of one configuration for one slice, and collect the facts to report."""
+"""Compile the programs of one configuration for one target, and collect the facts to report."""
 
 import os
 import sys
@@ -10,19 +10,20 @@ from typing import Any
 
 from configs import schema
 from data_pipeline.dataset.manifest import Manifest
-from launch.tpu_compiler import batch, chips, compiler, predict, report
-from launch.tpu_compiler.compiler import Compiled
+from launch.compiler import batch, compiler, predict, report
+from launch.compiler.compiler import Compiled
+from launch.compiler.target import Target
 
 PROGRAMS = ("train", "evaluate", "decode")
 
 
 class Preflight:
-    """One configuration on one slice.
+    """One configuration on one kind of hardware.
 
     Args:
         config: validated.
         task: see `trainer.tasks.base.Task`.
-        tpu: `launch.tpu_compiler.chips.Slice`.
+        target: the chips to compile for.
         precision: a Keras dtype policy.
 
     Attributes:
@@ -33,15 +34,15 @@ class Preflight:
         UsageError: if the batch cannot be divided among the chips.
     """
 
-    def __init__(self, config, task, tpu: chips.Slice, precision: str):
+    def __init__(self, config, task, target: Target, precision: str):
         # Imported late: TensorFlow takes seconds, and bad usage should be reported before.
-        from launch.tpu_compiler.programs import Programs
+        from launch.compiler.programs import Programs
         from trainer.input.protocol import batch_rows
 
-        self.config, self.tpu, self.task = config, tpu, task
+        self.config, self.target, self.task = config, target, task
         self.length = config.data.longest_row
-        self.rows = batch_rows(config.train, self.length, tpu.chips) // tpu.chips
-        self.programs = Programs(config, task, tpu.chips, precision)
+        self.rows = batch_rows(config.train, self.length, target.chips) // target.chips
+        self.programs = Programs(config, task, target.chips, precision)
         self.problems: list[str] = []
 
     def run(self, names: Sequence[str] = PROGRAMS) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class Preflight:
                 if compiled.dynamic and not compiled.error:
                     self._note_dynamic(program, compiled)
                 name = program.name
-                found = report.program_facts(compiled, self.tpu, analytic.get(name))
+                found = report.program_facts(compiled, self.target, analytic.get(name))
                 if compiled.needs:
                     found["largest_arrays"] = report.largest_arrays(compiled.error, program.line)
                 else:
@@ -77,13 +78,13 @@ class Preflight:
                     prediction = self._predict(program, compiled, analytic["train"])
         fits = all(found["fits"] for found in facts.values()) and not self.problems
         return {
-            "tpu": self.tpu.name,
-            "chips": self.tpu.chips,
-            "layout": "x".join(map(str, self.tpu.layout)),
-            "hosts": self.tpu.hosts,
+            "target": self.target.name,
+            "chips": self.target.chips,
+            "layout": self.target.layout_text,
+            "hosts": self.target.hosts,
             "rows_per_chip": rows,
             "row_length": length,
-            "batch_tokens": rows * length * self.tpu.chips,
+            "batch_tokens": rows * length * self.target.chips,
             "parameters": self.programs.parameters,
             "vocab_size": self.task.vocab_size,
             "fits": fits,
@@ -94,7 +95,7 @@ class Preflight:
 
     def _start(self, pool: ThreadPoolExecutor, trace: Callable[[], Any]):
         """Trace and export a program, and start its compilation in the background."""
-        from launch.tpu_compiler.programs import ExportError
+        from launch.compiler.programs import ExportError
 
         program = trace()
         job: Future[Compiled] = Future()
@@ -108,9 +109,9 @@ class Preflight:
         except ExportError as error:
             job.set_result(Compiled(error=str(error.problem)))
             return program, job
-        replicas = self.tpu.chips if program.name == "train" else 1
+        replicas = self.target.chips if program.name == "train" else 1
         return program, pool.submit(
-            compiler.compile_program, artifact, self.tpu, trips=program.trips, replicas=replicas
+            compiler.compile_program, artifact, self.target, trips=program.trips, replicas=replicas
         )
 
     def _note_dynamic(self, program, compiled: Compiled) -> None:
@@ -129,26 +130,26 @@ class Preflight:
         return ""
 
     def _predict(self, program, compiled: Compiled, analytic: float) -> dict[str, Any]:
-        tpu, tokens = self.tpu, self.rows * self.length
-        speed = predict.speed_of(compiled, tpu.chip)
+        target, tokens = self.target, self.rows * self.length
+        speed = predict.speed_of(compiled, target.chip)
         reduced = self.programs.parameters, tokens, self.config.train.reduce_dtype
-        here = predict.scale(tpu, speed, *reduced)
-        peak = tpu.chip.peak_flops
-        per_host = tokens * tpu.chips / tpu.hosts / here.step
+        here = predict.scale(target, speed, *reduced)
+        peak = target.chip.peak_flops
+        per_host = tokens * target.chips / target.hosts / here.step
         return {
             "step_seconds": here.step,
             "all_reduce_seconds": here.all_reduce,
             "tokens_per_second": here.tokens_per_second,
-            "tokens_per_second_per_chip": here.tokens_per_second / tpu.chips,
+            "tokens_per_second_per_chip": here.tokens_per_second / target.chips,
             "mfu": analytic / here.step / peak,
             "roofline_tokens_per_second_per_chip": tokens / speed.roofline,
             "roofline_mfu": analytic / speed.roofline / peak,
             "input_tokens_per_second_per_host": per_host,
             "input_bytes_per_second_per_host": predict.input_bytes_per_second(
-                self.rows, self.length, tpu, here.step
+                self.rows, self.length, target, here.step
             ),
-            "slowest": report.slowest(compiled, program.line),
-            "scaling": [asdict(one) for one in predict.scaling(tpu, speed, *reduced)],
+            "slowest": report.slowest(compiled, target.chip, program.line),
+            "scaling": [asdict(one) for one in predict.scaling(target, speed, *reduced)],
         }
 
     def largest_batch(self) -> dict[str, Any]:
@@ -157,15 +158,15 @@ class Preflight:
         def compile_rows(rows: int) -> Compiled:
             say(f"compiling {rows} rows per chip ...")
             program = self.programs.train(rows, self.length)
-            return compiler.compile_program(program.stablehlo(), self.tpu, trips=program.trips)
+            return compiler.compile_program(program.stablehlo(), self.target, trips=program.trips)
 
         found = batch.find_largest(
             compile_rows,
             self.rows,
-            self.tpu.chip.hbm_gib * 2**30,
+            self.target.chip.memory,
             self.config.train.micro_batches,
         )
-        tokens = found.fits * self.length * self.tpu.chips
+        tokens = found.fits * self.length * self.target.chips
         return {**asdict(found), "batch_tokens": tokens}
 
 
@@ -188,10 +189,10 @@ def measured_input(manifest: Manifest, config: schema.Config, seconds: float = 3
     return positions / (time.perf_counter() - began)
 
 
-def add_cost(facts: dict[str, Any], tpu: chips.Slice, steps: int, usd: float) -> None:
+def add_cost(facts: dict[str, Any], target: Target, steps: int, usd: float) -> None:
     """Add the hours and the cost of `steps` steps, at `usd` per chip and hour."""
     found = facts["prediction"]
-    total = predict.cost(tpu, found["step_seconds"], steps, usd)
+    total = predict.cost(target, found["step_seconds"], steps, usd)
     found |= {
         "steps": steps,
         "hours": steps * found["step_seconds"] / 3600,

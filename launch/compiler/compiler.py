@@ -1,8 +1,9 @@
-"""Compile a StableHLO program for a TPU with libtpu's compiler, without a TPU.
+"""Compile a StableHLO program for a TPU or a GPU with their own compilers, without either.
 
-`compile_program` runs this module as a process: it needs JAX and libtpu (the extra `preflight`) but
-no TensorFlow, a program that the compiler cannot handle may kill it, and several of them use
-several cores. Most of what it calls is not public in JAX, hence the pinned versions.
+`compile_program` runs this module as a process: it needs JAX with libtpu or the CUDA plugin (the
+extras `preflight` and `preflight-gpu`) but no TensorFlow, a program that the compiler cannot handle
+may kill it, and several of them use several cores. Most of what it calls is not public in JAX,
+hence the pinned versions.
 """
 
 import importlib.util
@@ -12,25 +13,16 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from common.errors import UsageError
-from launch.tpu_compiler import hlo
+from launch.compiler import hlo
+from launch.compiler.target import Target
 
-INSTALL = "pip install -c requirements/preflight.txt -e '.[cpu,preflight]'"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
 _USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm|\({_SIZE}\) exceeds available HBM \({_SIZE}\)")
-# Without these, libtpu looks for a TPU on this machine and complains that there is none.
-_ENVIRONMENT = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # compilers side by side
-    "JAX_PLATFORMS": "cpu",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -40,12 +32,14 @@ class Compiled:
     Attributes:
         error: why compilation failed; "" if it succeeded.
         dynamic: TensorFlow operations whose results have no static shape.
-        needs, available: HBM needed and available if the program does not fit; otherwise 0.
-        arguments, outputs, aliased, temporaries, code: HBM of the program. Aliased memory is
+        needs, available: memory needed and available if the program does not fit; otherwise 0.
+        arguments, outputs, aliased, temporaries, code: memory of the program. Aliased memory is
             counted both in `arguments` and in `outputs`.
         product_flops: FLOPs of all matrix products, as exported.
-        compiler_flops: FLOPs of all operations by the compiler's count, with each loop run once.
-        operations: the scheduled operations that take time or HBM traffic.
+        compiler_flops: FLOPs of all operations by the compiler's count, with each loop run once; 0
+            for GPUs, whose compiler does not count.
+        collectives: kind -> "count" and "bytes" of the results, in one run.
+        operations: the scheduled operations that take time or memory traffic.
     """
 
     error: str = ""
@@ -59,52 +53,56 @@ class Compiled:
     code: int = 0
     product_flops: float = 0.0
     compiler_flops: float = 0.0
+    collectives: dict[str, dict[str, int]] = field(default_factory=dict)
     operations: tuple[hlo.Operation, ...] = ()
 
     @property
-    def hbm(self) -> int:
-        """All HBM that the program needs, in bytes, even if it does not fit."""
+    def memory(self) -> int:
+        """All memory that the program needs, in bytes, even if it does not fit."""
         if self.needs:
             return self.needs
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
-def check_installed() -> None:
-    """Raise `UsageError` if the compiler is not installed."""
-    missing = [name for name in ("jax", "libtpu") if importlib.util.find_spec(name) is None]
+def check_installed(target: Target) -> None:
+    """Raise `UsageError` if the compiler for a target is not installed."""
+    missing = [name for name in target.PACKAGES if importlib.util.find_spec(name) is None]
     if not missing:
         return
     if sys.version_info < (3, 11):
-        raise UsageError("launch.preflight needs Python 3.11, because the TPU's compiler does")
+        raise UsageError("launch.preflight needs Python 3.11, because the compilers do")
     raise UsageError(
-        f"launch.preflight needs {' and '.join(missing)}; install the extra preflight: {INSTALL}"
+        f"launch.preflight needs {' and '.join(missing)}; install the extra {target.EXTRA}: "
+        f"pip install -c requirements/preflight.txt -e '.[cpu,{target.EXTRA}]'"
     )
 
 
-def compile_program(stablehlo: bytes, tpu, *, trips: int = 1, replicas: int | None = None):
-    """Compile a program in a separate process; return its `Compiled`.
+def compile_program(
+    stablehlo: bytes, target: Target, *, trips: int = 1, replicas: int | None = None
+) -> Compiled:
+    """Compile a program in a separate process.
 
     Args:
         stablehlo: a portable artifact.
-        tpu: `launch.tpu_compiler.chips.Slice`.
+        target: `launch.compiler.target.Target`.
         trips: iterations of the program's loop, if it has one.
-        replicas: chips that run it; by default all of the slice.
+        replicas: chips that run it; by default all of the target.
     """
     with tempfile.TemporaryDirectory() as directory:
-        job = {
+        job: dict[str, Any] = {
             "program": os.path.join(directory, "program"),
             "result": os.path.join(directory, "result.json"),
-            "topology": tpu.topology,
-            "options": dict(tpu.chip.options),
-            "replicas": replicas or tpu.chips,
+            "topology": target.topology,
+            "replicas": replicas or target.chips,
             "trips": trips,
         }
         with open(job["program"], "wb") as file:
             file.write(stablehlo)
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        paths = filter(None, [os.environ.get("PYTHONPATH")])
         done = subprocess.run(
-            [sys.executable, "-m", "launch.tpu_compiler.compiler", json.dumps(job)],
-            env={**os.environ, "PYTHONPATH": root, **_ENVIRONMENT},
+            [sys.executable, "-m", "launch.compiler.compiler", json.dumps(job)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *paths]), **target.ENVIRONMENT},
             capture_output=True,
             text=True,
         )
@@ -123,7 +121,7 @@ def from_json(values: dict[str, Any]) -> Compiled:
 
 
 def memory_error(message: str) -> tuple[int, int] | None:
-    """Return HBM needed and available, in bytes; None if the message is about something else."""
+    """Return the bytes needed and available; None if the message is about something else."""
     found = _USED.search(message)
     if not found:
         return None
@@ -163,12 +161,7 @@ def _main(job: dict[str, Any]) -> None:
 
     with open(job["program"], "rb") as file:
         program = file.read()
-    topology, options = job["topology"], job["options"]
-    if topology.endswith(":1x1"):
-        options["chips_per_host_bounds"] = [1, 1, 1]
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=topology, **options
-    ).devices[: job["replicas"]]
+    devices = topologies.get_topology_desc(**job["topology"]).devices[: job["replicas"]]
     with mlir.make_ir_context() as context:
         module = stablehlo.deserialize_portable_artifact(context, program)
         _drop_copies(module.operation)
@@ -278,9 +271,10 @@ def _label(operation) -> str:
 
 def _facts(executable, trips: int) -> dict[str, Any]:
     memory = executable.get_compiled_memory_stats()
-    costs = executable.cost_analysis()
+    costs = executable.cost_analysis() or {}
     costs = costs[0] if isinstance(costs, list) else costs
-    operations = hlo.operations(executable.hlo_modules()[0].to_string(), trips)
+    text = executable.hlo_modules()[0].to_string()
+    operations = hlo.operations(text, trips)
     return {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
@@ -288,7 +282,8 @@ def _facts(executable, trips: int) -> dict[str, Any]:
         "temporaries": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
         "compiler_flops": costs.get("flops", 0.0),
-        "operations": [asdict(one) for one in operations if one.cycles or one.hbm_bytes],
+        "collectives": hlo.collectives(text, trips),
+        "operations": [asdict(one) for one in operations if one.cycles or one.memory_bytes],
     }
 
 

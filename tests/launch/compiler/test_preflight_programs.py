@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from configs import schema
-from launch.tpu_compiler import programs
+from launch.compiler import programs
 from trainer.tasks.translation import Translation
 
 ROWS, LENGTH, REPLICAS = 2, 8, 4

@@ -1,24 +1,26 @@
 """Predict times, speeds, scaling and cost from a compiled program and a chip's data.
 
-No prediction was compared with a run on a TPU. For one step on one chip:
+A chip is a TPU chip or a GPU. No prediction was compared with a run on one. For one step on one
+chip:
 
     compute   = FLOPs of the matrix products / peak bfloat16 FLOP/s
-    memory    = bytes of HBM that the scheduled operations read and write / HBM bandwidth
+    memory    = bytes of memory that the scheduled operations move / its bandwidth
     roofline  = max(compute, memory)                  the bound for any schedule
-    schedule  = sum of the compiler's cycle estimates / clock
+    schedule  = sum over the scheduled operations of
+                the compiler's cycle estimate / clock           for TPUs
+                max(FLOPs / peak, bytes / bandwidth)            for GPUs
     step      = max(roofline, schedule) + all-reduce  the prediction
 
-The all-reduce is added in full: the compiler puts all gradients into one operation, which starts
-after the last gradient, so nothing overlaps it. The prediction leaves out waiting for input, the
-host's work between steps, evaluation and checkpoints. MFU counts the FLOPs of
-`Task.program_flops`, for full rows; the trainer reports less, because it does not
-count padding, nor attention between the sentences of a packed row.
+The all-reduce is added in full: it starts after the last gradient, so nothing overlaps it. The
+prediction leaves out waiting for input, the host's work between steps, evaluation and checkpoints.
+MFU counts the FLOPs of `Task.program_flops`, for full rows; the trainer reports less, because it
+does not count padding, nor attention between the sentences of a packed row.
 """
 
 from dataclasses import dataclass
 
-from launch.tpu_compiler.chips import Chip, Slice, slices
-from launch.tpu_compiler.compiler import Compiled
+from launch.compiler.compiler import Compiled
+from launch.compiler.target import Chip, Target
 
 _GRADIENT_BYTES = {"float32": 4, "bfloat16": 2}  # by `train.reduce_dtype`
 SCALING = (8, 16, 32, 64, 128, 256)  # chips
@@ -30,15 +32,15 @@ class Speed:
 
     Attributes:
         compute: for the matrix products, at the chip's peak.
-        memory: for the HBM traffic, at the chip's bandwidth.
-        schedule: by the compiler's estimates.
-        hbm_bytes: the HBM traffic, in bytes.
+        memory: for the memory traffic, at the chip's bandwidth.
+        schedule: operation by operation.
+        memory_bytes: the memory traffic, in bytes.
     """
 
     compute: float
     memory: float
     schedule: float
-    hbm_bytes: float
+    memory_bytes: float
 
     @property
     def roofline(self) -> float:
@@ -52,16 +54,16 @@ class Speed:
 
 def speed_of(program: Compiled, chip: Chip) -> Speed:
     """Return the predicted times of a program that compiled."""
-    cycles = sum(one.cycles * one.times for one in program.operations)
-    hbm = sum(one.hbm_bytes * one.times for one in program.operations)
+    schedule = sum(chip.seconds(one) * one.times for one in program.operations)
+    traffic = sum(one.memory_bytes * one.times for one in program.operations)
     return Speed(
-        program.product_flops / chip.peak_flops, hbm / chip.hbm_bandwidth, cycles / chip.clock, hbm
+        program.product_flops / chip.peak_flops, traffic / chip.bandwidth, schedule, traffic
     )
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A slice with the same rows on every chip.
+    """A number of chips with the same rows on each.
 
     Attributes:
         chips: number of chips.
@@ -81,47 +83,47 @@ class Scale:
 
 
 def scale(
-    tpu: Slice,
+    target: Target,
     speed: Speed,
     parameters: int,
     tokens_per_chip: int,
     reduce_dtype: str = "float32",
 ) -> Scale:
-    """Predict a train step on a slice.
+    """Predict a train step on connected chips.
 
     Args:
-        tpu: the slice.
+        target: the chips.
         speed: of the train step on one chip.
         parameters: number of trainable weights, whose gradients are reduced.
         tokens_per_chip: target positions in a chip's share of the batch.
         reduce_dtype: `train.reduce_dtype`.
     """
-    all_reduce = tpu.all_reduce_seconds(_GRADIENT_BYTES[reduce_dtype] * parameters)
+    all_reduce = target.all_reduce_seconds(_GRADIENT_BYTES[reduce_dtype] * parameters)
     step = speed.seconds + all_reduce
-    tokens = tokens_per_chip * tpu.chips
-    return Scale(tpu.chips, tokens, all_reduce, step, tokens / step, speed.seconds / step)
+    tokens = tokens_per_chip * target.chips
+    return Scale(target.chips, tokens, all_reduce, step, tokens / step, speed.seconds / step)
 
 
 def scaling(
-    tpu: Slice,
+    target: Target,
     speed: Speed,
     parameters: int,
     tokens_per_chip: int,
     reduce_dtype: str = "float32",
 ) -> list[Scale]:
-    """Predict train steps on 8 to 256 chips of the same generation."""
+    """Predict train steps on 8 to 256 chips of the same kind."""
     return [
         scale(one, speed, parameters, tokens_per_chip, reduce_dtype)
-        for one in slices(tpu.chip)
+        for one in target.sizes()
         if one.chips in SCALING
     ]
 
 
-def cost(tpu: Slice, step_seconds: float, steps: int, usd_per_chip_hour: float) -> float:
+def cost(target: Target, step_seconds: float, steps: int, usd_per_chip_hour: float) -> float:
     """Return the US dollars that the steps alone cost."""
-    return steps * step_seconds / 3600 * tpu.chips * usd_per_chip_hour
+    return steps * step_seconds / 3600 * target.chips * usd_per_chip_hour
 
 
-def input_bytes_per_second(rows: int, length: int, tpu: Slice, step_seconds: float) -> float:
+def input_bytes_per_second(rows: int, length: int, target: Target, step_seconds: float) -> float:
     """Return what each host has to deliver: source, target and the segments of both, int32."""
-    return 4 * 4 * rows * length * tpu.chips / tpu.hosts / step_seconds
+    return 4 * 4 * rows * length * target.chips / target.hosts / step_seconds

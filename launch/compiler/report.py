@@ -2,49 +2,54 @@
 
 from typing import Any
 
-from launch.tpu_compiler import predict
-from launch.tpu_compiler.chips import Slice
-from launch.tpu_compiler.compiler import Compiled, allocations_in
+from launch.compiler import predict
+from launch.compiler.compiler import Compiled, allocations_in
+from launch.compiler.target import Chip, Target
 
 _GIB = 2**30
 _SLOWEST = 5
 _LARGEST = 3
 
 
-def program_facts(program: Compiled, tpu: Slice, analytic_flops: float | None) -> dict[str, Any]:
+def program_facts(
+    program: Compiled, target: Target, analytic_flops: float | None
+) -> dict[str, Any]:
     """Return the facts about one program.
 
     Args:
         program: the compiler's report.
-        tpu: the slice.
+        target: the chips.
         analytic_flops: FLOPs by formula; None without one.
 
     Returns:
-        "fits", "error" and "hbm" (bytes); for a program that compiles also "flops", "seconds",
-        "hbm_traffic_bytes" and "flops_per_byte".
+        "fits", "error" and "memory" (bytes); for a program that compiles also "flops", "seconds",
+        "collectives", "traffic_bytes" and "flops_per_byte".
     """
-    available = int(tpu.chip.hbm_gib * _GIB)
+    available = target.chip.memory
     facts: dict[str, Any] = {
-        "fits": not program.error and program.hbm <= available,
+        "fits": not program.error and program.memory <= available,
         "error": " ".join(program.error.split())[:400],
-        "hbm": {"needed": program.hbm, "available": available},
+        "memory": {"needed": program.memory, "available": available},
     }
     if program.error:
         return facts
-    facts["hbm"] |= {
+    facts["memory"] |= {
         "arguments": program.arguments,
         "outputs": program.outputs - program.aliased,
         "temporaries": program.temporaries,
         "code": program.code,
     }
-    speed = predict.speed_of(program, tpu.chip)
+    speed = predict.speed_of(program, target.chip)
     facts["flops"] = {
         "products": program.product_flops,
         "analytic": analytic_flops,
         "all_operations_loops_once": program.compiler_flops,
     }
-    facts["hbm_traffic_bytes"] = speed.hbm_bytes
-    facts["flops_per_byte"] = program.product_flops / speed.hbm_bytes if speed.hbm_bytes else None
+    facts["collectives"] = program.collectives
+    facts["traffic_bytes"] = speed.memory_bytes
+    facts["flops_per_byte"] = (
+        program.product_flops / speed.memory_bytes if speed.memory_bytes else None
+    )
     facts["seconds"] = {
         "compute": speed.compute,
         "memory": speed.memory,
@@ -68,29 +73,30 @@ def largest_arrays(error: str, line) -> list[dict[str, Any]]:
     ]
 
 
-def slowest(program: Compiled, line) -> list[dict[str, Any]]:
-    """Return the Python lines whose operations take the most time, by the compiler's estimate.
+def slowest(program: Compiled, chip: Chip, line) -> list[dict[str, Any]]:
+    """Return the Python lines whose operations take the most time, operation by operation.
 
     Args:
         program: the compiler's report.
+        chip: whose estimate of each operation counts.
         line: returns the Python line of an operation's name, or "".
     """
     lines: dict[str, str] = {}
-    cycles: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for one in program.operations:
         if one.name not in lines:
             lines[one.name] = line(one.name) or "(moves and conversions of the compiler)"
         where = lines[one.name]
-        cycles[where] = cycles.get(where, 0.0) + one.cycles * one.times
-    total = sum(cycles.values()) or 1.0
-    ranked = sorted(cycles.items(), key=lambda item: -item[1])[:_SLOWEST]
+        seconds[where] = seconds.get(where, 0.0) + chip.seconds(one) * one.times
+    total = sum(seconds.values()) or 1.0
+    ranked = sorted(seconds.items(), key=lambda item: -item[1])[:_SLOWEST]
     return [{"line": where, "share": count / total} for where, count in ranked]
 
 
 def text(facts: dict[str, Any]) -> str:
     """Return the report for people, with the facts of the JSON."""
     lines = [
-        f"{facts['config']}, {facts['precision']}, on {facts['tpu']}: {facts['chips']} chips "
+        f"{facts['config']}, {facts['precision']}, on {facts['target']}: {facts['chips']} chips "
         f"({facts['layout']}), {facts['hosts']} host(s)",
         f"{facts['rows_per_chip']} rows of {facts['row_length']} tokens a side on each chip, "
         f"{facts['batch_tokens']:,} target positions in the global batch",
@@ -99,7 +105,7 @@ def text(facts: dict[str, Any]) -> str:
     for name, program in facts["programs"].items():
         lines += ["", *_program(name, program)]
     if facts["problems"]:
-        lines += ["", "what a TPU forbids:", *(f"  {one}" for one in facts["problems"])]
+        lines += ["", "what XLA cannot compile:", *(f"  {one}" for one in facts["problems"])]
     if facts.get("prediction"):
         lines += ["", *_prediction(facts)]
     if facts.get("largest_batch"):
@@ -110,9 +116,9 @@ def text(facts: dict[str, Any]) -> str:
 
 
 def _program(name: str, facts: dict[str, Any]) -> list[str]:
-    hbm = facts["hbm"]
-    need = f"{hbm['needed'] / _GIB:.2f} of {hbm['available'] / _GIB:.2f} GiB of HBM a chip"
-    if facts["error"] and hbm["needed"]:
+    memory = facts["memory"]
+    need = f"{memory['needed'] / _GIB:.2f} of {memory['available'] / _GIB:.2f} GiB a chip"
+    if facts["error"] and memory["needed"]:
         arrays = facts.get("largest_arrays", ())
         return [
             f"{name:<9} DOES NOT FIT: needs {need}; the largest arrays:",
@@ -122,7 +128,8 @@ def _program(name: str, facts: dict[str, Any]) -> list[str]:
         where = f"; {facts['line']}" if facts.get("line") else ""
         return [f"{name:<9} DOES NOT COMPILE: {facts['error']}{where}"]
     parts = ", ".join(
-        f"{part} {hbm[part] / _GIB:.2f}" for part in ("arguments", "outputs", "temporaries", "code")
+        f"{part} {memory[part] / _GIB:.2f}"
+        for part in ("arguments", "outputs", "temporaries", "code")
     )
     flops, seconds = facts["flops"], facts["seconds"]
     formula = ""
@@ -134,17 +141,21 @@ def _program(name: str, facts: dict[str, Any]) -> list[str]:
     return [
         f"{name:<9} {'fits' if facts['fits'] else 'DOES NOT FIT'}: {need} ({parts})",
         f"{'':9} {flops['products'] / 1e12:.4g} TFLOP{formula}, "
-        f"{facts['hbm_traffic_bytes'] / 1e9:.2f} GB to and from HBM{intensity}",
+        f"{facts['traffic_bytes'] / 1e9:.2f} GB to and from memory{intensity}",
         f"{'':9} roofline {1e3 * seconds['roofline']:.2f} ms (compute "
-        f"{1e3 * seconds['compute']:.2f}, memory {1e3 * seconds['memory']:.2f}); by the compiler's "
-        f"schedule {1e3 * seconds['schedule']:.2f} ms",
+        f"{1e3 * seconds['compute']:.2f}, memory {1e3 * seconds['memory']:.2f}); operation by "
+        f"operation {1e3 * seconds['schedule']:.2f} ms",
+        *(
+            f"{'':9} {one['count']} {kind} of {one['bytes'] / 1e9:.2f} GB together"
+            for kind, one in facts["collectives"].items()
+        ),
     ]
 
 
 def _prediction(facts: dict[str, Any]) -> list[str]:
     found = facts["prediction"]
     lines = [
-        "predicted for training, not measured on a TPU:",
+        "predicted for training, not measured:",
         f"  step {1e3 * found['step_seconds']:.2f} ms, of it all-reduce "
         f"{1e3 * found['all_reduce_seconds']:.2f} ms",
         f"  {found['tokens_per_second']:,.0f} target positions/s, "
@@ -164,7 +175,7 @@ def _prediction(facts: dict[str, Any]) -> list[str]:
             f"  {found['steps']:,} steps: {found['hours']:.1f} hours, {found['usd']:,.2f} US "
             f"dollars, {found['usd_per_billion_tokens']:.2f} a billion target positions"
         )
-    lines += ["  most of the time, by the compiler's estimates:"]
+    lines += ["  most of the time, operation by operation:"]
     lines += [f"    {one['share']:5.1%}  {one['line']}" for one in found["slowest"]]
     lines += ["", "the same rows on every chip:"]
     lines += ["    chips   global batch   all-reduce   step        target positions/s   efficiency"]
