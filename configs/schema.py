@@ -165,6 +165,10 @@ class TrainConfig:
     loss_limit: float = 0.0
     """Loss per target token above which a step is bad, such as twice that of guessing, which is the
     logarithm of the vocabulary's size; 0 for none."""
+    replay_every: int = 0
+    """Every so many steps, a step is computed twice and compared bit for bit, against processors
+    and memory that give wrong numbers without an error: a difference is not applied, and ends the
+    run, named. 0 for never."""
     class_weights: str = "none"
     """Of a classifier: "none", or "balanced": a class with few texts counts as much in the loss of
     training as one with many, by n / (classes * texts of the class)."""
@@ -284,6 +288,7 @@ _MAY_BE_ZERO = {
     "train.loss_chunk_tokens",
     "train.rdrop_alpha",
     "train.loss_limit",
+    "train.replay_every",
     "train.early_stopping_patience",
     "train.keep_every_hours",
     "train.average_checkpoints",

@@ -48,6 +48,11 @@ _GRACE_SECONDS = flags.DEFINE_float(
 _PORT = flags.DEFINE_integer(
     "port", 0, "First port, of one for each worker; 0 picks free ones for every start.", 0, 65535
 )
+_CHECK = flags.DEFINE_bool(
+    "check_machine",
+    False,
+    "First let each worker check its devices: a known matrix product and a sweep of memory.",
+)
 _MODULE = flags.DEFINE_string("module", "trainer.main", "Module that the workers run.")
 
 
@@ -164,6 +169,13 @@ def main(argv: list[str]) -> int:
     def commands() -> list[Command]:
         return make_commands(worker_argv, pick_ports(count, _PORT.value), shares)
 
+    if _CHECK.value:
+        check = [sys.executable, "-m", "trainer.check_machine"]
+        ports = [0] * count  # it meets nobody
+        if code := supervise(
+            lambda: make_commands(check, ports, shares), 0, _GRACE_SECONDS.value, other_ports=False
+        ):
+            return code
     return supervise(
         commands, _MAX_RESTARTS.value, _GRACE_SECONDS.value, other_ports=not _PORT.value
     )

@@ -17,6 +17,7 @@ from configs import schema
 from configs.schema import Config
 from data_pipeline.dataset import examples
 from data_pipeline.dataset.manifest import Manifest
+from trainer import replay
 from trainer.agreement import Agreement
 from trainer.bad_steps import BatchSaver
 from trainer.checkpoints import model_dir as model_directory
@@ -176,6 +177,8 @@ def assemble(
     config, task = facts.config, facts.task()
     ledger = Ledger(trainer.STARTED)
     facts.started = ledger.began
+    if config.train.replay_every:
+        replay.check_possible(strategy)
     data = load_stages(
         stages, config, strategy.num_replicas_in_sync, skip_corrupt=skip_corrupt_data
     )
@@ -252,6 +255,7 @@ def assemble(
         say=say,
         saver=BatchSaver(model_dir, data, tokenizers) if worker.is_chief else None,
         ledger=ledger,
+        replay=steps.replay,
     )
     PHASES.end("model")
     run = Run(

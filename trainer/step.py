@@ -13,6 +13,7 @@ One division, one clipping and one decision, all based on what every replica kno
 and eight, one micro-batch and four give the same update, however unevenly the tokens are spread.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import cast
@@ -21,10 +22,12 @@ import keras
 import tensorflow as tf
 
 from configs.schema import Config
+from trainer.distributed import cluster
 from trainer.distributed.strategy import compiles_itself
 from trainer.model.dropout import step_rng
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
+from trainer.replay import Replay
 from trainer.tasks.base import Task
 
 Batch = dict[str, tf.Tensor]
@@ -68,14 +71,27 @@ class Steps:
         self.config = config
         self._sum_names = (*task.SUMS, "empty_rows")
         self._inline = compiles_itself(strategy)
+        self.replay = self._make_replay() if config.train.replay_every and optimizer else None
         # AutoGraph would take a second to rewrite the whole model, for nothing.
         options = {"jit_compile": jit_compile or None, "autograph": False}
         self._gradients = tf.function(self._replica_gradients, **options)
         self._decide = tf.function(self._decision, **options)
         self._step = self._global_step
-        if jit_compile and strategy.num_replicas_in_sync == 1:
+        if jit_compile and strategy.num_replicas_in_sync == 1 and not self.replay:
             self._step = tf.function(self._global_step, **options)
         self._forward = tf.function(self.replica_forward, **options)
+
+    def _make_replay(self) -> Replay:
+        replicas = self.strategy.num_replicas_in_sync
+        return Replay(
+            self.config.train.replay_every,
+            self.model.trainable_variables,
+            self.optimizer,
+            self.task.FEATURES,
+            self._sum_names,
+            replicas,
+            replicas // cluster.worker_of(self.strategy).count,
+        )
 
     @tf.function
     def train(self, iterator, steps: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -91,6 +107,7 @@ class Steps:
             - "parameter_norm", "update_norm" and "loss_scale", float32: after the last step;
             - "bad", float32 [steps, 3]: the mean loss of each step, the norm of its gradient, and
               1 if it was skipped as bad (and not because a loss scale was too high);
+            - with `train.replay_every` "replay", float32 [steps, replicas, 3], of `Replay.verdict`;
             - "input_seconds", float64: the host's time in which the steps waited for their
               batches;
             - with `train.step_times` "step_seconds", float64 [steps]: the time of each step. An
@@ -100,6 +117,7 @@ class Steps:
         timed = self.config.train.step_times
         starts = tf.TensorArray(tf.float64, size=steps)
         bad = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
+        replays = tf.TensorArray(tf.float32, size=steps)
         input_seconds = tf.zeros([], tf.float64)
         for number in tf.range(steps):
             # With times, an iteration begins when the one before is done, update included.
@@ -110,8 +128,12 @@ class Steps:
             input_seconds += tf.maximum(self._time_after(batch) - start, 0.0)
             new = self._step(batch)
             bad = bad.write(number, new["bad"])
+            if self.replay:
+                replays = replays.write(number, new["replay"])
             sums = {key: sums[key] + new[key] for key in sums}
         results = {**sums, **self._norms(), "bad": bad.stack(), "input_seconds": input_seconds}
+        if self.replay:
+            results["replay"] = replays.stack()
         if timed:
             end = self._time_after(sums["loss"])
             times = tf.concat([starts.stack(), [end]], axis=0)  # [steps + 1]
@@ -167,16 +189,24 @@ class Steps:
             compute: returns sums and gradients; None to trace that here.
 
         Returns:
-            float32 scalars, the same on every replica: those of `train`, of one step.
+            Those of `train`, of one step, the same on every replica.
         """
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group
         rng = step_rng(self.config.train.seed, self.optimizer.iterations, replica)
         scale = self._scale_of_sum()
         values = [variable.value for variable in self.model.trainable_variables]
-        sums, gradients = (compute or self._gradients)(values, batch, rng, scale)
+        compute = functools.partial(compute or self._gradients, values)
+        if self.replay:
+            sums, gradients, compared = self._twice(compute, batch, rng, scale)
+        else:
+            sums, gradients = compute(batch, rng, scale)
         sums, gradients = self._reduced(sums, gradients)
         factor, finite, result = self._decide(sums, gradients, scale)
+        if self.replay:
+            verdict = self.replay.verdict(*context.all_reduce(tf.distribute.ReduceOp.SUM, compared))
+            factor = tf.where(tf.reduce_all(verdict == 0.0), factor, 0.0)
+            result["replay"] = verdict
         self.optimizer.apply(self.model.trainable_variables, gradients, factor)
         self.loss_scale.update(finite)
         return result
@@ -225,6 +255,19 @@ class Steps:
             "bad": tf.stack([loss, norm, tf.cast(bad, tf.float32)]),
         }
         return factor, finite, result
+
+    def _twice(self, compute: Callable, batch: Batch, rng, scale):
+        """Return a replica's sums and gradients, and what `Replay` has compared."""
+        due = self.replay.is_due(self.optimizer.iterations)
+        before = self.replay.before(due, batch)
+        with tf.control_dependencies([before]):
+            batch = tf.nest.map_structure(tf.identity, batch)
+        first = compute(batch, rng, scale)
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        compared = self.replay.compare(
+            due, before, batch, first, lambda again: compute(again, rng, scale), replica
+        )
+        return *first, compared
 
     @property
     def scaled(self) -> bool:

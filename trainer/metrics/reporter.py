@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from common import status
 from common.console import warn
-from common.errors import UsageError
+from common.errors import RetryError, UsageError
 from configs.schema import TrainConfig
 from data_pipeline.dataset.manifest import SplitInfo
 from trainer import bad_steps
@@ -20,6 +20,7 @@ from trainer.metrics.flops import Hardware, peak_memory_bytes
 from trainer.metrics.goodput import Ledger
 from trainer.metrics.writer import MetricsWriter, clock
 from trainer.optim.loss_scale import SMALLEST
+from trainer.replay import Replay
 from trainer.runtime.startup import PHASES
 from trainer.tasks.base import Task
 
@@ -82,6 +83,7 @@ class Reporter:
         say: prints a line, on the chief only.
         saver: keeps the batches of bad steps; None on workers that are not the chief.
         ledger: learns how long the steps waited for batches.
+        replay: of the steps that are computed twice; None for none.
 
     Attributes:
         prints: whether every report is a line on the console, and not only one with skipped steps.
@@ -103,12 +105,14 @@ class Reporter:
         say: Callable[[str], None],
         saver: BatchSaver | None,
         ledger: Ledger,
+        replay: Replay | None = None,
     ):
         self._config, self._task, self._split, self._writer = config, task, split, writer
         self._hardware, self._flops_per_unit = hardware, flops_per_unit
         self._batches_per_epoch, self._schedule = batches_per_epoch, schedule
         self._seconds, self._scaled, self._say, self._saver = seconds, scaled, say, saver
         self._ledger = ledger
+        self._replay = replay
         self._thread = ThreadPoolExecutor(1, "reporter")
         self._pending: Future | None = None
         self._peak: float | None = None  # FLOP/s of all devices
@@ -119,7 +123,7 @@ class Reporter:
         """Start to report on a stretch, once the one before is reported.
 
         Raises:
-            BadStepsError, UsageError: for the stretch before, as `wait` does.
+            BadStepsError, RetryError, UsageError: for the stretch before, as `wait` does.
         """
         self.wait()
         self._pending = self._thread.submit(self._report, stretch)
@@ -130,6 +134,7 @@ class Reporter:
         Raises:
             BadStepsError: a step was bad, unless `train.bad_steps` is "skip" and it is one of few.
             UsageError: not even the smallest loss scale helps.
+            RetryError: a step that was computed twice gave two results.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -138,6 +143,8 @@ class Reporter:
     def _report(self, stretch: Stretch) -> None:
         arrays = stretch.fetch()
         step_seconds, bad = arrays.pop("step_seconds"), arrays.pop("bad")
+        if self._replay:
+            self._check_replays(arrays.pop("replay"), stretch.step)
         results = {key: float(value) for key, value in arrays.items()}
         seconds = stretch.seconds
         if not stretch.compiles:
@@ -206,6 +213,14 @@ class Reporter:
             self._bad_in_a_row = self._bad_in_a_row + 1 if is_bad else 0
             if self._bad_in_a_row == bad_steps.MOST_IN_A_ROW:
                 raise BadStepsError(found)
+
+    def _check_replays(self, verdicts: np.ndarray, step: int) -> None:
+        assert self._replay
+        if found := self._replay.describe(verdicts, step):
+            raise RetryError(
+                f"a machine computes or keeps wrong numbers: {'; '.join(found[:3])}; the step was "
+                "not applied, nothing of it is saved; leave that machine out and start again"
+            )
 
     def _report_overflow(self, stretch: Stretch, loss_scale: float) -> None:
         if loss_scale <= SMALLEST:
