@@ -25,7 +25,7 @@ Gradients = tuple[dict[str, tf.Tensor], list[tf.Tensor]]
 
 
 def check_possible(strategy: tf.distribute.Strategy) -> None:
-    """Raise `UsageError` where computing twice would compare nothing, or find differences always."""
+    """Raise `UsageError` where computing twice compares nothing, or always finds a difference."""
     if isinstance(strategy, tf.distribute.TPUStrategy):
         raise UsageError(
             "--config.train.replay_every does not work on TPUs, where XLA merges two equal "
