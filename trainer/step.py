@@ -198,7 +198,7 @@ class Steps:
         values = [variable.value for variable in self.model.trainable_variables]
         compute = functools.partial(compute or self._gradients, values)
         if self.replay:
-            sums, gradients, compared = self._twice(compute, batch, rng, scale)
+            sums, gradients, compared = self._twice(self.replay, compute, batch, rng, scale)
         else:
             sums, gradients = compute(batch, rng, scale)
         sums, gradients = self._reduced(sums, gradients)
@@ -256,15 +256,15 @@ class Steps:
         }
         return factor, finite, result
 
-    def _twice(self, compute: Callable, batch: Batch, rng, scale):
+    def _twice(self, replay: Replay, compute: Callable, batch: Batch, rng, scale):
         """Return a replica's sums and gradients, and what `Replay` has compared."""
-        due = self.replay.is_due(self.optimizer.iterations)
-        before = self.replay.before(due, batch)
+        due = replay.is_due(self.optimizer.iterations)
+        before = replay.before(due, batch)
         with tf.control_dependencies([before]):
             batch = tf.nest.map_structure(tf.identity, batch)
         first = compute(batch, rng, scale)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        compared = self.replay.compare(
+        compared = replay.compare(
             due, before, batch, first, lambda again: compute(again, rng, scale), replica
         )
         return *first, compared
