@@ -163,9 +163,10 @@ class Programs:
         task: see `trainer.tasks.base.Task`.
         replicas: chips that share a global batch.
         precision: a Keras dtype policy.
+        tpu: whether the chips are TPUs, not GPUs.
     """
 
-    def __init__(self, config, task, replicas: int, precision: str):
+    def __init__(self, config, task, replicas: int, precision: str, *, tpu: bool = True):
         keras.config.set_dtype_policy(precision)
         self.config, self.task, self._features = config, task, task.FEATURES
         self._strategy = _OneOfMany(replicas)
@@ -175,7 +176,8 @@ class Programs:
                 config.optimizer, config.train.steps, self.model.trainable_variables
             )
             scale = LossScale(precision == "mixed_float16")
-            if config.train.fast_dropout != "off":  # as on a TPU
+            fast = config.train.fast_dropout
+            if fast == "on" or (fast == "auto" and tpu):
                 use_device_generator(self.model)
             self._steps = Steps(
                 self._strategy, task, self.model, optimizer, scale, config, jit_compile=False

@@ -42,7 +42,8 @@ class Preflight:
         self.config, self.target, self.task = config, target, task
         self.length = config.data.longest_row
         self.rows = batch_rows(config.train, self.length, target.chips) // target.chips
-        self.programs = Programs(config, task, target.chips, precision)
+        tpu = target.topology["platform"] == "tpu"
+        self.programs = Programs(config, task, target.chips, precision, tpu=tpu)
         self.problems: list[str] = []
 
     def run(self, names: Sequence[str] = PROGRAMS) -> dict[str, Any]:

@@ -113,12 +113,12 @@ def test_the_largest_batch(make, monkeypatch):
 def test_what_a_tpu_forbids_is_not_compiled(make, monkeypatch):
     made = make()
     monkeypatch.setattr(
-        "launch.compiler.programs._HOST_CALLS", ("StatelessRandomUniformFullIntV2",)
+        "launch.compiler.programs._HOST_CALLS", ("XlaRngBitGenerator",)
     )
     facts = made.run(["train", "evaluate"])
     assert not facts["fits"]
     assert "call to the host" in facts["programs"]["train"]["error"]
-    line = "in call: words = tf.random.stateless_uniform("
+    line = "in _device_bytes: _, random_bytes = gen_xla_ops.xla_rng_bit_generator("
     assert any(line in one and "trainer/model/dropout.py" in one for one in facts["problems"])
     assert facts["programs"]["evaluate"]["fits"]  # it has no dropout
     assert "DOES NOT COMPILE" in as_text(facts)
