@@ -112,9 +112,7 @@ def test_the_largest_batch(make, monkeypatch):
 
 def test_what_a_tpu_forbids_is_not_compiled(make, monkeypatch):
     made = make()
-    monkeypatch.setattr(
-        "launch.compiler.programs._HOST_CALLS", ("XlaRngBitGenerator",)
-    )
+    monkeypatch.setattr("launch.compiler.programs._HOST_CALLS", ("XlaRngBitGenerator",))
     facts = made.run(["train", "evaluate"])
     assert not facts["fits"]
     assert "call to the host" in facts["programs"]["train"]["error"]
