@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import runpy
 import sys
 import warnings
@@ -13,6 +14,15 @@ from absl import app, flags
 
 _RESTORED = "restored."  # absl does not know the module of a flag that was hidden before
 _PACKAGES = ("benchmarks.", "data_pipeline.", "launch.", "trainer.", _RESTORED)
+
+
+# TensorFlow's own start-up notices, which the build "tensorflow" writes whatever the log level is.
+_NOTICE = re.compile(r"WARNING: All log messages before absl::InitializeLog|I\d{4} \d\d:\d\d:")
+
+
+def own_lines(stderr: str) -> list[str]:
+    """Return the lines of standard error that are not TensorFlow's notices at its start."""
+    return [line for line in stderr.splitlines() if not _NOTICE.match(line)]
 
 
 @contextlib.contextmanager

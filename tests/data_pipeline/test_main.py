@@ -15,7 +15,7 @@ from data_pipeline.dataset.manifest import Manifest, load_manifest
 from data_pipeline.dataset.normalization import normalize_text
 from data_pipeline.dataset.verify import verify
 from data_pipeline.job import prepare
-from tests.commands import run_command
+from tests.commands import own_lines, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -327,7 +327,7 @@ def test_command(corpus, dataset, tmp_path):
     flags = [f"--{split}={spec}" for split, spec in corpus.items()]
     flags += ["--vocab_size=305", "--num_shards=3", f"--output_dir={tmp_path / 'out'}"]
     result = run_main(*flags, "--runner=DirectRunner")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, own_lines(result.stderr)) == (0, [])
     for words in ("tokenizer", "pairs in", "600", "packed rows", str(tmp_path / "out")):
         assert words in result.stdout
     assert contents(tmp_path / "out") == contents(dataset.directory)

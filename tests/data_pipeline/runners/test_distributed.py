@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import own_lines
+
 pytestmark = pytest.mark.distributed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -107,7 +109,7 @@ def test_same_bytes_as_in_this_process(cluster, tmp_path):
     address, client = cluster
     before = executed(client)
     result = run(tmp_path / "dask", *on_dask(address))
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, own_lines(result.stderr)) == (0, [])
     assert "shards" in result.stdout and "distributed" not in result.stdout
     done = {worker: count - before[worker] for worker, count in executed(client).items()}
     assert len(done) == 2 and min(done.values()) > 3, done
@@ -134,7 +136,7 @@ def test_bad_input_is_one_line(cluster, tmp_path):
     address, _ = cluster
     result = run(tmp_path / "out", f"--train=tsv:{tmp_path / 'bad.tsv'}", *on_dask(address))
     assert result.returncode == 2 and not (tmp_path / "out").exists()
-    (line,) = result.stderr.splitlines()
+    (line,) = own_lines(result.stderr)
     assert line.startswith("error: ") and "bad.tsv, line 101: not valid UTF-8" in line
 
 
@@ -142,7 +144,7 @@ def test_directory_that_workers_do_not_see(cluster, tmp_path):
     address, _ = cluster
     result = run("out", *on_dask(address), cwd=tmp_path)
     assert result.returncode == 2 and not (tmp_path / "out").exists()
-    (line,) = result.stderr.splitlines()
+    (line,) = own_lines(result.stderr)
     assert "a worker does not find this directory" in line
 
 
@@ -161,5 +163,5 @@ def test_directory_that_workers_do_not_see(cluster, tmp_path):
 def test_errors_are_one_line(tmp_path, flags, message):
     result = run(tmp_path / "out", "--runner=DaskRunner", *flags)
     assert result.returncode == 2 and not (tmp_path / "out").exists()
-    (line,) = result.stderr.splitlines()
+    (line,) = own_lines(result.stderr)
     assert line.startswith("error: ") and message in line
