@@ -3,11 +3,13 @@
     python -m trainer.export --model_dir=MODEL --format=saved_model --output_dir=OUT
     python -m trainer.export --model_dir=MODEL --format=ctranslate2 --output_dir=OUT
     python -m trainer.export --model_dir=MODEL --format=safetensors --output_dir=OUT
+    python -m trainer.export --model_dir=MODEL --format=keras --output_dir=OUT
 
 saved_model: TensorFlow, strings in and strings out, of every task; tokenizer and search are inside.
 ctranslate2: a translation model for that engine, in OUT/float32, OUT/float16 and OUT/int8.
-safetensors: the weights under readable names, with the configuration and the tokenizers. An export
-is compared with the model before it is put in its place, and comes with a model card, README.md.
+safetensors: the weights under readable names, with the configuration and the tokenizers. keras: the
+same with the weights as Keras saves them. An export is compared with the model before it is put in
+its place, and comes with a model card, README.md.
 """
 
 import os
@@ -27,6 +29,7 @@ _NEEDS = {
     "saved_model": "tensorflow_text",
     "ctranslate2": "ctranslate2",
     "safetensors": "safetensors",
+    "keras": "keras",
 }
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
@@ -109,9 +112,7 @@ def _export_safetensors(
 
     facts = {"task": loaded.facts.config.task, "step": str(loaded.step)}
     written = weights.save(loaded.model, directory, facts)
-    for name in {info.file for info in loaded.facts.tokenizers.values()} | {"config.json"}:
-        content = read_bytes(os.path.join(_MODEL_DIR.value, name))
-        write_bytes(os.path.join(directory, name), content)
+    _copy_facts(loaded, directory)
     return [
         "```python",
         "import json, safetensors.numpy, sentencepiece  # or safetensors.torch",
@@ -127,6 +128,27 @@ def _export_safetensors(
         "|---|---|",
         *(f"| {name} | {' x '.join(map(str, shape))} |" for name, shape in written),
     ]
+
+
+def _export_keras(loaded: LoadedModel, directory: str, texts: dict[str, list[str]]) -> list[str]:
+    del texts
+    loaded.model.save_weights(os.path.join(directory, "model.weights.h5"))
+    _copy_facts(loaded, directory)
+    return [
+        "```python",
+        "from trainer.checkpoints.model_dir import read_facts  # of this project",
+        'model = read_facts("DIRECTORY").task().build_model()',
+        'model.load_weights("DIRECTORY/model.weights.h5")',
+        "```",
+        "",
+    ]
+
+
+def _copy_facts(loaded: LoadedModel, directory: str) -> None:
+    """Copy the configuration and the tokenizers."""
+    for name in {info.file for info in loaded.facts.tokenizers.values()} | {"config.json"}:
+        content = read_bytes(os.path.join(_MODEL_DIR.value, name))
+        write_bytes(os.path.join(directory, name), content)
 
 
 def _check_flags(directory: str) -> None:
@@ -186,12 +208,13 @@ def main(argv: list[str]) -> None:
     directory = _OUTPUT_DIR.value
     _check_flags(directory)
     loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
-    compares = _FORMAT.value != "safetensors"  # there the weights are all there is
+    compares = _FORMAT.value in ("saved_model", "ctranslate2")  # the others are the weights alone
     texts = parity.read_texts(loaded, _DATA_DIR.value, _COMPARE.value if compares else 0)
     write = {
         "saved_model": _export_saved_model,
         "ctranslate2": _export_ctranslate2,
         "safetensors": _export_safetensors,
+        "keras": _export_keras,
     }[_FORMAT.value]
     with tempfile.TemporaryDirectory() as local:
         lines = write(loaded, local, texts)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import UsageError
+from tests.commands import run_command
 from tests.services.gcs import GcsService
 from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.files import Keep
@@ -76,6 +77,21 @@ def test_an_export_to_a_bucket(trained):
     assert again.returncode == 2
     error = "error: --output_dir=gs://bucket/models/out is not empty; name another one"
     assert again.stderr.splitlines()[-1] == error
+
+
+def test_weights_as_keras_saves_them(trained, tmp_path):
+    """Loaded in the way that the model card shows, they are the model's."""
+    code, out, err = run_command(
+        "trainer.export", f"--model_dir={trained}", "--format=keras", f"--output_dir={tmp_path}"
+    )
+    assert code == 0, err
+    assert f"keras in {tmp_path}, described in README.md" in out
+    model = model_directory.read_facts(str(tmp_path)).task().build_model()
+    model.load_weights(tmp_path / "model.weights.h5")
+    expected = model_directory.load(trained, "best").model.trainable_variables
+    assert len(expected) > 10
+    for one, other in zip(model.trainable_variables, expected, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
 def test_an_export_that_answers_otherwise_is_refused(trained, tmp_path):
