@@ -1,7 +1,7 @@
 """Check the devices of this machine: a matrix product with a known result, and a sweep of memory.
 
     python -m trainer.check_machine
-    python -m trainer.check_machine --seconds=60 --memory_mib=4096
+    python -m trainer.check_machine --multiply_seconds=60 --memory_mib=4096
 
 A processor or memory that gives wrong numbers raises no error. Every device multiplies two matrices
 of small whole numbers, whose product is exact in any order and precision, again and again; then
@@ -24,7 +24,9 @@ _PERIOD = 17  # of their numbers, -8 to 8: sums stay below 2**17, and are exact 
 _CHUNK = 2**24  # int32 numbers: 64 MiB
 _PATTERNS = (0x00000000, 0x55555555, 0x2AAAAAAA, 0x7FFFFFFF)
 
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Time to multiply on each device.", lower_bound=0.0)
+_SECONDS = flags.DEFINE_float(
+    "multiply_seconds", 2.0, "Time to multiply on each device.", lower_bound=0.0
+)
 _MEMORY = flags.DEFINE_integer("memory_mib", 256, "Memory to sweep on each device.", lower_bound=0)
 
 
