@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from common import console
 
@@ -46,7 +46,7 @@ def run_app(
     console.guard_streams(result_on_stdout)
     try:
         try:
-            app.run(main, flags_parser=parse)
+            app.run(main, flags_parser=lambda argv: _parsed(parse, argv))
         finally:
             sys.stdout.flush()
     except console.StreamError as error:
@@ -67,6 +67,17 @@ def run_app(
         if "tensorflow" in sys.modules and isinstance(error, passing_errors()):
             sys.exit(f"error: {console.error_text(error)}; start again")
         raise
+
+
+def _parsed(parse: Callable, argv: list[str]) -> object:
+    """Return what `parse` makes of the command line, without two habits of absl."""
+    try:
+        arguments = parse(argv)
+    except SystemExit:  # --help has been answered; absl ends with 1
+        sys.exit(EXIT_DONE)
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING  # or TensorFlow logs how it writes a checkpoint
+    return arguments
 
 
 def no_arguments(argv: list[str]) -> None:

@@ -197,6 +197,8 @@ def main(argv: list[str]) -> None:
     if _OUTPUT.value:
         check_output(_OUTPUT.value, "output")
     every = _CHECKPOINT.value == "all"
+    if every and (_OUTPUT.value or _PERTURB.value):
+        raise UsageError("--output and --perturb are for one checkpoint, not --checkpoint=all")
     loaded = _load("latest" if every else _CHECKPOINT.value)
     manifest = load_manifest(_DATA_DIR.value or loaded.facts.data_dir)
     _check(manifest, loaded)

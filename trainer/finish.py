@@ -1,6 +1,7 @@
 """The end of a run: the scores of the test split, samples, and where to look next."""
 
 import os
+import shlex
 import sys
 
 from common.errors import EXIT_STOPPED
@@ -77,9 +78,10 @@ def _say_where_to_look(task: Task, model_dir: str) -> None:
     # As this process was started, so that the lines work without an activated environment.
     python = os.path.relpath(sys.executable)
     tensorboard = os.path.join(os.path.dirname(python), "tensorboard")
+    quote = shlex.quote  # the lines are there to be copied into a shell
     print(
         f"\nmodel in {model_dir}\n"
-        f"to see the curves:  {tensorboard} --logdir={model_dir}/tensorboard\n"
-        f"{task.usage(python, model_dir)}",
+        f"to see the curves:  {quote(tensorboard)} --logdir={quote(f'{model_dir}/tensorboard')}\n"
+        f"{task.usage(quote(python), quote(model_dir))}",
         flush=True,
     )

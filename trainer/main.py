@@ -16,7 +16,7 @@ import os
 import sys
 
 import tensorflow as tf
-from absl import flags, logging
+from absl import flags
 
 import trainer
 from common import lock
@@ -90,7 +90,6 @@ parse_flags = functools.partial(config_flags.parse, default=config_flags.DEMO_FI
 def main(argv: list[str]) -> int:
     """Train, and end well on signals, on notices of Google Cloud and on lost workers."""
     no_arguments(argv)
-    logging.set_verbosity(logging.WARNING)  # TensorFlow logs every checkpoint that it shards
     with StopRequest() as stop:
         if host := google_cloud.metadata_host():
             maintenance.watch(host, stop.request)

@@ -167,8 +167,9 @@ class Reporter:
 
     def set(self, generation, state, **more):
         """Report the job's state at once, with the log so far."""
-        self._state = {"generation": generation, "state": state, **more}
-        self._changed = True
+        with self._lock:  # or the thread, which is sending the last one, takes this one for sent
+            self._state = {"generation": generation, "state": state, **more}
+            self._changed = True
         say(" ".join([state, *(f"{key}={value}" for key, value in more.items())]))
         self.send(whole=True)
 

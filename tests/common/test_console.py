@@ -34,7 +34,7 @@ def _run(tmp_path, body: str, redirection: str = "", result: bool = False, **opt
         ["sh", "-c", f'exec "$0" "$1" {redirection}', sys.executable, str(path)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(_ROOT), **options.pop("env", {})},
-        timeout=60,
+        timeout=300,
         capture_output="stdout" not in options,
         **options,
     )

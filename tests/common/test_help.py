@@ -34,8 +34,9 @@ def test_help():
         cwd=_ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
+    assert done.returncode == 0
     lines = done.stdout.splitlines()
     start = lines.index("    python -m launch.render slurm --name=mine --workers=2 --gpus=8 -- \\")
     assert lines[start + 1].startswith("        --config=configs/transformer_big.py")

@@ -291,7 +291,7 @@ def test_killed_by_signal(make_settings, tmp_path):
     work_dir = tmp_path / "out" / WORK_DIR
     for stage in ("clean", "encode"):
         process = start(tmp_path / "out")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not list(work_dir.glob(f"results/{stage}*")) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)

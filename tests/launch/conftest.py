@@ -70,7 +70,7 @@ class Launch:
 
     def finish(self, code: int) -> tuple[str, str]:
         """The rest of stdout and stderr, once it has ended with that code."""
-        stdout, stderr = self.process.communicate(timeout=120)
+        stdout, stderr = self.process.communicate(timeout=300)
         assert self.process.returncode == code, stderr
         return stdout, stderr
 

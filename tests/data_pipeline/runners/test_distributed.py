@@ -65,13 +65,13 @@ def cluster(tmp_path_factory):
                         cwd=directory,
                     )
                 )
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while not scheduler_file.exists() or not scheduler_file.read_text():
                 assert time.monotonic() < deadline, (directory / "0.log").read_text()
                 time.sleep(0.1)
         address = json.loads(scheduler_file.read_text())["address"]
         with distributed.Client(address) as client:
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(2, timeout=300)
             yield address, client
     finally:
         for process in processes[::-1]:

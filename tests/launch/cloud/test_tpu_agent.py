@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from launch.cloud import job
+from launch.cloud import agent, job
 from launch.cloud.spec import Spec
 from launch.cloud.store import JOB, LOGS, STATE, Store
 from tests.services.storage import BUCKET
@@ -99,6 +101,26 @@ def machine(bucket_service, monkeypatch, tmp_path):
     with MetadataServer({"transformer-job": FOLDER, "agent-worker-number": "0"}) as metadata:
         yield Machine(tmp_path, address, metadata.host)
     server.wipe(keep_buckets=True)
+
+
+def test_a_state_that_comes_while_another_is_sent_is_told(tmp_path, monkeypatch):
+    """If it is that the job is done, the job would be run once more."""
+    monkeypatch.setattr(agent, "LOG", 1000.0)
+    (tmp_path / "log").touch()
+    written, threads = [], []
+
+    def write(name, content):
+        written.append(json.loads(content)["state"])
+        if not threads:
+            threads.append(threading.Thread(target=reporter.set, args=(1, "done")))
+            threads[0].start()
+            threads[0].join(0.2)  # it comes as far as it can
+
+    reporter = agent.Reporter(SimpleNamespace(write=write), str(tmp_path / "log"))
+    reporter.set(1, "running")
+    threads[0].join(SECONDS)
+    reporter.close()
+    assert written == ["running", "done"]
 
 
 COUNT = """

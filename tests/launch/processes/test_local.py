@@ -35,7 +35,7 @@ def _lives(pid: int) -> bool:
 
 
 def _assert_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while any(map(_lives, pids)):
         assert time.monotonic() < deadline, [pid for pid in pids if _lives(pid)]
         time.sleep(0.02)
@@ -259,7 +259,7 @@ def test_workers_die_with_the_launcher(launch):
     run = launch("on_sigterm(lambda: None)\nwait()")
     pids = _pids(run.read_until("ready", 2))
     run.process.kill()
-    assert run.process.wait(timeout=60) == -signal.SIGKILL
+    assert run.process.wait(timeout=300) == -signal.SIGKILL
     _assert_gone(pids)
 
 
@@ -283,7 +283,7 @@ open(f"end-{index}", "w").close()
     run.read_until("ready", 2)
     run.process.stdout.close()
     (run.folder / "closed").touch()
-    assert run.process.wait(timeout=60) == 0
+    assert run.process.wait(timeout=300) == 0
     assert len(list(run.folder.glob("end-*"))) == 2
 
 

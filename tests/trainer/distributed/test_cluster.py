@@ -249,7 +249,7 @@ def run_workers(program: str, jobs: dict[str, list[str]]) -> list[dict]:
                 processes.append(subprocess.Popen(command, env=environ, **pipes))
         results = []
         for process in processes:
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=600)
             assert process.returncode == 0, err[-3000:]
             results.append(json.loads(out.splitlines()[-1]))
         return results

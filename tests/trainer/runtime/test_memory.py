@@ -42,7 +42,7 @@ def test_freed_memory_is_kept(variables, used, pages):
         env={**clean, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     first, second = done.stdout.splitlines()

@@ -76,8 +76,8 @@ def read(address: str, path: str) -> str:
 
 
 def until(condition) -> None:
-    """Waits, against a hang not more than a minute."""
-    end = time.monotonic() + 60
+    """Waits, against a hang not more than five minutes."""
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
