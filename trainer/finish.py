@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from typing import Any
 
 from common.errors import EXIT_STOPPED
 from data_pipeline.dataset.manifest import Manifest
@@ -12,6 +13,8 @@ from trainer.checkpoints import model_dir as model_directory
 from trainer.distributed.cluster import Worker
 from trainer.metrics.goodput import Ledger, summary
 from trainer.metrics.writer import MetricsWriter
+from trainer.reporting.page import score_text
+from trainer.reporting.records import best_line, read_metrics
 from trainer.runtime.signals import StopAskedError
 from trainer.split_scores import SplitScorer
 from trainer.tasks.base import Task
@@ -45,6 +48,10 @@ def report(
                 if "test" in manifest.splits:
                     _test(task, model_dir, manifest, writer, stops)
             writer.flush()
+            metric = model_directory.read_facts(model_dir).config.train.best_metric
+            best = best_line(read_metrics(model_dir), metric, task.BEST[metric])
+            if best:
+                print(f"best  {_scores(task, best)}")
             print(f"time  {summary(ledger.spent(), worker.count * (os.cpu_count() or 1))}")
             _say_where_to_look(task, model_dir)
         stops.poll_for_chief()
@@ -72,6 +79,13 @@ def _test(
         print(f"\n{scores.table}")
     parts = (task.summary(metrics), scores.summary, scores.details)
     print(f"\ntest  {'  '.join(filter(None, parts))}")
+
+
+def _scores(task: Task, line: dict[str, Any]) -> str:
+    """Return an evaluation in a few words."""
+    scores = (f"{name} {score_text(name, line[name])}" for name in task.SCORES if name in line)
+    parts = (task.summary(line), *scores, f"(validation, step {line['step']:,})")
+    return "  ".join(dict.fromkeys(parts))
 
 
 def _say_where_to_look(task: Task, model_dir: str) -> None:

@@ -4,14 +4,13 @@
 
 The pictures that compare runs need these in --runs_dir, of 150 steps each with
 --config.train.steps_per_loop=5: post, pre (--config.model.norm=pre) and two_replicas
-(--num_virtual_devices=2); the others are drawn without them.
+(--num_virtual_devices=2); those of two other pages need tour_lm and tour_classifier, which the
+commands on the pages train. The rest is drawn without them.
 """
 
 import io
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,7 +26,6 @@ from data_pipeline.dataset.manifest import load_manifest
 from trainer.checkpoints import model_dir as model_directory
 from trainer.metrics import pictures
 from trainer.metrics.attention_maps import AttentionMap, attention_maps
-from trainer.model.attention import recorded_weights
 from trainer.model.encodings import alibi_slopes, rotary_angles, rotate, t5_buckets
 from trainer.model.positions import causal_mask, same_segment_mask
 from trainer.optim.schedule import Schedule
@@ -40,6 +38,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 SENTENCE = "Eva says that Julia bought the black picture on January 4, 1990."
+QUESTION = "Would you like some tea or coffee before we go to the station?"
 TRANSLATION = "Eva sagt, dass Julia am 4. Januar 1990 das schwarze Bild gekauft hat."
 _WORDS = {
     "months": "Januar Februar April Mai Juni Juli August September Oktober November",
@@ -57,8 +56,8 @@ def main(argv: list[str]) -> None:
     for draw in (draw_model, draw_data):
         draw(_MODEL_DIR.value, save)
     draw_curves(read_run(_MODEL_DIR.value, "demo"), save)
-    draw_experiments(save)
     if _RUNS_DIR.value:
+        draw_experiments(_RUNS_DIR.value, save)
         draw_comparisons(_RUNS_DIR.value, save)
 
 
@@ -138,36 +137,25 @@ def draw_curves(run: RunRecord, save: Callable) -> None:
     save("scaling", _two(speed, "target tokens/s", waits, "waiting for input"))
 
 
-def draw_experiments(save: Callable) -> None:
-    """Run the experiments of two pages, and draw the models that they train; reads data/demo."""
-    model = _run_page("language_model")["model"]
-    text = SENTENCE.encode()[:24]
-    row = tf.constant([list(text)])
-    with recorded_weights() as recorded:
-        model(row, tf.ones_like(row))
-    weights = np.stack([one.numpy()[0] for one in recorded])
-    labels = [chr(byte) for byte in text]
-    found = AttentionMap("decoder", weights, ["<s>", *labels[:-1]], ["<s>", *labels[:-1]])
+def draw_experiments(runs_dir: str, save: Callable) -> None:
+    """Draw the models that the pages of the language model and of the classifier train."""
+    loaded = model_directory.load(os.path.join(runs_dir, "tour_lm"), "best")
+    example = {"text": loaded.tokenizers["text"].encode([SENTENCE[:24]])[0]}
+    (found,) = attention_maps(
+        loaded.model, loaded.task, example, loaded.tokenizers, closing_id=None
+    )
     save("language_model", pictures.draw_attention(found, "self-attention of a language model"))
-    model = _run_page("classifier")["model"]
-    lines = {}
-    for sentence in (SENTENCE, TRANSLATION):
-        points = []
-        for length in range(1, 41):
-            row = tf.constant([list(sentence.encode()[:length])])
-            german = tf.nn.softmax(model(row, tf.ones_like(row))[0, 0])[1]
-            points.append((length, float(german)))
-        lines[sentence[:40]] = points
-    save("classifier", _curves(lines, "probability of German", "bytes read"))
-
-
-def _run_page(name: str) -> dict[str, Any]:
-    """Run the experiment of a page, and return its variables."""
-    page = (Path(__file__).parent / f"{name}.md").read_text(encoding="utf-8")
-    code = page.split("```python\n")[1].split("```")[0]
-    variables: dict[str, Any] = {}
-    exec(compile(code, name, "exec"), variables)
-    return variables
+    loaded = model_directory.load(os.path.join(runs_dir, "tour_classifier"), "best")
+    words = QUESTION.split()
+    prefixes = [" ".join(words[:count]) for count in range(1, len(words) + 1)]
+    classifier = loaded.task.classifier(loaded.model, loaded.tokenizers)
+    probabilities, _ = classifier.probabilities(prefixes)  # [prefixes, classes]
+    likeliest = np.argsort(-probabilities.max(axis=0))[: len(_COLOURS)]
+    lines = {
+        loaded.facts.labels[label]: list(enumerate(probabilities[:, label].tolist(), start=1))
+        for label in likeliest
+    }
+    save("classifier", _curves(lines, "probability", "words read"))
 
 
 def draw_comparisons(runs_dir: str, save: Callable) -> None:

@@ -1,5 +1,6 @@
 """trainer.report: what the page says of small model directories made by hand."""
 
+import base64
 import html.parser
 import json
 import re
@@ -56,7 +57,7 @@ def make_run(directory, *, steps=40, bleu=(10.0, 31.25), dropout=0.1):
 class Outline(html.parser.HTMLParser):
     """Collects what could need the network, and checks that every tag is closed."""
 
-    void = frozenset({"meta"})
+    void = frozenset({"meta", "img"})
 
     def __init__(self):
         super().__init__()
@@ -94,6 +95,19 @@ def test_page_of_one_run_stands_alone_and_has_its_scores_and_samples(tmp_path):
     assert "a &lt;b&gt;" in text  # text of the dataset is escaped
     assert "zweitens <mark>20</mark>" in text and "zweitens <mark>40</mark>" in text
     assert parsed.tags.count("svg") == 3  # loss, BLEU, input_wait, and no empty one
+    assert "Where it looks" not in text
+
+
+def test_pictures_of_attention_are_in_the_page(tmp_path):
+    folder = make_run(tmp_path / "model") / "pictures"
+    folder.mkdir()
+    for name in ("attention-cross-1.png", "attention-cross-2.png"):
+        (folder / name).write_bytes(b"PNG " + name.encode())
+    text = page.render([records.read_run(str(folder.parent), "model")])
+    pictures = outline(text).references
+    data = base64.b64encode(b"PNG attention-cross-1.png").decode()
+    assert pictures == [f"data:image/png;base64,{data}"]
+    assert "cross attention" in text.split("Where it looks")[1]
 
 
 def test_several_runs_are_told_apart_and_their_settings_compared(tmp_path):
@@ -116,6 +130,9 @@ def test_best_evaluation_follows_best_metric(tmp_path):
     assert (run.best()["step"], run.best()["bleu"]) == (20, 31.0)
     run.facts["config"]["train"]["best_metric"] = "loss"
     assert run.best()["loss"] == 3.0
+    scores = [{"split": "valid", "bleu": 5.0, "loss": loss} for loss in (2.0, 1.0)]
+    assert records.best_line(scores, "bleu", higher=True)["loss"] == 1.0  # as training decides
+    assert records.best_line([], "bleu", higher=True) is None
 
 
 def test_a_single_point_is_a_dot_and_no_point_no_chart():

@@ -91,7 +91,17 @@ class Gallery:
         if width:
             _image("positions", pictures.draw_positions(width, 64))
         _image("schedule", pictures.draw_schedule({"learning rate": self._schedule}, self._steps))
+        tf.summary.graph(self._graph())
         self._drawn = True
+
+    def _graph(self) -> tf.Graph:
+        """Return the graph of the loss of the shown examples, named by the layers."""
+
+        @tf.function(autograph=False)
+        def loss(batch):
+            return self._task.sums(self._model, batch, None, training=False)["loss"]
+
+        return loss.get_concrete_function(self._batch()).graph
 
     def _add_attention(self) -> None:
         for number, (example, label) in enumerate(self._examples, start=1):
@@ -105,7 +115,9 @@ class Gallery:
             )
             for one in maps:
                 title = f"{one.kind} attention, example {number}"
-                _image(f"attention/{one.kind}/{number}", pictures.draw_attention(one, title))
+                picture = pictures.draw_attention(one, title)
+                _image(f"attention/{one.kind}/{number}", picture)
+                self._writer.pictures({f"attention-{one.kind}-{number}.png": picture})
 
     def _add_weights(self) -> None:
         """Show the distributions of weights and gradients, and how far the weights have moved."""
@@ -124,13 +136,17 @@ class Gallery:
         if moved:
             tf.summary.histogram("update_to_weight", moved)
 
-    def _gradients(self) -> list[np.ndarray]:
-        """Return the gradients of the loss of the shown examples, without dropout."""
+    def _batch(self) -> dict[str, tf.Tensor]:
+        """Return the shown examples as a batch."""
         ids = {name: [example[name] for example, _ in self._examples] for name in self._tokenizers}
         labels = [label for _, label in self._examples if label is not None]
         examples = Examples.of_lists(ids, labels or None)
         rows = packing.pack(examples, _SHOWN * (_LONGEST + 1), self._closing_id)
-        batch = {name: tf.constant(array) for name, array in rows.arrays.items()}
+        return {name: tf.constant(array) for name, array in rows.arrays.items()}
+
+    def _gradients(self) -> list[np.ndarray]:
+        """Return the gradients of the loss of the shown examples, without dropout."""
+        batch = self._batch()
         with tf.GradientTape() as tape:
             loss = self._task.sums(self._model, batch, None, training=False)["loss"]
         values = [variable.value for variable in self._model.trainable_variables]

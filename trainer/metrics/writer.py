@@ -1,12 +1,14 @@
 """Write what is measured: metrics.jsonl, TensorBoard, and what the model produced."""
 
 import contextlib
+import html
 import json
 import os
+import re
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -16,7 +18,8 @@ from common.errors import UsageError
 from common.files import write_bytes
 from trainer.metrics import boards
 from trainer.metrics.goodput import Ledger, goodput
-from trainer.reporting.records import read_metrics
+from trainer.reporting.differences import differences
+from trainer.reporting.records import PICTURES, read_metrics
 
 
 def clock(seconds: float) -> str:
@@ -224,11 +227,18 @@ class MetricsWriter:
 
     def board_files(self, split: str, contents: Mapping[str, str]) -> None:
         """Put files of TensorBoard's plugins beside the events of a split."""
-        folder = os.path.join(self._boards, split)
+        self._files(os.path.join(self._boards, split), contents)
+
+    def pictures(self, contents: Mapping[str, bytes]) -> None:
+        """Put PNG images into the folder pictures, in place of those of the same name."""
+        self._files(os.path.join(self._model_dir, PICTURES), contents)
+
+    def _files(self, folder: str, contents: Mapping[str, str | bytes]) -> None:
         with self._tolerant():
             tf.io.gfile.makedirs(folder)
             for name, content in contents.items():
-                with tf.io.gfile.GFile(os.path.join(folder, name), "w") as file:
+                mode = "wb" if isinstance(content, bytes) else "w"
+                with tf.io.gfile.GFile(os.path.join(folder, name), mode) as file:
                     file.write(content)
 
     def outputs(self, name: str, split: str, step: int, lines: Sequence[str]) -> None:
@@ -269,15 +279,33 @@ class MetricsWriter:
 
 
 def samples_table(samples: Sequence[Mapping[str, str]]) -> str:
-    """Return a Markdown table of samples: a row for each, with a column for each label."""
+    """Return a Markdown table of samples: a row for each, with a column for each label.
 
-    def row(cells) -> str:
-        return (
-            "| "
-            + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells)
-            + " |"
-        )
-
+    Where there is a reference, the words in which it and the last column differ are bold in both.
+    """
     labels = list(samples[0]) if samples else []
-    lines = [row(labels), "|" + "---|" * len(labels)]
-    return "\n".join(lines + [row(sample.values()) for sample in samples])
+    lines = [_row(labels), "|" + "---|" * len(labels)]
+    return "\n".join(lines + [_row(_cells(sample)) for sample in samples])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(sample: Mapping[str, str]) -> list[str]:
+    """Return the texts of a sample as Markdown."""
+    cells = {label: _literal(text) for label, text in sample.items()}
+    last = list(sample)[-1]
+    if "reference" in sample:
+        for label, other in (("reference", last), (last, "reference")):
+            cells[label] = " ".join(
+                f"**{_literal(words)}**" if differs else _literal(words)
+                for words, differs in differences(sample[label], sample[other])
+            )
+    return list(cells.values())
+
+
+def _literal(text: str) -> str:
+    """Return text so that Markdown shows it as it is."""
+    escaped = re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(text, quote=False))
+    return escaped.replace("\n", "<br>")

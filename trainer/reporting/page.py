@@ -1,6 +1,6 @@
 """The report: one HTML page that needs nothing else, for any width, dark and light."""
 
-import difflib
+import base64
 import html
 import time
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.metrics.goodput import PARTS
 from trainer.reporting.charts import Series, line_chart
+from trainer.reporting.differences import differences
 from trainer.reporting.records import RunRecord, duration
 from trainer.reporting.style import CSS
 
@@ -46,7 +47,7 @@ _CHARTS: dict[str, list[tuple[str, str | None, str | None, bool]]] = {
         ("Peak memory, bytes", "peak_memory_bytes", None, False),
     ],
 }
-_SCORES = (
+SCORES = (
     ("bleu", "BLEU"),
     ("chrf", "chrF"),
     ("accuracy", "accuracy"),
@@ -61,8 +62,8 @@ _SCORES = (
 def render(runs: Sequence[RunRecord]) -> str:
     """Return the report on one run, or on several side by side, as an HTML document."""
     title = "Training report: " + ", ".join(run.name for run in runs)
-    sections = [_head(runs), _scores(runs), _charts(runs), _samples(runs), _times(runs)]
-    body = "\n".join([*sections, _settings(runs), _about(runs)])
+    sections = [_head(runs), _scores(runs), _charts(runs), _samples(runs), _attention(runs)]
+    body = "\n".join([*sections, _times(runs), _settings(runs), _about(runs)])
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -99,7 +100,7 @@ def _card(index: int, run: RunRecord) -> str:
 def _headline(run: RunRecord) -> tuple[dict[str, Any] | None, str, str]:
     """Return the line of the score that counts, its name, and its value for people."""
     for split, line in (("test", run.last("test")), ("validation", run.best())):
-        for key, name in _SCORES:
+        for key, name in SCORES:
             if line and key in line:
                 return line, f"{split} {name}, step {line['step']:,}", score_text(key, line[key])
     return None, "", ""
@@ -125,7 +126,7 @@ def _scores(runs: Sequence[RunRecord]) -> str:
                     signatures.add(line["signature"])
     if not rows:
         return ""
-    shown = [(key, name) for key, name in _SCORES if any(key in line for _, _, line in rows)]
+    shown = [(key, name) for key, name in SCORES if any(key in line for _, _, line in rows)]
     table = _table(
         ["run", "split", "step", *(name for _, name in shown)],
         [
@@ -203,14 +204,32 @@ def marked(output: str, reference: str | None) -> str:
     """Return the output as HTML, with the words marked that the reference does not have there."""
     if reference is None:
         return html.escape(output)
-    words, wanted = output.split(), reference.split()
-    matcher = difflib.SequenceMatcher(None, wanted, words, autojunk=False)
+    return " ".join(
+        f"<mark>{html.escape(words)}</mark>" if differs else html.escape(words)
+        for words, differs in differences(output, reference)
+    )
+
+
+def _attention(runs: Sequence[RunRecord]) -> str:
+    """Return where each model looks, in pictures that scroll where the page is too narrow."""
     parts = []
-    for kind, _, _, start, end in matcher.get_opcodes():
-        text = html.escape(" ".join(words[start:end]))
-        if text:
-            parts.append(text if kind == "equal" else f"<mark>{text}</mark>")
-    return " ".join(parts)
+    for run in runs:
+        for name, content in run.attention.items():
+            title = html.escape(f"{name.split('-')[1]} attention")
+            if len(runs) > 1:
+                title = f"{html.escape(run.name)}: {title}"
+            data = base64.b64encode(content).decode()
+            parts.append(
+                f'<figure><figcaption>{title}</figcaption><div class="scroll">'
+                f'<img alt="{title}" src="data:image/png;base64,{data}"></div></figure>'
+            )
+    if not parts:
+        return ""
+    note = (
+        "<p>A validation sentence at the last evaluation: a row of panels a layer, a panel a head, "
+        "a line a piece that looks, a column a piece that is looked at; dark is much.</p>"
+    )
+    return f'<h2>Where it looks</h2>{note}<div class="pictures">{"".join(parts)}</div>'
 
 
 def _times(runs: Sequence[RunRecord]) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 from common import files
 from common.errors import UsageError
 
+PICTURES = "pictures"
+"""Folder of a model directory with the latest pictures of attention, as PNG."""
 _OUTPUT_FILE = re.compile(r"(?P<split>\w+)-(?P<step>\d+)\.txt")
 
 Points = list[tuple[int, float]]
@@ -29,6 +31,7 @@ class RunRecord:
         outputs: step -> lines of the model's output for the validation split.
         sources: the text that went in, one a line of the outputs; None if it is not there.
         references: the text that should have come out; None if it is not there.
+        attention: name of a picture of attention weights -> PNG; of the last evaluation.
     """
 
     name: str
@@ -38,6 +41,7 @@ class RunRecord:
     outputs: dict[int, list[str]]
     sources: list[str] | None
     references: list[str] | None
+    attention: dict[str, bytes]
 
     def settings(self) -> dict[str, Any]:
         """Return the configuration, flat: "group.field" -> value."""
@@ -65,10 +69,25 @@ class RunRecord:
     def best(self) -> dict[str, Any] | None:
         """Return the line of the best evaluation by `train.best_metric`, or None."""
         metric = self.settings().get("train.best_metric", "loss")
-        lines = [line for line in self.lines if line["split"] == "valid" and metric in line]
         lower_is_better = metric in ("loss", "nll", "perplexity", "bits_per_byte")
-        pick = min if lower_is_better else max
-        return pick(lines, key=lambda line: line[metric]) if lines else None
+        return best_line(self.lines, metric, not lower_is_better)
+
+
+def best_line(lines: Sequence[dict[str, Any]], metric: str, higher: bool) -> dict[str, Any] | None:
+    """Return the line of the best evaluation, or None; of equal ones that of the lower loss.
+
+    Args:
+        lines: of metrics.jsonl.
+        metric: what makes an evaluation the best.
+        higher: whether a higher value of it is better.
+    """
+    found = [line for line in lines if line["split"] == "valid" and metric in line]
+    sign = 1 if higher else -1
+    return max(
+        found,
+        key=lambda line: (sign * line[metric], -line.get("loss", math.inf)),
+        default=None,
+    )
 
 
 def read_run(directory: str, name: str) -> RunRecord:
@@ -90,7 +109,8 @@ def read_run(directory: str, name: str) -> RunRecord:
         )
     outputs = _outputs(directory)
     sources, references = _raw_text(str(facts.get("data_dir", "")))
-    return RunRecord(name, directory, facts, lines, outputs, sources, references)
+    attention = _attention(directory)
+    return RunRecord(name, directory, facts, lines, outputs, sources, references, attention)
 
 
 def names_of(directories: Sequence[str]) -> list[str]:
@@ -162,6 +182,17 @@ def _outputs(model_dir: str) -> dict[int, list[str]]:
                 text = _text(os.path.join(model_dir, folder, name)) or ""
                 found[int(match["step"])] = text.split("\n")[:-1]
     return dict(sorted(found.items()))
+
+
+def _attention(model_dir: str) -> dict[str, bytes]:
+    """Read the pictures of attention on the first of the examples that are drawn."""
+    folder = os.path.join(model_dir, PICTURES)
+    found = {}
+    for kind in ("encoder", "decoder", "cross"):
+        name = f"attention-{kind}-1.png"
+        if name in _names(folder):
+            found[name] = files.read_bytes(os.path.join(folder, name))
+    return found
 
 
 def _raw_text(data_dir: str) -> tuple[list[str] | None, list[str] | None]:

@@ -45,6 +45,8 @@ dl{background:var(--card);border-radius:6px;margin:0;padding:10px 14px;display:g
 grid-template-columns:max-content 1fr;gap:3px 12px;font-size:.9rem;align-content:start}
 dt{color:var(--dim);max-width:9em;overflow-wrap:anywhere}
 dd{margin:0;overflow-wrap:anywhere;min-width:0}
+.pictures{display:grid;gap:14px}
+.pictures img{display:block;max-width:100%;min-width:min(720px,60em)}
 mark{background:var(--mark);color:inherit;border-radius:3px;padding:0 2px}
 .label{font-size:.85rem;color:var(--dim);margin:.8em 0 .2em}
 .bar{display:flex;height:20px;border-radius:4px;overflow:hidden;margin-bottom:.8em}

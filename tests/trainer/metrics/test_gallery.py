@@ -76,6 +76,10 @@ def test_pictures_histograms_and_embeddings(gallery, tmp_path):
     bins = tf.make_ndarray(events.Tensors("update_to_weight")[0].tensor_proto)  # [bins, 3]
     assert bins[:, 2].sum() == len(matrices)
     assert bins[0, 0] == pytest.approx(0.2) and bins[-1, 1] == pytest.approx(0.2)
+    drawn = {path.name: path.read_bytes()[:4] for path in (tmp_path / "pictures").iterdir()}
+    assert drawn == {f"{tag.replace('/', '-')}.png": b"\x89PNG" for tag in pictures}
+    scopes = {name for node in events.Graph().node for name in node.name.split("/")}
+    assert {"encoder_0", "decoder_1", "self_attention"} <= scopes
     files = tmp_path / "tensorboard" / "valid"
     vectors = np.loadtxt(files / "embeddings.tsv")
     table = model.target_embedding.embeddings.numpy()

@@ -122,12 +122,13 @@ def test_unicode_line_separators(tmp_path):
 
 
 def test_samples_table():
-    table = samples_table([{"source": "a | b", "reference": "c", "translation": "d"}])
-    assert table.splitlines() == [
+    sample = {"source": "a | b", "reference": "ein gutes W_", "translation": "ein <b> W_ hier"}
+    assert samples_table([sample]).splitlines() == [
         "| source | reference | translation |",
         "|---|---|---|",
-        "| a \\| b | c | d |",
+        "| a \\| b | ein **gutes** W\\_ | ein **&lt;b&gt;** W\\_ **hier** |",
     ]
+    assert samples_table([{"text": "a\nb"}]).splitlines()[2] == "| a<br>b |"
     assert samples_table([]).count("\n") == 1
 
 
