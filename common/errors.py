@@ -69,14 +69,14 @@ def run_app(
         raise
 
 
-def _parsed(parse: Callable, argv: list[str]) -> object:
+def _parsed(parse: Callable, argv: list[str]) -> list[str]:
     """Return what `parse` makes of the command line, without two habits of absl."""
     try:
         arguments = parse(argv)
     except SystemExit:  # --help has been answered; absl ends with 1
         sys.exit(EXIT_DONE)
     if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = logging.WARNING  # or TensorFlow logs how it writes a checkpoint
+        logging.set_verbosity(logging.WARNING)  # or TensorFlow logs how it writes a checkpoint
     return arguments
 
 

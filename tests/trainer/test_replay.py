@@ -111,6 +111,7 @@ def test_20_flips_of_20_are_found_named_and_not_applied(
     assert len(named) == 20
 
 
+@pytest.mark.slow
 def test_clean_steps_are_clean_and_the_same_as_without(rows_of, tiny_config, two_replicas):
     batches = random_batches(rows_of, 6)
     plain = make_steps(two_replicas, tiny_config(model={"dropout": 0.1}))

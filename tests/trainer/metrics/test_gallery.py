@@ -79,7 +79,7 @@ def test_pictures_histograms_and_embeddings(gallery, tmp_path):
     drawn = {path.name: path.read_bytes()[:4] for path in (tmp_path / "pictures").iterdir()}
     assert drawn == {f"{tag.replace('/', '-')}.png": b"\x89PNG" for tag in pictures}
     scopes = {name for node in events.Graph().node for name in node.name.split("/")}
-    assert {"encoder_0", "decoder_1", "self_attention"} <= scopes
+    assert {"encoder_0_1", "decoder_0_1", "self_attention_1"} <= scopes
     files = tmp_path / "tensorboard" / "valid"
     vectors = np.loadtxt(files / "embeddings.tsv")
     table = model.target_embedding.embeddings.numpy()

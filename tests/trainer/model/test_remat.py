@@ -45,7 +45,7 @@ def gradients(strategy, config, remat: bool, jit_compile: bool):
     [
         ("translation", 1, True),
         pytest.param("translation", 1, False, marks=pytest.mark.slow),
-        ("translation", 2, False),
+        pytest.param("translation", 2, False, marks=pytest.mark.slow),
         ("language_model", 1, False),
         ("classification", 1, False),
     ],
