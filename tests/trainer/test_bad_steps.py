@@ -166,6 +166,7 @@ def test_a_limit_for_the_loss(start, tmp_path):
     assert loop.train(start(tmp_path, loss_limit=9.0)) == 0
 
 
+@pytest.mark.slow
 def test_rollback(start, tmp_path, two_replicas):
     """Goes on as if the batches from the checkpoint to the bad one did not exist."""
     strategy = two_replicas
@@ -204,6 +205,7 @@ def test_when_it_is_not_the_batches(start, tmp_path, monkeypatch, policy, words)
     assert int(run.optimizer.updates.numpy()) == 2
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_cut_short(start, tmp_path, monkeypatch):
     """The next start makes up for it, and nothing shows."""
     whole = start(tmp_path / "whole")
@@ -243,6 +245,7 @@ def test_an_evaluation_that_is_cut_short(start, tmp_path, monkeypatch):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_calls_are_cut_to_the_time_there_is(start, tmp_path, monkeypatch):
     """With no time at all every call is of one step; result and reports are the same."""
     calls = {}

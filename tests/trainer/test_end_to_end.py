@@ -115,6 +115,7 @@ def test_learns_to_copy(copy_data, tmp_path):
     assert translations[:4] + translations[5:] == expected
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(copy_data, tmp_path):
     """With dropout: same weights bit for bit, same losses, and nothing in the log twice."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
@@ -131,6 +132,7 @@ def test_resumed_equals_uninterrupted(copy_data, tmp_path):
     assert last[0]["loss"] == last[1]["loss"] and last[0]["step"] == 12
 
 
+@pytest.mark.slow
 def test_bucketed_run_goes_on_where_it_stopped(copy_data, tmp_path):
     def config(steps):
         made = _config(steps=steps)

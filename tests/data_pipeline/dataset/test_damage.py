@@ -275,6 +275,7 @@ def is_same_json(whole: Dataset, changed: Files) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_damaged_files(whole):
     """Every kind of damage to every file, some 240."""
     count = 0

@@ -81,6 +81,7 @@ _DAMAGES = (_truncate, _flip, _overwrite, _append, _empty, _remove, _make_direct
 _DAMAGES += (_take_from_before,)
 
 
+@pytest.mark.slow
 def test_two_hundred_damages(saved, make_run, tmp_path, capfd):
     """Each is noticed, and the run goes on from the one before; or nothing was lost at all.
 
