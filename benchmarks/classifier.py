@@ -36,6 +36,7 @@ _TEST = flags.DEFINE_integer("test", 2_500, "Texts of each to test on.", 1)
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 4000, "Of our tokenizer.", 1)
 _STEPS = flags.DEFINE_integer("steps", 400, "Of each of our trainings.", 1)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Trainings of ours.", 1)
+_SPLIT_SEED = flags.DEFINE_integer("split_seed", 1, "Decides which texts are for testing.", 0)
 
 
 def config_of(steps: int, seed: int) -> Config:
@@ -77,7 +78,7 @@ def write_splits(directory: str, corpora: dict[str, list[str]], held_out: dict[s
             f"the smaller corpus has {smallest:,} texts of its own, and {asked:,} are to be held "
             "out; lower --valid and --test"
         )
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(_SPLIT_SEED.value)
     rows: dict[str, list[str]] = {split: [] for split in (*held_out, "train")}
     for label, texts in own.items():
         order, start = rng.permutation(len(texts)), 0
