@@ -27,7 +27,7 @@ _VALID = flags.DEFINE_string("valid", None, "SPEC of the validation text.", requ
 _STEPS = flags.DEFINE_integer("steps", 400, "Steps that both train.", 20)
 _TURN = flags.DEFINE_integer("turn", 20, "Steps of a turn.", 1)
 _SEED = flags.DEFINE_integer("seed", 1, "Of the weights of both.", 0)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak, of both.", 0.0)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 4e-3, "Peak, of both.", 0.0)
 
 CONTENDERS = ("ours", "torch")
 
