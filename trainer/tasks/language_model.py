@@ -175,7 +175,11 @@ class LanguageModel(Task):
     def decoding(self, model, rows: int, length: int) -> Decoding:
         """Return the sampling of `trainer.generate`, of whole rows."""
         generator = TextGenerator(model, SamplingOptions(), length)
-        return Decoding(generator.fill, [(rows, length)], length)
+
+        def write(written):  # of one argument: a program has no optional ones
+            return generator.fill(written)
+
+        return Decoding(write, [(rows, length)], length)
 
     def usage(self, python: str, model_dir: str) -> str:
         return f"to write more:      {python} -m trainer.generate --model_dir={model_dir}"
