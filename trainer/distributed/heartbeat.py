@@ -130,7 +130,7 @@ class Watch:
         self._connecting_seconds, self._began = stall, 0.0
         self._last_turn = self._next_beat = 0.0
         self._lock = threading.Lock()
-        self._left = False
+        self._left = self._stopped = False
         self._hurry = threading.Event()
         self._ending = threading.Event()
         self.saving: Callable[[], object] = lambda: None
@@ -167,7 +167,11 @@ class Watch:
         self._send({"failed": reason})
 
     def stop(self) -> None:
-        """Say that this worker ends now because it was asked to, with nothing to save."""
+        """Say that this worker ends now because it was asked to, with nothing to save.
+
+        The others end likewise, so this worker no longer watches them.
+        """
+        self._stopped = True
         self._send({"stopped": True})
 
     def explain(self) -> None:
@@ -184,6 +188,8 @@ class Watch:
     def _run(self) -> None:
         verdict = None
         while verdict is None:
+            if self._stopped:
+                return
             present = [other.channel for other in self._others.values() if other.gone is None]
             wait_for(present, min(self._beat, _POLL_SECONDS))
             verdict = self._turn(time.monotonic())

@@ -20,6 +20,11 @@ def _quick(monkeypatch):
     monkeypatch.setattr(heartbeat, "_GRACE_SECONDS", 0.2)
     monkeypatch.setattr(heartbeat, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(heartbeat, "_LONGEST_PAUSE", 0.2)
+    yield
+    for thread in threading.enumerate():  # what it still prints would be the next test's
+        if thread.name == "heartbeat":
+            thread.join(300)
+            assert not thread.is_alive()
 
 
 def connected() -> tuple[Channel, Channel]:
