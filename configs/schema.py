@@ -157,6 +157,12 @@ class TrainConfig:
     rdrop_alpha: float = 0.0
     """Weight of R-Drop (Liang et al. 2021): two passes with other dropout masks must agree. Half
     as fast, and better on small corpora; 5 is the paper's for translation, 0 is off."""
+    simcut_alpha: float = 0.0
+    """Weight of SimCut (Gao et al. 2022): a second pass over the same sentences, some of whose
+    token embeddings are cut to 0, must agree with the first. Half as fast; 3 is the paper's, 0 is
+    off. For translation."""
+    simcut_rate: float = 0.05
+    """Share of the source and target tokens whose embeddings SimCut cuts to 0."""
     bad_steps: str = "abort"
     """What to do about a step whose loss or gradient is not finite, or above `loss_limit`. It never
     changes the weights, and its batch is saved in the model directory. "abort": end the run;
@@ -287,6 +293,7 @@ _MAY_BE_ZERO = {
     "optimizer.weight_decay",
     "train.loss_chunk_tokens",
     "train.rdrop_alpha",
+    "train.simcut_alpha",
     "train.loss_limit",
     "train.replay_every",
     "train.early_stopping_patience",
@@ -320,6 +327,7 @@ def _check_field(name: str, value: Any) -> str | None:
         return None
     if name.endswith("dropout") or name in (
         "train.label_smoothing",
+        "train.simcut_rate",
         "optimizer.beta_1",
         "optimizer.beta_2",
         "optimizer.ema_decay",
@@ -358,6 +366,11 @@ def validate(config: Config) -> None:
         raise ValueError(
             f"--config.optimizer.weight_decay is for --config.optimizer.name={', '.join(others)} "
             f"or {last}, and the name is {config.optimizer.name}"
+        )
+    if config.train.rdrop_alpha and config.train.simcut_alpha:
+        raise ValueError(
+            "--config.train.rdrop_alpha and --config.train.simcut_alpha each ask for a second pass "
+            "of their own: set one of them to 0"
         )
     _validate_model(config.model, config.data.longest_row)
 

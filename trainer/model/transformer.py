@@ -103,25 +103,44 @@ class Transformer(keras.Model):
         x = self.hidden(source, source_segments, target, target_segments, rng)
         return self.projection.logits(x)
 
-    def hidden(self, source, source_segments, target, target_segments, rng=None) -> tf.Tensor:
-        """Return what `projection` makes logits of, [B, T, D]; the arguments are as of `call`."""
-        memory = self.encode(source, source_segments, rng)
+    def hidden(
+        self, source, source_segments, target, target_segments, rng=None, kept=(None, None)
+    ) -> tf.Tensor:
+        """Return what `projection` makes logits of, [B, T, D].
+
+        Args:
+            source: int32 [B, S], as of `call`.
+            source_segments: int32 [B, S].
+            target: int32 [B, T].
+            target_segments: int32 [B, T].
+            rng: int32 [2], or None.
+            kept: bool [B, S] and [B, T], which embeddings of source tokens and of the decoder's
+                input tokens stay; the others are 0, with their positions added as ever. None
+                keeps all.
+        """
+        source_kept, target_kept = kept
+        memory = self.encode(source, source_segments, rng, source_kept)
         shifted = positions.shift_right(target, target_segments, self.bos_id)
         mask = positions.same_segment_mask(target_segments, target_segments)
         mask &= positions.causal_mask(tf.shape(target)[1])
         places = tf.range(tf.shape(target)[1])
         sight = self.decoder_positions.sight(mask, places, places)
         cross_sight = Sight(positions.same_segment_mask(target_segments, source_segments))
-        x = self._embed_target(shifted, positions.positions_in_segments(target_segments))
+        x = self._embed_target(
+            shifted, positions.positions_in_segments(target_segments), target_kept
+        )
         x = self.decoder(self.target_dropout(x, rng), sight, rng, memory, cross_sight)
         return self._normalized(x)
 
-    def encode(self, source, source_segments, rng=None) -> tf.Tensor:
-        """Return the encoder's output, [B, S, D], of token ids and segments, int32 [B, S]."""
+    def encode(self, source, source_segments, rng=None, kept=None) -> tf.Tensor:
+        """Return the encoder's output, [B, S, D], of token ids and segments, int32 [B, S].
+
+        `kept` is as of `hidden`, for the source.
+        """
         mask = positions.same_segment_mask(source_segments, source_segments)
         places = tf.range(tf.shape(source)[1])
         sight = self.encoder_positions.sight(mask, places, places)
-        x = self.source_embedding(source) * self.config.width**0.5  # 3.4
+        x = _cut(self.source_embedding(source), kept) * self.config.width**0.5  # 3.4
         x = self.encoder_positions.add_to(x, positions.positions_in_segments(source_segments))
         x = self.encoder(self.source_dropout(x, rng), sight, rng)
         return x if self.encoder_norm is None else self.encoder_norm(x)
@@ -160,8 +179,8 @@ class Transformer(keras.Model):
         x, cache = self.decoder.step(x, cache, position, sight, cross_sight)
         return self.projection.logits(self._normalized(x)), cache
 
-    def _embed_target(self, tokens, token_positions) -> tf.Tensor:
-        x = self.target_embedding(tokens) * self.config.width**0.5  # 3.4
+    def _embed_target(self, tokens, token_positions, kept=None) -> tf.Tensor:
+        x = _cut(self.target_embedding(tokens), kept) * self.config.width**0.5  # 3.4
         return self.decoder_positions.add_to(x, token_positions)  # [B, T, D]
 
     @property
@@ -173,3 +192,8 @@ class Transformer(keras.Model):
 
     def _normalized(self, x: tf.Tensor) -> tf.Tensor:
         return x if self.decoder_norm is None else self.decoder_norm(x)
+
+
+def _cut(x: tf.Tensor, kept: tf.Tensor | None) -> tf.Tensor:
+    """Return the embeddings [B, L, D] with those that are not kept, bool [B, L], set to 0."""
+    return x if kept is None else tf.where(kept[..., tf.newaxis], x, tf.zeros([], x.dtype))

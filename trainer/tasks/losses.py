@@ -103,6 +103,35 @@ def rdrop_sums(
     return sums | {"loss": sums["loss"] + 0.25 * alpha * divergence}
 
 
+def simcut_sums(
+    logits: tf.Tensor,
+    targets: tf.Tensor,
+    weights: tf.Tensor,
+    label_smoothing: float,
+    alpha: float,
+) -> dict[str, tf.Tensor]:
+    """Return `token_sums` of a pass, with which one over cut embeddings is to agree.
+
+    SimCut (Gao et al. 2022, equation 7): "loss" grows by alpha KL(p || q), with p from the whole
+    sentences and q from the cut ones; the gradient flows through both.
+
+    Args:
+        logits: float32 [2 B, T, V], of the whole sentences and then of the cut ones.
+        targets: int32 [2 B, T].
+        weights: float32 [2 B, T].
+        label_smoothing: e, in [0, 1).
+        alpha: weight of the divergence in "loss".
+
+    Returns:
+        float32 scalars; all but "loss" are those of the first pass.
+    """
+    (whole, cut), weights = tf.split(logits, 2), tf.split(weights, 2)[0]
+    sums = token_sums(whole, tf.split(targets, 2)[0], weights, label_smoothing)
+    p, q = tf.nn.log_softmax(whole), tf.nn.log_softmax(cut)
+    per_token = tf.reduce_sum(tf.exp(p) * (p - q), axis=-1)  # [B, T]
+    return sums | {"loss": sums["loss"] + alpha * tf.reduce_sum(per_token * weights)}
+
+
 def symmetric_divergence(logits: tf.Tensor, others: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Return KL(p || q) + KL(q || p) of two predictions, summed over tokens, in nats.
 

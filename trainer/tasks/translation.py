@@ -16,6 +16,7 @@ from trainer.decoding.beam import BeamSearch
 from trainer.decoding.options import SearchOptions
 from trainer.decoding.predictor import TranslationPredictor
 from trainer.decoding.search import Decoder, decoding_device, search_options
+from trainer.model.positions import positions_in_segments
 from trainer.model.transformer import Transformer
 from trainer.tasks import flops, losses
 from trainer.tasks.base import Batch, DataFacts, Decoding, Scorer, Scores, Task
@@ -103,7 +104,7 @@ class Translation(Task):
             batch: `FEATURES`, int32 [B, L] each.
             rng: int32 [2], the dropout seed, or None.
             training: whether "loss" is what training minimises: with label smoothing, and R-Drop
-                if the configuration asks for it.
+                or SimCut if the configuration asks for it.
 
         Returns:
             `SUMS`, float32 scalars: those of `losses.token_sums`, "source_tokens"
@@ -111,20 +112,23 @@ class Translation(Task):
         """
         weights = tf.cast(batch["target_segments"] > 0, tf.float32)  # [B, T]
         train = self.config.train
-        features = [batch[name] for name in FEATURES]
         smoothing = train.label_smoothing if training else 0.0
         function = functools.partial(losses.token_sums, label_smoothing=smoothing)
-        passes = 1
+        passes, kept = self._passes(training), (None, None)
+        features = [tf.concat([batch[name]] * passes, axis=0) for name in FEATURES]  # [P B, L]
         if training and train.rdrop_alpha:
             function = functools.partial(
                 losses.rdrop_sums, label_smoothing=smoothing, alpha=train.rdrop_alpha
             )
-            passes = 2
-            features = [tf.concat([feature] * 2, axis=0) for feature in features]  # [2 B, L]
+        elif training and train.simcut_alpha:
+            function = functools.partial(
+                losses.simcut_sums, label_smoothing=smoothing, alpha=train.simcut_alpha
+            )
+            kept = self._kept(batch, rng)
         result = chunked_sums(
             function,
             losses.SUMS,
-            model.hidden(*features, rng=rng),  # [P B, T, D]
+            model.hidden(*features, rng=rng, kept=kept),  # [P B, T, D]
             model.projection,
             batch["target"],
             weights,
@@ -136,6 +140,27 @@ class Translation(Task):
         result["source_tokens"] = tf.reduce_sum(source)
         result["positions"] = tf.cast(tf.size(weights), tf.float32)
         return result
+
+    def _passes(self, training: bool) -> int:
+        train = self.config.train
+        return 2 if training and (train.rdrop_alpha or train.simcut_alpha) else 1
+
+    def _kept(self, batch: Batch, rng) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return which embeddings SimCut keeps, bool [2 B, S] and [2 B, T]: all in the first half.
+
+        Which ones it cuts follows from `rng`, int32 [2], as dropout does. The token that opens a
+        target sentence stays; that of padding does not matter.
+        """
+        kept = []
+        for stream, side in enumerate(("source", "target")):
+            segments = batch[f"{side}_segments"]
+            seed = tf.random.experimental.stateless_fold_in(rng, -1 - stream, alg="philox")
+            draws = tf.random.stateless_uniform(tf.shape(segments), seed, alg="philox")
+            stays = draws >= self.config.train.simcut_rate
+            if side == "target":
+                stays |= positions_in_segments(segments) == 0
+            kept.append(tf.concat([tf.ones_like(stays), stays], axis=0))
+        return kept[0], kept[1]
 
     def metrics(self, sums: Mapping[str, float], split: SplitInfo) -> dict[str, float]:
         """Return the metrics per target token, see `losses.token_metrics`."""
@@ -187,9 +212,8 @@ class Translation(Task):
         return score
 
     def train_flops(self, split: SplitInfo, longest_row: int) -> float:
-        """Return the mean FLOPs of training a target token; twice as many with R-Drop."""
-        passes = 2 if self.config.train.rdrop_alpha else 1
-        return passes * flops.train_flops_of_split(
+        """Return the mean FLOPs of training a target token; R-Drop and SimCut take two passes."""
+        return self._passes(True) * flops.train_flops_of_split(
             self.config.model, self.target_vocab_size, split, longest_row
         )
 
@@ -205,8 +229,7 @@ class Translation(Task):
             target_pairs=pairs,
             cross_pairs=pairs,
         )
-        passes = 2 if training and self.config.train.rdrop_alpha else 1
-        return passes * (3.0 if training else 1.0) * forward
+        return self._passes(training) * (3.0 if training else 1.0) * forward
 
     def decoding(self, model, rows: int, length: int) -> Decoding:
         """Return the search of `trainer.evaluate`."""

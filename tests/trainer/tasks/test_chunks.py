@@ -55,6 +55,7 @@ def assert_same(chunked, whole, rtol: float) -> None:
     [
         (functools.partial(losses.token_sums, label_smoothing=0.1), 1),
         (functools.partial(losses.rdrop_sums, label_smoothing=0.1, alpha=5.0), 2),
+        (functools.partial(losses.simcut_sums, label_smoothing=0.1, alpha=3.0), 2),
     ],
 )
 def test_sums_and_gradients(tokens, chunk_tokens, function, passes):

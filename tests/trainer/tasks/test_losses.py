@@ -1,5 +1,6 @@
 """Token sums and R-Drop against the distributions written out in NumPy."""
 
+import itertools
 import json
 import math
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer.model.positions import positions_in_segments
 from trainer.tasks.losses import symmetric_divergence, token_metrics, token_sums
 from trainer.tasks.translation import FEATURES, Translation
 
@@ -217,8 +219,8 @@ def test_rdrop_is_two_passes(tiny_config, make_model, sentences, monkeypatch):
     model = make_model(dropout=0.3)
     seeds, hidden = [tf.constant([1, 2]), tf.constant([3, 4])], model.hidden
 
-    def one_after_the_other(*features, rng):
-        assert rng is not None
+    def one_after_the_other(*features, rng, kept):
+        assert rng is not None and kept == (None, None)
         halves = zip(*(tf.split(feature, 2) for feature in features), strict=True)
         passes = zip(halves, seeds, strict=True)
         return tf.concat([hidden(*half, rng=seed) for half, seed in passes], axis=0)
@@ -263,6 +265,53 @@ def test_rdrop_is_for_training(tiny_config, make_model, sentences):
     wanted = expected(logits, sentences["target"], sentences["target_segments"] > 0, 0.0)
     for key, value in wanted.items():
         np.testing.assert_allclose(sums[key], value, rtol=1e-5, err_msg=key)
+
+
+def test_simcut_is_two_passes(tiny_config, make_model, sentences):
+    """The second pass reads, in place of each cut token, one whose embedding is 0."""
+    model, options = make_model(), {"simcut_alpha": 3.0, "simcut_rate": 0.4}
+    model.target_embedding.embeddings.assign(
+        model.target_embedding.embeddings * (np.arange(30) != 29)[:, np.newaxis]
+    )
+    task = Translation(tiny_config(train=options), 30, 30, joint=True, bos_id=2)
+    kept = [side.numpy() for side in task._kept(sentences, tf.constant([7, 0]))]
+    assert all(side[:2].all() for side in kept)
+    source, source_segments, target, target_segments = (sentences[name] for name in FEATURES)
+    cut_source, cut_input = (~side[2:] for side in kept)
+    assert not cut_input[positions_in_segments(target_segments).numpy() == 0].any()
+    assert cut_source[source_segments > 0].any() and cut_input[target_segments > 0].any()
+    cut_target = np.roll(cut_input, -1, axis=1)  # the decoder reads each token a place later
+    second = model(
+        np.where(cut_source, 29, source),
+        source_segments,
+        np.where(cut_target, 29, target),
+        target_segments,
+    )
+    weights = target_segments > 0
+    first = model(source, source_segments, target, target_segments)
+    wanted = expected(first.numpy(), target, weights, 0.1)
+    p, q = log_softmax(first), log_softmax(second)
+    divergence = ((np.exp(p) * (p - q)).sum(-1) * weights).sum()
+    assert divergence > 0.1
+    wanted["loss"] += 3.0 * divergence
+    wanted |= {"source_tokens": 8, "tokens": 11, "positions": 20}
+    result = sums_of(tiny_config, model, sentences, **options)
+    assert result == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+def test_simcut_cuts_a_share_of_the_tokens_anew_each_step(tiny_config, rate):
+    config = tiny_config(train={"simcut_alpha": 3.0, "simcut_rate": rate})
+    task = Translation(config, 30, 30, joint=True, bos_id=2)
+    segments = np.ones([20, 500], np.int32)
+    batch = {"source_segments": segments, "target_segments": segments}
+    masks = []
+    for rng in ([7, 0], [7, 1]):
+        masks += [~side.numpy()[20:] for side in task._kept(batch, tf.constant(rng))]
+    for mask in masks:
+        assert mask.mean() == pytest.approx(rate, abs=0.015)
+    for one, other in itertools.combinations(masks, 2):
+        assert (one & other).mean() == pytest.approx(rate**2, abs=0.01)
 
 
 def test_token_metrics():
