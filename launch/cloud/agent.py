@@ -35,6 +35,7 @@ GOOD_RUN = 600.0  # a run of this length resets the count of restarts
 LONGEST_PAUSE = 60.0  # between two starts
 TRIES = 5  # of a request
 INSTALL_TRIES = 3
+INSTALL_PAUSE = 10.0  # seconds before the second try; twice that before the third
 PART_BYTES = 4 << 20
 BAD_INPUT = 2  # the trainer's exit code when a restart cannot help
 
@@ -252,7 +253,7 @@ def install(job, folder, log):
         tar.extractall(directory)
     for command in job["install"]:
         for attempt in range(INSTALL_TRIES):
-            pause(10.0 * attempt)
+            pause(INSTALL_PAUSE * attempt)
             if stopping:
                 return None
             if not run(["bash", "-ec", command], log, cwd=directory):

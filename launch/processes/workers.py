@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from typing import IO, Any, TextIO
 
 from common import status
 
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
-_LAST_LINES_SECONDS = 2.0
+_CLOSE_SECONDS = 60.0  # only a process that has left its group can hold the pipes for so long
 # Loaded here, as nothing may be imported between fork and exec.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _OUTPUT = threading.Lock()
@@ -115,11 +116,12 @@ class Worker:
         return status.read(self._status)
 
     def close(self) -> None:
-        """Wait a moment for a killed process and for its last lines."""
+        """Wait for a killed process and for its last lines."""
+        until = time.monotonic() + _CLOSE_SECONDS
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_LAST_LINES_SECONDS)
+            self._process.wait(_CLOSE_SECONDS)
         for reader in self._readers:
-            reader.join(_LAST_LINES_SECONDS)
+            reader.join(max(0.0, until - time.monotonic()))
         self._folder.cleanup()
 
     def _relay(self, pipe: IO[bytes], stream: TextIO) -> None:

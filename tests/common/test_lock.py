@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,7 +86,8 @@ def test_a_live_holder_elsewhere(tmp_path, monkeypatch):
 
 def test_two_at_once(tmp_path, monkeypatch):
     """The other one writes between this one's look and its write: the last writer has it."""
-    monkeypatch.setattr(lock.time, "sleep", lambda seconds: _write(tmp_path))
+    clock = SimpleNamespace(time=time.time, sleep=lambda seconds: _write(tmp_path))
+    monkeypatch.setattr(lock, "time", clock)
     with pytest.raises(UsageError, match="in use by process 12 on far"), lock.held(str(tmp_path)):
         pass
 

@@ -112,7 +112,7 @@ def cloud(bucket_service, monkeypatch):
     server, address = bucket_service
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
     monkeypatch.setattr(life, "POLL_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(service, "RETRY_SECONDS", (0.01, 0.01, 2.0))
+    monkeypatch.setattr(service, "RETRY_SECONDS", (0.01, 0.01, 300.0))
     with TpuService() as running:
         monkeypatch.setenv("TPU_EMULATOR_HOST", running.address)
         yield running

@@ -283,7 +283,7 @@ def test_training_goes_on_while_a_slow_reporter_writes(start, tmp_path, monkeypa
 
     def write_slowly(split, step, metrics):
         if (split, step) == ("train", 2):
-            waited.append(begun.wait(60))
+            waited.append(begun.wait(300))
         write(split, step, metrics)
 
     note.get_concrete_function = train.get_concrete_function

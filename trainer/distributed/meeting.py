@@ -131,6 +131,7 @@ class _Door:
         self._listener = listen(addresses[index])
         self._listener.setblocking(False)
         self._strangers: dict[Channel, float] = {}
+        self._closed = threading.Event()
 
     def name(self, index: int) -> str:
         return name_of(index, self.addresses)
@@ -144,7 +145,8 @@ class _Door:
         }
 
     def close(self) -> None:
-        """Free the port."""
+        """Free the port, and try no more addresses."""
+        self._closed.set()
         self._listener.close()
         for stranger in self._strangers:
             stranger.close()
@@ -187,14 +189,14 @@ class _Door:
             for index, token in enumerate(tokens):
                 if index == self.index:
                     continue
-                if trouble := _try_address(self.addresses[index], token):
+                if trouble := _try_address(self.addresses[index], token, self._closed):
                     result.set_result(
                         f"{self.name(self.index)} cannot reach {self.name(index)}: {trouble}"
                     )
                     return
             result.set_result("")
 
-        threading.Thread(target=try_all, daemon=True).start()
+        threading.Thread(target=try_all, daemon=True, name="meeting").start()
         return result
 
 
@@ -371,10 +373,10 @@ def _follow(door: _Door, patience: _Patience, chief: Channel) -> bool:
     return False
 
 
-def _try_address(address: str, token: str) -> str | None:
+def _try_address(address: str, token: str, given_up: threading.Event) -> str | None:
     """Say what is wrong if the process with that token does not answer at the address."""
     until, trouble = time.monotonic() + _DIAL_SECONDS, "no answer"
-    while (left := until - time.monotonic()) > 0:
+    while (left := until - time.monotonic()) > 0 and not given_up.is_set():
         try:
             with contextlib.closing(dial(address, left)) as channel:
                 channel.send({"who": True})

@@ -158,7 +158,7 @@ def test_a_quota_of_requests_is_waited_for(cloud):
     assert [method for method, _ in cloud.requests].count("POST") == 4
 
 
-def test_refusals_are_one_line(cloud):
+def test_refusals_are_one_line(cloud, monkeypatch):
     cloud.faults.append(Fault("GET", 403, "Cloud TPU API has not been used in project p"))
     with pytest.raises(
         UsageError, match=r"gcloud services enable tpu\.googleapis\.com --project=p"
@@ -167,6 +167,7 @@ def test_refusals_are_one_line(cloud):
     cloud.faults.append(Fault("POST", 400, "Runtime version not found"))
     with pytest.raises(UsageError, match="Runtime version not found"):
         create()
+    monkeypatch.setattr(service, "RETRY_SECONDS", (0.01, 0.01, 0.1))
     cloud.faults.append(Fault("GET", 503, "down", 10**6))
     with pytest.raises(UsageError, match="down; run the same command again"):
         create()
@@ -239,9 +240,10 @@ def test_what_does_not_go_away_is_told(cloud, monkeypatch):
     create()
     until(cloud, "ACTIVE")
     cloud.stuck = True
-    monkeypatch.setattr(life, "DELETE_SECONDS", 0.1)
-    with pytest.raises(UsageError, match=r"still exists after .* may cost money"):
-        delete()
+    with monkeypatch.context() as patch:
+        patch.setattr(life, "DELETE_SECONDS", 0.1)
+        with pytest.raises(UsageError, match=r"still exists after .* may cost money"):
+            delete()
     assert SPEC in in_bucket()
     cloud.stuck = False
     delete()

@@ -2,7 +2,7 @@
 
 from launch import local
 
-_QUICK = {"_FIRST_PAUSE_SECONDS": 0.01}
+_QUICK = {"_FIRST_PAUSE_SECONDS": 0.01, "_STOP_SECONDS": 300.0}
 _REPORT = """
 def report(facts):
     with open(os.environ["WORKER_STATUS_FILE"], "w") as file:
@@ -39,8 +39,15 @@ def test_the_death_behind_the_end_of_another_is_named(launch):
 if attempt:
     sys.exit()
 if index == 1:
+    with open("begun", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename("begun", "pid")
     os.kill(os.getpid(), signal.SIGKILL)
-time.sleep(0.2)
+while not os.path.exists("pid"):
+    time.sleep(0.01)
+stat = f"/proc/{{open('pid').read()}}/stat"
+while os.path.exists(stat) and ") Z" not in open(stat).read():
+    time.sleep(0.01)
 {_ACCUSE}
 """
     run = launch(body, constants={**_QUICK, "_POLL_SECONDS": 1.5})

@@ -1,8 +1,8 @@
 """Who is lost is noticed and named by all others: watches in threads, over real connections."""
 
+import functools
 import socket
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -36,7 +36,7 @@ def connected() -> tuple[Channel, Channel]:
 class Worker:
     """A watch whose process does not really end."""
 
-    def __init__(self, index: int, connections, silence=30.0, stall=60.0, reason=None):
+    def __init__(self, index: int, connections, silence=1e6, stall=1e6, reason=None):
         self.ended = threading.Event()
         self.code = None
         self.progress = Progress()
@@ -52,14 +52,12 @@ class Worker:
         return self.code
 
 
-def three(**options) -> tuple[list[Worker], list[Channel]]:
+def three(make=Worker, **options) -> tuple[list, list[Channel]]:
     """A chief, two workers, and the workers' ends of the connections."""
     (first, first_end), (second, second_end) = connected(), connected()
-    chief = Worker(0, {1: first_end, 2: second_end}, **options)
-    return [chief, Worker(1, {0: first}, **options), Worker(2, {0: second}, **options)], [
-        first,
-        second,
-    ]
+    ends = [{1: first_end, 2: second_end}, {0: first}, {0: second}]
+    workers = [make(index, connections, **options) for index, connections in enumerate(ends)]
+    return workers, [first, second]
 
 
 def test_a_connection_that_ends(capfd):
@@ -108,9 +106,9 @@ class Clockwork:
         self.now = self.watch._began
 
     def turn(self, seconds: float, news: bool = False):
-        """One turn, so many seconds later; with `news`, a message is on its way."""
-        if news:
-            wait_for([other.channel for other in self.watch._others.values()], 60)
+        """One turn, so many seconds later; with `news`, all others have sent something."""
+        for other in self.watch._others.values() if news else ():
+            wait_for([other.channel], 60)
         self.now += seconds
         return self.watch._turn(self.now)
 
@@ -180,19 +178,21 @@ def test_a_worker_that_was_asked_to_stop_before_it_had_begun(capfd):
     assert "error" not in error
 
 
-def test_a_worker_that_keeps_the_others_waiting(capfd):
+def test_a_worker_that_keeps_the_others_waiting(monkeypatch):
     """All beat; two wait for the third, which has not come to where they meet."""
-    workers, _ = three(silence=300.0, stall=1.5)
-    for worker in workers:
-        with worker.progress:
-            pass
-    for worker in workers[:2]:
-        worker.progress.__enter__()
-    assert [worker.wait() for worker in workers] == [1, 1, 1]
-    line = "error: worker 2 (host-c:3) keeps the others waiting and has made no progress for 1.5 s"
-    error = capfd.readouterr().err
-    assert error.count(line) == 3
-    assert "(at " in error and ", in " in error
+    (chief, *others), _ = three(functools.partial(Clockwork, monkeypatch))
+    chief.progress.count, chief.progress.inside = 2, True
+    others[0].progress.count, others[0].progress.inside = 2, True
+    others[1].progress.count = 1
+    for quiet in (59.0, 60.0):
+        for one in (chief, *others):
+            one.progress.seconds = quiet
+        assert [one.turn(1.0) for one in others] == [None, None]
+        verdict = chief.turn(1.0, news=True)
+        assert (verdict is None) == (quiet < 60.0)
+    line = "worker 2 (host-c:3) keeps the others waiting and has made no progress for 60 s (at "
+    assert verdict.text.startswith(line) and ", in " in verdict.text
+    assert (verdict.code, verdict.lost) == (1, 2)
 
 
 def test_no_progress_of_anyone(capfd):
@@ -221,18 +221,21 @@ def test_asked_to_stop_itself(capfd):
     assert "SIGTERM, and worker 0 (host-a:1) has died" in capfd.readouterr().err
 
 
-def test_what_is_being_saved_is_finished():
+def test_what_is_being_saved_is_finished(monkeypatch):
+    monkeypatch.setattr(heartbeat, "_SAVING_SECONDS", 300.0)
     near, far = connected()
     worker = Worker(1, {0: near})
-    saved = threading.Event()
+    began, may_end, saved = threading.Event(), threading.Event(), threading.Event()
 
     def save():
-        assert not worker.ended.is_set()
-        time.sleep(0.5)
+        began.set()
+        may_end.wait(300)
         saved.set()
 
     worker.watch.saving = save
     far.close()
+    assert began.wait(300) and not worker.ended.is_set()
+    may_end.set()
     worker.wait()
     assert saved.is_set()
 

@@ -21,6 +21,27 @@ FACTS = {"TensorFlow": "2", "--config.data.buckets": (8, 16), "--init_from": Non
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     monkeypatch.setattr(meeting, "_RETRY_SECONDS", 0.1)
+    for name in ("_DIAL_SECONDS", "_STRANGER_SECONDS", "_LINGER_SECONDS"):  # all come, if late
+        monkeypatch.setattr(meeting, name, 60.0)
+    yield
+    for thread in threading.enumerate():  # those that still try addresses
+        if thread.name == "meeting":
+            thread.join(300)
+            assert not thread.is_alive()
+
+
+class Clock:
+    """The clock of the meeting, which goes on when the test says so, or in pauses."""
+
+    def __init__(self, monkeypatch, pause: float = 0.0):
+        self.now, self._pause = 0.0, pause
+        monkeypatch.setattr(meeting, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += self._pause
 
 
 def free_addresses(count: int) -> list[str]:
@@ -131,7 +152,6 @@ def test_a_worker_that_was_started_again_takes_its_place():
     workers = [Worker(addresses, 0), Worker(addresses, 2)]
     old = connect(addresses[0])  # its host has lost power: the connection stays
     old.sendall(hello(addresses, 1))
-    time.sleep(0.3)
     workers.append(Worker(addresses, 1))
     join(*workers)
     assert [worker.error for worker in workers] == [None] * 3
@@ -139,14 +159,13 @@ def test_a_worker_that_was_started_again_takes_its_place():
 
 
 def test_two_of_the_same_index(monkeypatch):
-    monkeypatch.setattr(meeting, "_LINGER_SECONDS", 1.0)
+    monkeypatch.setattr(meeting, "_LINGER_SECONDS", 0.0)
     addresses = free_addresses(3)
     chief = Worker(addresses, 0)
     doubles = []
     for _ in range(4):
         doubles.append(connect(addresses[0]))
         doubles[-1].sendall(hello(addresses, 1))
-        time.sleep(0.3)
     reason = refusal_of(chief)
     assert reason.startswith(f"two processes say that they are worker 1 ({addresses[1]}); ")
     doubles[-1].settimeout(300)
@@ -181,8 +200,8 @@ def test_an_address_that_leads_nowhere(monkeypatch):
     addresses = free_addresses(3)
     real = meeting._try_address
 
-    def fail(address, token):
-        return "No route to host" if address == addresses[2] else real(address, token)
+    def fail(address, *rest):
+        return "No route to host" if address == addresses[2] else real(address, *rest)
 
     monkeypatch.setattr(meeting, "_try_address", fail)
     reason = refusal_of(*(Worker(addresses, i) for i in range(3)))
@@ -193,8 +212,9 @@ def test_an_address_that_leads_nowhere(monkeypatch):
 
 
 def test_what_an_address_leads_to(monkeypatch):
-    monkeypatch.setattr(meeting, "_DIAL_SECONDS", 0.5)
-    assert meeting._try_address(free_addresses(1)[0], "t") == "Connection refused"
+    Clock(monkeypatch, pause=25.0)  # so that each address is tried three times
+    never = threading.Event()
+    assert meeting._try_address(free_addresses(1)[0], "t", never) == "Connection refused"
     for answer, expected in (
         (b'{"worker": 4, "token": "t"}\n', None),
         (b'{"worker": 4, "token": "u"}\n', "another process, worker 4, answers there"),
@@ -214,26 +234,37 @@ def test_what_an_address_leads_to(monkeypatch):
 
             threading.Thread(target=serve, daemon=True).start()
             address = f"localhost:{server.getsockname()[1]}"
-            assert meeting._try_address(address, "t") == expected
+            assert meeting._try_address(address, "t", never) == expected
 
 
 def test_missing_workers_are_named_by_all_that_came(monkeypatch):
-    told = []
-    monkeypatch.setattr(meeting, "_TELL_SECONDS", 0.3)
+    told, clock = [], Clock(monkeypatch)
+    monkeypatch.setattr(meeting, "_STRANGER_SECONDS", 1e9)
     monkeypatch.setattr(meeting, "say", told.append)
     addresses = free_addresses(4)
-    workers = [Worker(addresses, 0, seconds=4.0), Worker(addresses, 2)]
-    join(*workers)
+    workers = [Worker(addresses, 0, seconds=1e6), Worker(addresses, 2, seconds=1e9)]
     missing = f"worker 1 ({addresses[1]}), worker 3 ({addresses[3]})"
+    deadline = time.monotonic() + 300
+    while f"waiting for {missing}" not in told:
+        assert time.monotonic() < deadline
+        clock.now += 1.0
+        time.sleep(0.02)
+    clock.now += 1e6
+    join(*workers)
     for worker in workers:
         assert type(worker.error) is MissingWorkersError
-        assert f" s in vain for {missing}: " in str(worker.error)
-    assert f"waiting for {missing}" in told
+        assert f"waited 1e+06 s in vain for {missing}: " in str(worker.error)
 
 
-def test_a_chief_that_is_missing():
+def test_a_chief_that_is_missing(monkeypatch):
+    clock = Clock(monkeypatch)
+
+    def wait(door):
+        clock.now += 1.0
+
+    monkeypatch.setattr(meeting._Door, "wait", wait)
     addresses = free_addresses(2)
-    worker = Worker(addresses, 1, seconds=0.3)
+    worker = Worker(addresses, 1, seconds=2.5)
     join(worker)
     assert f"in vain for worker 0 ({addresses[0]}) (Connection refused): " in str(worker.error)
 
