@@ -143,11 +143,12 @@ def whole_processes() -> None:
             if workers > 1:
                 command.append(f"--direct_num_workers={workers}")
             began = time.perf_counter()
-            if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
-                raise UsageError("the data job failed")
+            if code := subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
+                raise UsageError(f"the data job ended with code {code}; its own lines say why")
             seconds = time.perf_counter() - began
             # This is the largest process so far; the second row shows the larger of both runs.
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+            unit = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, else KiB
+            peak = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e9
             digests.append(directory_digest(directory))
             print(f"{workers} worker(s): {seconds:.1f} s, largest process {peak:.2f} GB")
     print("the bytes are " + ("equal" if len(set(digests)) == 1 else "NOT EQUAL"))

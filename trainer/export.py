@@ -21,6 +21,7 @@ from absl import flags, logging
 from common.console import error_text, warn
 from common.errors import UsageError, no_arguments, run_app
 from common.files import list_names, passing_errors, read_bytes, write_bytes
+from trainer.checkpoints import files as checkpoint_files
 from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.model_dir import LoadedModel
 from trainer.exporting import ctranslate2_engine, model_card, parity
@@ -153,6 +154,8 @@ def _copy_facts(loaded: LoadedModel, directory: str) -> None:
 
 def _check_flags(directory: str) -> None:
     """Refuse what is wrong before the model is loaded."""
+    if _FORMAT.value == "saved_model":
+        checkpoint_files.check_path(directory)  # its variables are a checkpoint
     try:
         __import__(_NEEDS[_FORMAT.value])
     except ImportError as error:

@@ -1,11 +1,46 @@
 """What the process of every command needs."""
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
+import pytest
 
 from common import process
+
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = ("benchmarks", "data_pipeline", "launch", "trainer")
+
+
+@pytest.mark.parametrize("package", _PACKAGES)
+def test_a_command_runs_keras_on_tensorflow_whatever_the_user_has_chosen(package):
+    """It is chosen by the package of the command, before anything imports Keras."""
+    program = (
+        f"import {package}, os, sys; print(os.environ['KERAS_BACKEND'], 'keras' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=_ROOT,
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.stdout, done.stderr) == ("tensorflow False\n", "")
+
+
+def test_every_command_stands_in_such_a_package():
+    found = {
+        path.relative_to(_ROOT).parts[0]
+        for package in ("common", "configs", *_PACKAGES)
+        for path in (_ROOT / package).rglob("*.py")
+        if "    run_app(main" in path.read_text(encoding="utf-8")
+    }
+    assert found == set(_PACKAGES)
 
 
 def test_grpc_reaches_this_machine_without_the_proxy(monkeypatch):

@@ -79,6 +79,15 @@ def test_an_export_to_a_bucket(trained):
     assert again.stderr.splitlines()[-1] == error
 
 
+def test_a_path_that_tensorflow_cannot_read_is_refused_at_once(tmp_path):
+    directory = tmp_path / "model [v1]"
+    flags = ("--model_dir=unread", "--format=saved_model", f"--output_dir={directory}")
+    code, _, err = run_command("trainer.export", *flags)
+    assert code == 2
+    message = f"error: {directory}: TensorFlow cannot read checkpoints from a path with [; "
+    assert err.splitlines()[-1].startswith(message) and not directory.exists()
+
+
 def test_weights_as_keras_saves_them(trained, tmp_path):
     """Loaded in the way that the model card shows, they are the model's."""
     code, out, err = run_command(
