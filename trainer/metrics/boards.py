@@ -7,6 +7,7 @@ import numpy as np
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalars
 from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 _GROUPS = {
     "speed": (
@@ -34,6 +35,14 @@ _FIRST_PAGE = {
     "Is it fast?": ("target_tokens_per_second", "tokens_per_second", "mfu", "input_wait"),
     "Is it healthy?": ("grad_norm", "learning_rate", "peak_memory_bytes"),
 }
+# What the table of runs shows of the settings before one asks for more: it has room for five.
+_COLUMNS = (
+    "model.width",
+    "optimizer.learning_rate",
+    "optimizer.warmup_steps",
+    "train.batch_tokens",
+    "train.steps",
+)
 _ALWAYS = ("mfu", "input_wait", "grad_norm", "learning_rate", "peak_memory_bytes")
 
 
@@ -63,26 +72,32 @@ def first_page(metrics: Collection[str]) -> Any:
     return custom_scalars.pb(layout_pb2.Layout(category=categories))
 
 
-def table_of_runs(settings: Mapping[str, Any], scores: Collection[str]) -> list[Any]:
+def table_of_runs(name: str, settings: Mapping[str, Any], scores: Collection[str]) -> list[Any]:
     """Return the summaries that put a run, written as "valid", into TensorBoard's HParams.
 
     Args:
+        name: of the run.
         settings: "group.field" -> value.
         scores: names of the scores to sort by.
     """
     values = {
-        name: value if isinstance(value, bool | int | float | str) else str(value)
-        for name, value in settings.items()
+        setting: value if isinstance(value, bool | int | float | str) else str(value)
+        for setting, value in settings.items()
     }
     columns = [
-        hparams.Metric(tag_of(name), group=group, display_name=f"{split} {name}")
+        hparams.Metric(tag_of(score), group=group, display_name=f"{split} {score}")
         for split, group in (("test", "../test"), ("valid", ""))
-        for name in scores
+        for score in scores
     ]
     experiment = hparams.hparams_config_pb(
-        hparams=[hparams.HParam(name) for name in values], metrics=columns
+        hparams=[hparams.HParam(setting) for setting in values], metrics=columns
     )
-    return [experiment, hparams.hparams_pb(values)]
+    holder = experiment.value[0].metadata.plugin_data
+    table = plugin_data_pb2.HParamsPluginData.FromString(holder.content)
+    for setting in table.experiment.hparam_infos:
+        setting.differs = setting.name in _COLUMNS  # puts it before the others
+    holder.content = table.SerializeToString()
+    return [experiment, hparams.hparams_pb(values, trial_id=name)]
 
 
 def projector_files(pieces: Sequence[str], vectors: np.ndarray) -> dict[str, str]:

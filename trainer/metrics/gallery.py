@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.histogram import metadata
 
 from data_pipeline.dataset import packing
 from data_pipeline.dataset.examples import Examples
@@ -17,7 +18,8 @@ from trainer.tasks.base import Task
 
 LARGEST_SHARE = 0.02
 """Of the training time, for everything here together."""
-_FIRST_GUESS = 1.0  # seconds that the first pictures take
+_FIRST_HISTOGRAMS, _FIRST_PICTURES = 0.4, 2.0  # guesses, in seconds
+_BUCKETS = 30  # of a histogram
 _SHOWN = 2  # examples whose attention is drawn
 _SHORTEST, _LONGEST = 4, 40  # tokens drawn of an example
 _EMBEDDINGS = 5000  # pieces in the projector
@@ -26,8 +28,9 @@ _EMBEDDINGS = 5000  # pieces in the projector
 class Gallery:
     """Shows how a model changes, after evaluations, for at most a small share of the time.
 
-    When the pictures of an evaluation would take more than `LARGEST_SHARE` of the training time so
-    far, they are left out; so the first ones come after a minute or so.
+    What would take more than `LARGEST_SHARE` of the training time so far is left out. So is what
+    would leave too little of the whole run's share for the last evaluation, which matters most:
+    a run of a few minutes has some histograms on the way, and pictures at its end.
 
     Args:
         writer: gets everything.
@@ -63,27 +66,40 @@ class Gallery:
         order = np.argsort(lengths.max(axis=0) > _LONGEST, kind="stable")  # short ones first
         chosen = [i for i in order if lengths[:, i].min() >= _SHORTEST][:_SHOWN]
         self._examples = [(_start(examples, i), _label(examples, i)) for i in chosen]
-        self._spent, self._last = 0.0, _FIRST_GUESS
+        self._spent = 0.0
+        self._histograms_take, self._pictures_take = _FIRST_HISTOGRAMS, _FIRST_PICTURES
         self._before: dict[str, np.ndarray] = {}
         self._drawn = False
 
     def add(self, step: int) -> None:
-        """Show the model as it is now, if there is time for it."""
-        if not self._examples or self._spent + self._last > LARGEST_SHARE * self._seconds():
+        """Show the model as it is now, as far as there is time for it."""
+        share, ends = LARGEST_SHARE * self._seconds(), step >= self._steps
+        left = share - self._spent
+        if not ends:
+            last = self._histograms_take + self._pictures_take
+            left = min(left, share * self._steps / max(1, step) - self._spent - last)
+        if not self._examples or left < self._histograms_take:
             return
+        with_pictures = left >= self._histograms_take + self._pictures_take
+        self._histograms_take = self._show(step, self._add_weights)
+        if with_pictures:
+            self._pictures_take = self._show(step, self._add_pictures)
+        if ends and (embeddings := self._embeddings()):
+            self._writer.board_files("valid", boards.projector_files(*embeddings))
+
+    def _show(self, step: int, draw: Callable[[], None]) -> float:
+        """Call a function that writes summaries; return the seconds that it took."""
         began = time.monotonic()
         with tf.device(self._device):
-            self._writer.show("valid", step, self._add_all)
-        if step >= self._steps and (embeddings := self._embeddings()):
-            self._writer.board_files("valid", boards.projector_files(*embeddings))
-        self._last = time.monotonic() - began
-        self._spent += self._last
+            self._writer.show("valid", step, draw)
+        took = time.monotonic() - began
+        self._spent += took
+        return took
 
-    def _add_all(self) -> None:
+    def _add_pictures(self) -> None:
         if not self._drawn:
             self._add_start()
         self._add_attention()
-        self._add_weights()
 
     def _add_start(self) -> None:
         """Show what does not change."""
@@ -114,7 +130,8 @@ class Gallery:
                 label=label,
             )
             for one in maps:
-                title = f"{one.kind} attention, example {number}"
+                step = tf.summary.experimental.get_step()
+                title = f"{one.kind} attention, example {number}, step {step:,}"
                 picture = pictures.draw_attention(one, title)
                 _image(f"attention/{one.kind}/{number}", picture)
                 self._writer.pictures({f"attention-{one.kind}-{number}.png": picture})
@@ -128,8 +145,8 @@ class Gallery:
             if len(variable.shape) < 2:
                 continue  # biases and norms: too many charts
             name, value = names[id(variable)], variable.numpy()
-            tf.summary.histogram(f"weights/{name}", value)
-            tf.summary.histogram(f"gradients/{name}", gradient)
+            _histogram(f"weights/{name}", value)
+            _histogram(f"gradients/{name}", gradient)
             if name in self._before and (size := np.linalg.norm(value)) > 0:
                 moved.append(np.linalg.norm(value - self._before[name]) / size)
             self._before[name] = value
@@ -191,3 +208,11 @@ def _label(examples: Examples, index: int) -> int | None:
 
 def _image(name: str, png: bytes) -> None:
     tf.summary.image(name, tf.io.decode_png(png, channels=3)[tf.newaxis])
+
+
+def _histogram(name: str, values: np.ndarray) -> None:
+    """Write a histogram; tf.summary.histogram takes 240 bytes a value on the way."""
+    counts, edges = np.histogram(values, _BUCKETS)
+    buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)  # [buckets, 3]
+    kind = metadata.create_summary_metadata(display_name=None, description=None)
+    tf.summary.write(name, tf.constant(buckets), metadata=kind)

@@ -213,7 +213,8 @@ class MetricsWriter:
         """
         if not self._active:
             return
-        page, table = boards.first_page([*scores, *rates]), boards.table_of_runs(settings, scores)
+        page = boards.first_page([*scores, *rates])
+        table = boards.table_of_runs(self._model_dir, settings, scores)
         with self._tolerant(), self._writer("valid").as_default(step=step):
             for summary in (page, *table):
                 tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=step)

@@ -226,7 +226,7 @@ def _attention(runs: Sequence[RunRecord]) -> str:
     if not parts:
         return ""
     note = (
-        "<p>A validation sentence at the last evaluation: a row of panels a layer, a panel a head, "
+        "<p>A validation sentence: a row of panels a layer, a panel a head, "
         "a line a piece that looks, a column a piece that is looked at; dark is much.</p>"
     )
     return f'<h2>Where it looks</h2>{note}<div class="pictures">{"".join(parts)}</div>'

@@ -39,7 +39,7 @@ border-top:3px solid var(--c)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--dim);font-weight:600}
+th{color:var(--dim);font-weight:600;white-space:nowrap}
 .samples{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr))}
 dl{background:var(--card);border-radius:6px;margin:0;padding:10px 14px;display:grid;
 grid-template-columns:max-content 1fr;gap:3px 12px;font-size:.9rem;align-content:start}

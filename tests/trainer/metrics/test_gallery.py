@@ -88,13 +88,23 @@ def test_pictures_histograms_and_embeddings(gallery, tmp_path):
     assert "embeddings.tsv" in (files / "projector_config.pbtxt").read_text()
 
 
-def test_nothing_is_drawn_where_it_would_take_too_much_of_the_time(gallery, tmp_path):
+def test_what_would_take_too_much_of_the_time_is_left_out(gallery, tmp_path):
     made, writer, _, seconds = gallery
-    for training in (0.0, 49.0):  # a second is guessed for the first, and 2 % are allowed
+    # 2 % are allowed, 0.4 s is guessed for histograms, and 2 s for pictures.
+    for training in (0.0, 19.0):
         seconds.append(training)
         made.add(10)
     writer.flush()
     assert not (tmp_path / "tensorboard").exists()
+    seconds.append(60.0)  # 1.2 s so far, and as much again; the end needs 2.4 s
+    made.add(10)
+    writer.flush()
+    assert not (tmp_path / "tensorboard").exists()
+    seconds.append(100.0)
+    made.add(10)
+    writer.flush()
+    tags = set(read(tmp_path, "valid").Tags()["tensors"])
+    assert "weights/encoder_0/self_attention/query/kernel" in tags and "schedule" not in tags
 
 
 def test_groups_of_scalars_and_the_first_page(tmp_path):
@@ -119,11 +129,16 @@ def test_groups_of_scalars_and_the_first_page(tmp_path):
 
 
 def test_table_of_runs_has_settings_and_final_scores(tmp_path):
-    experiment, session = boards.table_of_runs({"model.width": 16, "x": (1, 2)}, ["bleu"])
+    experiment, session = boards.table_of_runs(
+        "models/a", {"model.width": 16, "x": (1, 2)}, ["bleu"]
+    )
     data = plugin_data_pb2.HParamsPluginData()
     data.ParseFromString(session.value[0].metadata.plugin_data.content)
     assert data.session_start_info.hparams["model.width"].number_value == 16
     assert data.session_start_info.hparams["x"].string_value == "(1, 2)"
+    assert data.session_start_info.group_name == "models/a"
     data.ParseFromString(experiment.value[0].metadata.plugin_data.content)
+    shown = {info.name: info.differs for info in data.experiment.hparam_infos}
+    assert shown == {"model.width": True, "x": False}
     names = [(info.name.group, info.name.tag) for info in data.experiment.metric_infos]
     assert names == [("../test", "quality/bleu"), ("", "quality/bleu")]
