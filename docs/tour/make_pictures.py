@@ -264,7 +264,9 @@ def _draw_lines(axis, lines: dict, label: str) -> None:
         axis.plot(steps, values, color=colour, label=name, marker="o" if len(points) < 8 else None)
     axis.set_ylabel(label)
     axis.spines[["top", "right"]].set_visible(False)
-    if any(lines):
+    if len(lines) > 4:  # beside the lines, which fill the picture
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif any(lines):
         axis.legend(frameon=False)
 
 

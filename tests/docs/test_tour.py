@@ -190,6 +190,7 @@ def test_notebook_runs(tmp_path):
 def demo(tmp_path_factory):
     """Return a folder with data/demo and models/demo, trained for a few steps only."""
     folder = tmp_path_factory.mktemp("demo")
+    (folder / "configs").symlink_to(ROOT / "configs")
     short = ("--config.train.steps=20", "--config.train.evaluate_every=20")
     few = "--config.decode.validation_sentences=10"
     done = subprocess.run(
