@@ -71,6 +71,14 @@ def run_app(
 
 def _parsed(parse: Callable, argv: list[str]) -> list[str]:
     """Return what `parse` makes of the command line, without two habits of absl."""
+    for argument in argv:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError as error:  # neither TensorFlow nor a tokenizer would take it
+            raise UsageError(
+                f"{argument!r} has bytes that are no text in {sys.getfilesystemencoding()}, the "
+                "encoding of this locale; convert it with iconv, or rename the file"
+            ) from error
     try:
         arguments = parse(argv)
     except SystemExit:  # --help has been answered; absl ends with 1

@@ -115,6 +115,13 @@ def test_a_pipe_that_does_not_block(tmp_path):
     assert done.returncode == 0 and len(b"".join(parts)) == 1_000_001
 
 
+def test_an_argument_that_is_no_text(tmp_path):
+    done = _run(tmp_path, "print(argv)", "'--name=\udcff'")
+    assert done.returncode == 2 and done.stdout == b""
+    message = b"error: '--name=\\udcff' has bytes that are no text in utf-8, "
+    assert done.stderr.startswith(message)
+
+
 def test_warn(capsys):
     warn("two\n lines")
     assert capsys.readouterr().err == "warning: two lines\n"

@@ -79,6 +79,6 @@ class LineReader:
         """Say in one warning how many lines were not UTF-8, if any was."""
         if self.not_utf8:
             warn(
-                f"{self.not_utf8:,} of {self.lines:,} lines are not UTF-8 and have an empty "
-                "translation; convert the input with iconv"
+                f"{self.not_utf8:,} of {self.lines:,} lines are not UTF-8 and were taken for empty "
+                "ones; convert the input with iconv"
             )
