@@ -1,6 +1,10 @@
 """The flag --config of every command: how it is parsed, and what its errors say."""
 
+import dataclasses
+import difflib
 import os
+import re
+import typing
 
 from absl import flags
 from ml_collections import config_flags
@@ -38,6 +42,9 @@ def parse(
         UsageError: if the configuration has no such field, or its file is not Python.
         absl.flags.Error: if another flag is wrong.
     """
+    for argument in argv[1 : argv.index("--") if "--" in argv else None]:
+        if named := re.match(r"--?config\.([^=]+)", argument):
+            _check_field(named[1])
     try:
         # Defined here and not at import, because ml_collections reads the overrides already here.
         config_flags.DEFINE_config_file(
@@ -49,11 +56,30 @@ def parse(
             sys_argv=argv,
         )
         return values(argv)
-    except KeyError as error:  # what ml_collections raises for an unknown field
-        message = f"--config: {error.args[0]}; configs/schema.py lists the fields"
-        raise UsageError(message) from error
     except SyntaxError as error:
         raise UsageError(f"--config: {error.filename} is not Python: {error}") from error
+
+
+def _check_field(name: str) -> None:
+    """Refuse what is no field, such as train.stepz, in words that ml_collections lacks."""
+    kind: typing.Any = schema.Config
+    parts = name.split(".")
+    for depth, part in enumerate(parts):
+        if not dataclasses.is_dataclass(kind):
+            return  # an item of a list
+        kinds = typing.get_type_hints(kind)
+        if part not in kinds:
+            close = difflib.get_close_matches(part, kinds, 1)
+            meant = f" (there is {'.'.join([*parts[:depth], *close])})" if close else ""
+            raise UsageError(
+                f"--config.{name}: no such field{meant}; configs/schema.py lists the fields"
+            )
+        kind = kinds[part]
+    if dataclasses.is_dataclass(kind):
+        raise UsageError(
+            f"--config.{name} is a group of fields; set one of them, such as "
+            f"--config.{name}.{dataclasses.fields(kind)[0].name}=VALUE"
+        )
 
 
 def read(values: flags.FlagValues = flags.FLAGS) -> tuple[str, schema.Config]:

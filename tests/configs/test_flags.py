@@ -29,7 +29,18 @@ def test_a_file_and_the_small_model():
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        ("", ["--config.train.stepz=5"], "stepz.*configs/schema.py lists the fields"),
+        (
+            "",
+            ["--config.train.stepz=5"],
+            r"--config.train.stepz: no such field \(there is train.steps\); "
+            "configs/schema.py lists the fields",
+        ),
+        ("", ["--config.nothing.x=1"], "--config.nothing.x: no such field; "),
+        (
+            "",
+            ["--config.train=5"],
+            "--config.train is a group of fields; .*--config.train.[a-z_]+=",
+        ),
         ("", ["--config.model.norm=both"], "--config.model.norm is 'both', but must be one of"),
         ("", ["--config=absent.py"], "--config=absent.py: no such file"),
         ("def get_config(): return 3", [], "returns no configs.schema.Config"),
