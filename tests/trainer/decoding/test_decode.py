@@ -1,6 +1,7 @@
 """Decoding with a cache against full forward passes, and beam search against exhaustive search."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from configs.schema import DecodeConfig
 from trainer.decoding.beam import BeamSearch, Found
 from trainer.decoding.options import SearchOptions
 from trainer.decoding.predictor import TranslationPredictor
-from trainer.decoding.search import Decoder, search_options
+from trainer.decoding.search import Decoder, decoding_device, search_options
 
 BOS, EOS = 2, 3
 NEVER = (0, 1, BOS)
@@ -239,6 +240,20 @@ def test_decoder_is_greedy_search_in_order(model):
         tokens = tokens[: options.longest(len(line) + 1)]
         wanted = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
         assert ids == (wanted if line else [])
+
+
+def test_decoding_follows_the_weights(model, monkeypatch):
+    """Of a training on virtual CPU devices beside a GPU, whose compiler it does not use either."""
+    for place, decodes in (("CPU:1", True), ("GPU:0", True), ("TPU:0", False)):
+        device = f"/job:worker/replica:0/task:0/device:{place}"
+        weight = SimpleNamespace(value=SimpleNamespace(device=device))
+        found = decoding_device(SimpleNamespace(trainable_variables=[weight]))
+        assert found == (device if decodes else None)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"])
+    decoders = [
+        Decoder(model, SearchOptions(), device=device) for device in (None, "/GPU:0", "/CPU:0")
+    ]
+    assert [decoder._static for decoder in decoders] == [True, True, False]
 
 
 def test_nothing_to_translate(model):
