@@ -203,7 +203,7 @@ class Tokenizer:
         return self._processor.encode(texts, out_type=int)
 
     def sample(
-        self, texts: Sequence[str], samples: int, alpha: float, seed: int
+        self, texts: Sequence[str], samples: int, alpha: float, seed: int, first: int = 0
     ) -> list[list[list[int]]]:
         """Draw segmentations at random, for subword regularisation (Kudo 2018, section 3).
 
@@ -216,6 +216,7 @@ class Tokenizer:
             samples: how many segmentations of each text; the same one may come several times.
             alpha: 0 draws all alike, a large one nearly always the most probable.
             seed: any integer.
+            first: the number of the first sample.
 
         Returns:
             Token ids [text][sample]; each decodes to the text.
@@ -234,7 +235,7 @@ class Tokenizer:
             found = self._processor.nbest_encode(batch, nbest_size=_CANDIDATES, out_type=int)
             for text, candidates in zip(batch, found, strict=True):
                 cumulative = np.cumsum(self._weights(candidates, alpha))
-                places = [_uniform(seed, number, text) for number in range(samples)]
+                places = [_uniform(seed, number, text) for number in range(first, first + samples)]
                 drawn = np.searchsorted(cumulative, np.array(places) * cumulative[-1], "right")
                 result.append([candidates[i] for i in drawn])
         return result

@@ -8,6 +8,7 @@ from data_pipeline.dataset.manifest import Manifest
 from data_pipeline.dataset.verify import check_sizes
 from trainer.input.memory import training_data
 from trainer.input.protocol import TrainingData, batch_rows
+from trainer.input.resampled import resampled_data
 from trainer.input.rows import StreamedData
 
 
@@ -15,6 +16,8 @@ def load_training_data(
     manifest: Manifest, config: Config, replicas: int, *, skip_corrupt: bool = False
 ) -> TrainingData:
     """Return the training split: streamed, if the dataset has rows as `config.data` wants them.
+
+    With `data.sampling_alpha` it is in memory, and cut into pieces anew in each epoch.
 
     Args:
         manifest: of the dataset.
@@ -27,6 +30,8 @@ def load_training_data(
     """
     check_sizes(manifest)
     data, info = config.data, manifest.splits["train"].rows
+    if data.sampling_alpha:
+        return resampled_data(examples.read_examples(manifest, "train"), manifest, config, replicas)
     if info and info.rows and data.batching == "packed" and data.row_length == info.row_length:
         size = batch_rows(config.train, data.row_length, replicas)
         return StreamedData(manifest, info, size, config.train.seed, skip_corrupt)
