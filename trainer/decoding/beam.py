@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from trainer.decoding.constraints import apply_constraints
+from trainer.decoding.candidates import log_normalizer, top_tokens
+from trainer.decoding.constraints import allow, changed_scores
 from trainer.decoding.options import NEVER, SearchOptions, SpecialTokens
 from trainer.decoding.predictor import Predictor, State
 
@@ -157,11 +158,10 @@ class BeamSearch:
         last = tf.gather(written, tf.maximum(position - 1, 0), axis=2)  # [B, K]
         last = tf.where(position == 0, self.special.bos, last)
         ancestors = tf.where(here, tf.range(beams)[:, tf.newaxis], beam.ancestors)
-        log_p, model = self.predictor.step(
+        logits, model = self.predictor.step(
             last, beam.model, position, ancestors if beams > 1 else None
         )
-        log_p = apply_constraints(log_p, written, position, beam.prefix, self.options, self.special)
-        scores, member, token = self._candidates(log_p, beam.alive_log_p)  # [B, G, 2M]
+        scores, member, token = self._candidates(logits, beam, written)  # [B, G, 2M]
         ends = token == self.special.eos
         is_open = self.is_open(beam)[:, tf.newaxis, tf.newaxis]  # [B, 1, 1]
         extended = tf.gather(beam.alive, member, batch_dims=2)  # [B, G, 2M, T]
@@ -214,34 +214,63 @@ class BeamSearch:
         shape = [-1, self._groups, self._members]
         return self.options.coverage_penalty * tf.reshape(penalty, shape)
 
-    def _candidates(self, log_p, alive_log_p) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _candidates(self, logits, beam: Beam, written) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return the best extensions of every group, the best first.
 
+        Nothing but the product that gives the logits, the sum of their exponentials and the search
+        for the largest looks at the whole vocabulary: the rest is done on the few that it finds.
+
         Args:
-            log_p: float32 [B, K, V].
-            alive_log_p: float32 [B, G, M].
+            logits: float32 [B, K, V].
+            beam: the search before this token.
+            written: int32 [B, K, T], the hypotheses.
 
         Returns:
             log probabilities, member of the group and token of each, [B, G, 2M].
         """
-        members, vocabulary = self._members, log_p.shape[-1]
-        width = min(2 * members, vocabulary)  # the 2M best of a group are among these of each
-        log_p = tf.reshape(log_p, [-1, self._groups, members, vocabulary])
-        chosen = tf.zeros([tf.shape(log_p)[0], 1, vocabulary])  # by how many earlier groups
+        members, vocabulary, options = self._members, logits.shape[-1], self.options
+        shape = [-1, self._groups, members]
+        forced = tf.gather(beam.prefix, beam.position, axis=1)  # [B], 0 for none
+        normalizer = log_normalizer(logits)  # [B, K, 1]
+        of_forced = tf.gather(logits, forced[:, tf.newaxis], axis=2, batch_dims=1) - normalizer
+        of_forced = tf.reshape(of_forced, [*shape, 1])
+        values, normalizer = changed_scores(logits, normalizer, written, beam.position, options)
+        values = tf.reshape(values, [*shape, vocabulary])
+        normalizer = tf.reshape(normalizer, [*shape, 1])
+        # The 2M best of a group are among the 2M best of each member that are allowed.
+        width = min(2 * members + self.special.never_more_than, vocabulary)
+        chosen = tf.zeros([tf.shape(values)[0], vocabulary])  # by how many earlier groups
         found = []
         for group in range(self._groups):
-            totals = log_p[:, group] + alive_log_p[:, group, :, tf.newaxis]  # [B, M, V]
-            ranks = totals - self.options.diversity * chosen if group else totals
-            ranks, tokens = tf.math.top_k(ranks, width)  # [B, M, width]
+            best, tokens = top_tokens(
+                values[:, group] - options.diversity * chosen[:, tf.newaxis]
+                if group
+                else values[:, group],
+                width,
+            )  # [B, M, W]
+            if group:
+                best = tf.gather(values[:, group], tokens, batch_dims=2)
+            log_p, tokens = allow(
+                best - normalizer[:, group],
+                tokens,
+                beam.position,
+                forced,
+                of_forced[:, group],
+                options,
+                self.special,
+            )
+            ranks = totals = log_p + beam.alive_log_p[:, group, :, tf.newaxis]  # [B, M, W]
+            if group:
+                ranks -= options.diversity * tf.gather(chosen, tokens, batch_dims=1)
             flat = [-1, members * width]
             _, places = tf.math.top_k(tf.reshape(ranks, flat), 2 * members)  # [B, 2M]
-            member = places // width
-            token = tf.gather(tf.reshape(tokens, flat), places, batch_dims=1)
-            each = tf.stack([member, token], axis=-1)  # [B, 2M, 2]
-            found.append((tf.gather_nd(totals, each, batch_dims=1), member, token))
+            totals, tokens = (
+                tf.gather(tf.reshape(x, flat), places, batch_dims=1) for x in (totals, tokens)
+            )
+            found.append((totals, places // width, tokens))
             if group + 1 < self._groups:
-                best = tf.one_hot(token[:, :members], vocabulary)  # [B, M, V]
-                chosen += tf.reduce_sum(best, axis=1, keepdims=True)
+                best = tf.one_hot(tokens[:, :members], vocabulary)  # [B, M, V]
+                chosen += tf.reduce_sum(best, axis=1)
         scores, member, token = (tf.stack(part, axis=1) for part in zip(*found, strict=True))
         return scores, member, token
 

@@ -1,7 +1,7 @@
 """Rules about the next token: what it may not be, or must be.
 
-Each takes and returns log probabilities, float32 [B, K, V]. Axis letters: B batch, K hypotheses,
-T longest translation, V vocabulary.
+Axis letters: B batch, K hypotheses, M some of them, W candidates for the next token of each, T
+longest translation, V vocabulary.
 """
 
 import tensorflow as tf
@@ -17,7 +17,9 @@ def apply_constraints(
     options: SearchOptions,
     special: SpecialTokens,
 ) -> tf.Tensor:
-    """Apply all the rules of `options`; a forced prefix overrules the others.
+    """Apply all the rules of `options` to the whole vocabulary, as sampling needs it.
+
+    A forced prefix overrules the others.
 
     Args:
         log_p: float32 [B, K, V].
@@ -26,24 +28,88 @@ def apply_constraints(
         prefix: int32 [B, T], what a translation must begin with, then 0.
         options: which rules there are.
         special: the special token ids.
+
+    Returns:
+        float32 [B, K, V].
     """
-    vocabulary, free = log_p.shape[-1], log_p
-    if options.repetition_penalty != 1.0:
-        seen = token_mask(written, written > 0, vocabulary)
-        log_p = tf.where(seen, log_p * options.repetition_penalty, log_p)
-    if options.no_repeat_ngram:
-        log_p = tf.where(
-            repeated_ngrams(written, position, options.no_repeat_ngram, vocabulary), NEVER, log_p
-        )
-    if options.min_length:
-        too_early = (tf.range(vocabulary) == special.eos) & (position < options.min_length)
-        log_p = tf.where(too_early, NEVER, log_p)
-    never = [special.pad, special.unknown, special.bos, *options.suppressed]
-    mask = tf.reduce_any(tf.range(vocabulary)[:, tf.newaxis] == never, axis=-1)  # [V]
-    log_p = tf.where(mask, NEVER, log_p)
+    vocabulary = log_p.shape[-1]
+    changed, _ = changed_scores(log_p, tf.zeros([]), written, position, options)
+    is_never = _is_never(tf.range(vocabulary), position, options, special)
     forced = tf.gather(prefix, position, axis=1)[:, tf.newaxis, tf.newaxis]  # [B, 1, 1]
-    follows = tf.where(tf.range(vocabulary) == forced, free, NEVER)
-    return tf.where(forced > 0, follows, log_p)
+    follows = tf.where(tf.range(vocabulary) == forced, log_p, NEVER)
+    return tf.where(forced > 0, follows, tf.where(is_never, NEVER, changed))
+
+
+def changed_scores(
+    logits: tf.Tensor,
+    normalizer: tf.Tensor,
+    written: tf.Tensor,
+    position: tf.Tensor,
+    options: SearchOptions,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Apply the rules that may concern any token of the vocabulary.
+
+    Args:
+        logits: float32 [B, K, V]; less `normalizer` they are log probabilities.
+        normalizer: float32 [B, K, 1], or 0.
+        written: int32 [B, K, T], what the hypotheses hold before `position`.
+        position: int32 scalar.
+        options: which rules there are.
+
+    Returns:
+        the same two, changed where there is such a rule.
+    """
+    vocabulary = logits.shape[-1]
+    if options.repetition_penalty != 1.0:
+        logits, normalizer = logits - normalizer, tf.zeros_like(normalizer)
+        seen = token_mask(written, written > 0, vocabulary)
+        logits = tf.where(seen, logits * options.repetition_penalty, logits)
+    if options.no_repeat_ngram:
+        repeats = repeated_ngrams(written, position, options.no_repeat_ngram, vocabulary)
+        logits = tf.where(repeats, NEVER, logits)
+    if options.suppressed:
+        is_suppressed = tf.range(vocabulary)[:, tf.newaxis] == list(options.suppressed)
+        logits = tf.where(tf.reduce_any(is_suppressed, axis=-1), NEVER, logits)
+    return logits, normalizer
+
+
+def allow(
+    log_p: tf.Tensor,
+    tokens: tf.Tensor,
+    position: tf.Tensor,
+    forced: tf.Tensor,
+    of_forced: tf.Tensor,
+    options: SearchOptions,
+    special: SpecialTokens,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Apply the other rules to a few candidates.
+
+    Args:
+        log_p: float32 [B, M, W].
+        tokens: int32 [B, M, W], the candidates.
+        position: int32 scalar.
+        forced: int32 [B], the token that must come, 0 for any.
+        of_forced: float32 [B, M, 1], its log probability.
+        options: which rules there are.
+        special: the special token ids.
+
+    Returns:
+        log probabilities, `NEVER` for what is not allowed, and candidates; a forced token stands
+        first.
+    """
+    log_p = tf.where(_is_never(tokens, position, options, special), NEVER, log_p)
+    forced = forced[:, tf.newaxis, tf.newaxis]  # [B, 1, 1]
+    is_first = tf.range(tf.shape(tokens)[2]) == 0  # [W]
+    log_p = tf.where(forced > 0, tf.where(is_first, of_forced, NEVER), log_p)
+    return log_p, tf.where((forced > 0) & is_first, forced, tokens)
+
+
+def _is_never(tokens, position, options: SearchOptions, special: SpecialTokens) -> tf.Tensor:
+    """Return which tokens cannot stand at this position whatever the hypothesis is, bool."""
+    is_never = (tokens == special.pad) | (tokens == special.unknown) | (tokens == special.bos)
+    if options.min_length:
+        is_never |= (tokens == special.eos) & (position < options.min_length)
+    return is_never
 
 
 def token_mask(tokens: tf.Tensor, counts: tf.Tensor, vocabulary: int) -> tf.Tensor:

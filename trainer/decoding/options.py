@@ -19,6 +19,11 @@ class SpecialTokens:
     bos: int = 2
     eos: int = 3
 
+    @property
+    def never_more_than(self) -> int:
+        """How many of these the rules can forbid at one position."""
+        return 4
+
 
 @dataclass(frozen=True)
 class SearchOptions:

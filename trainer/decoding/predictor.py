@@ -1,4 +1,4 @@
-"""What a search asks of a model: the next token's probabilities, and a cache that it can carry.
+"""What a search asks of a model: the next token's logits, and a cache that it can carry.
 
 Axis letters: B batch, S source length, T longest translation, K hypotheses, V vocabulary.
 """
@@ -34,7 +34,9 @@ class Predictor(Protocol):
     def step(
         self, tokens: tf.Tensor, state: State, position: tf.Tensor, ancestors: tf.Tensor | None
     ) -> tuple[tf.Tensor, State]:
-        """Return the log probabilities of the next token, float32 [B, K, V], and the new state.
+        """Return the logits of the next token, float32 [B, K, V], and the new state.
+
+        Logits are log probabilities but for a number that each hypothesis may add to all.
 
         Args:
             tokens: int32 [B, K], the token before it.
@@ -87,16 +89,16 @@ class TranslationPredictor:
             with recorded_weights() as weights:
                 logits, cache = model.decode_step(tokens, cache, position, segments, ancestors)
             looks.append(cross_attention(weights, len(model.decoder.layers)))  # [B, K, S]
-            results.append(tf.nn.log_softmax(tf.cast(logits, tf.float32)))
+            results.append(tf.cast(logits, tf.float32))
             caches.append(cache)
-        log_p = results[0]
+        logits = results[0]
         if len(results) > 1:
-            log_p = tf.reduce_logsumexp(tf.stack(results), 0) - tf.math.log(float(len(results)))
+            logits = tf.reduce_logsumexp(tf.nn.log_softmax(tf.stack(results)), axis=0)
         state = {**state, "caches": caches}
         if self._watches:
             looks = tf.reduce_mean(tf.stack(looks), axis=0)[:, tf.newaxis]  # [B, 1, K, S]
             state["looks"] = write_position(state["looks"][:, tf.newaxis], looks, position)[:, 0]
-        return log_p, state
+        return logits, state
 
     def coverage(
         self, state: State, position: tf.Tensor, ancestors: tf.Tensor | None

@@ -133,7 +133,8 @@ class Sampler:
         position = draw.position
         last = tf.gather(draw.written, tf.maximum(position - 1, 0), axis=1)  # [R]
         last = tf.where(position == 0, self.special.bos, last)[:, tf.newaxis]  # [R, 1]
-        log_p, model = self.predictor.step(last, draw.model, position, None)  # [R, 1, V]
+        logits, model = self.predictor.step(last, draw.model, position, None)  # [R, 1, V]
+        log_p = tf.nn.log_softmax(logits)
         allowed = apply_constraints(
             log_p,
             draw.written[:, tf.newaxis],

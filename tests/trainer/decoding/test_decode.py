@@ -12,6 +12,7 @@ from trainer.decoding.beam import BeamSearch, Found
 from trainer.decoding.options import SearchOptions
 from trainer.decoding.predictor import TranslationPredictor
 from trainer.decoding.search import Decoder, decoding_device, search_options
+from trainer.model.layers import write_position
 
 BOS, EOS = 2, 3
 NEVER = (0, 1, BOS)
@@ -56,6 +57,16 @@ def test_cached_equals_uncached(make_model, norm, tied, source_vocab):
         logits, cache = step(token, cache, tf.constant(position), segments)
         np.testing.assert_allclose(logits[:, 0], expected[:, position], rtol=2e-5, atol=2e-5)
         token = tf.constant(target[:, position : position + 1])
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(4, "float32"), (3, "float32"), (8, "bfloat16")])
+def test_a_cache_is_written_at_one_position(size, dtype):
+    """Sizes of a head that are whole words of 16 bytes, and one that is not."""
+    cache = np.random.default_rng(0).integers(0, 99, [2, 3, 5 * 2, size])
+    new = np.random.default_rng(1).integers(100, 199, [2, 3, 2, size])
+    written = write_position(tf.cast(cache, dtype), tf.cast(new, dtype), tf.constant(3))
+    cache[:, :, 6:8] = new
+    np.testing.assert_array_equal(tf.cast(written, tf.int64), cache)
 
 
 def search_graph(model, length: int, shape=(None, None), **options):
