@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from data_pipeline.dataset.examples import read_raw_text
+from data_pipeline.dataset.manifest import load_manifest
 from tests.commands import run_command
 from trainer.checkpoints.saver import find
 
@@ -125,7 +127,8 @@ def test_a_second_run_is_refused_and_sigterm_saves_and_exits_with_42(data_dir, t
     assert f"saved at step {find(str(tmp_path), 'latest').step:,};" in rest
 
 
-def test_evaluate_prints_one_json_line(model_dir):
+def test_evaluate_prints_one_json_line(data_dir, model_dir, tmp_path):
+    """Of a split; and of two files, which here are the same split, so that the scores are too."""
     code, output, err = run_command(
         "trainer.evaluate", f"--model_dir={model_dir}", "--split=test", "--perturb"
     )
@@ -138,6 +141,19 @@ def test_evaluate_prints_one_json_line(model_dir):
     kinds = ["upper", "title", "typos", "no_final_punctuation"]
     assert list(result["perturbed"]) == kinds
     assert [line.split()[0] for line in err.splitlines()[-5:]] == ["as", *kinds]
+    text = read_raw_text(load_manifest(str(data_dir)), "test")
+    for side, lines in text.items():
+        (tmp_path / side).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    files = [f"--source={tmp_path / 'source'}", f"--reference={tmp_path / 'target'}"]
+    code, output, err = run_command("trainer.evaluate", f"--model_dir={model_dir}", *files)
+    assert code == 0, err
+    of_files = json.loads(output)
+    for name in ("bleu", "chrf", "ter", "signature", "sentences", "cut_translations", "step"):
+        assert of_files[name] == result[name]
+    (tmp_path / "target").write_text("one line\n")
+    code, output, err = run_command("trainer.evaluate", f"--model_dir={model_dir}", *files)
+    assert code == 2 and output == ""
+    _assert_one_error_line(err, "--reference", "1 lines for 20 sentences")
 
 
 def test_translate_keeps_order_and_line_count(model_dir):
@@ -228,6 +244,20 @@ def test_bad_usage_of_the_trainer(flags, words, tmp_path):
     assert code == 2
     _assert_one_error_line(err, *words)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_translate_by_sentence(model_dir):
+    """As if each sentence had a line."""
+    apart = _run(
+        "trainer.translate", f"--model_dir={model_dir}", input=b"A man.\nTwo run.\nA boy.\n"
+    )
+    flags = [f"--model_dir={model_dir}", "--split_sentences"]
+    lines = _run("trainer.translate", *flags, input=b"A man. Two run.\nA boy.\n").stdout.split(
+        b"\n"
+    )
+    first, second, third, _ = apart.stdout.split(b"\n")
+    assert lines == [b" ".join(filter(None, [first, second])), third, b""]
 
 
 def test_bad_input_of_evaluate_and_translate(model_dir, tmp_path):

@@ -4,12 +4,14 @@ python -m trainer.evaluate --model_dir=MODEL --split=test
 python -m trainer.evaluate --model_dir=MODEL --split=valid --checkpoint=all
 python -m trainer.evaluate --model_dir=MODEL --compare_with=other_system.txt
 python -m trainer.evaluate --model_dir=MODEL --perturb
+python -m trainer.evaluate --model_dir=MODEL --source=talks.en --reference=talks.de
 """
 
 import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,6 +19,7 @@ from absl import flags
 
 from common.errors import UsageError, no_arguments, run_app
 from common.files import check_output, write_output
+from configs.schema import DecodeConfig
 from data_pipeline.dataset.examples import read_raw_text
 from data_pipeline.dataset.manifest import Manifest, load_manifest
 from data_pipeline.dataset.perturbation import KINDS, perturb
@@ -51,8 +54,8 @@ _COMPARE = flags.DEFINE_string(
     "Another system's translations of the split, a line each: adds a paired "
     "bootstrap test of the difference in BLEU.",
 )
-
-
+_SOURCE = flags.DEFINE_string("source", None, "Score this file, not a split: a sentence a line.")
+_REFERENCE = flags.DEFINE_string("reference", None, "Of --source: its translations, a line each.")
 _PERTURB = flags.DEFINE_bool(
     "perturb",
     False,
@@ -79,36 +82,65 @@ class Evaluation:
         """Return the metrics of the model as it is now, and its outputs."""
         result, scores = self._scorer.score()
         metrics = {key: round(value, 5) for key, value in result.items()} | dict(scores.metrics)
-        return metrics | self._more_scores(scores), scores
-
-    def _more_scores(self, scores: Scores) -> dict[str, Any]:
-        if not self._translates:
-            return {}
-        references = read_raw_text(self._manifest, self._split)["target"]
-        more: dict[str, Any] = {
-            "sentences": len(scores.outputs),
-            "beam_size": self._decode.beam_size,
-            "length_penalty": self._decode.length_penalty,
-        }
-        more |= comparison.edit_rate(scores.outputs, references)
-        if _TOKENIZED.value:
-            more |= comparison.tokenized_bleu(scores.outputs, references)
-        if _COMPARE.value:
-            other = _read_lines(_COMPARE.value, len(references))
-            tokenizer = bleu_tokenizer(self._manifest.languages["target"])
-            more |= comparison.paired_bootstrap(scores.outputs, other, references, tokenizer)
-        return more
+        if self._translates:
+            references = read_raw_text(self._manifest, self._split)["target"]
+            language = self._manifest.languages["target"]
+            metrics |= _more_scores(scores.outputs, references, language, self._decode)
+        return metrics, scores
 
 
-def _read_lines(path: str, count: int) -> list[str]:
+def _more_scores(
+    outputs: Sequence[str], references: Sequence[str], language: str, decode: DecodeConfig
+) -> dict[str, Any]:
+    """Return how it was translated, and the scores that take longer."""
+    more: dict[str, Any] = {
+        "sentences": len(outputs),
+        "beam_size": decode.beam_size,
+        "length_penalty": decode.length_penalty,
+    }
+    more |= comparison.edit_rate(outputs, references)
+    if _TOKENIZED.value:
+        more |= comparison.tokenized_bleu(outputs, references)
+    if _COMPARE.value:
+        other = _read_lines("compare_with", _COMPARE.value, len(references))
+        tokenizer = bleu_tokenizer(language)
+        more |= comparison.paired_bootstrap(outputs, other, references, tokenizer)
+    return more
+
+
+def _read_lines(flag: str, path: str, count: int | None = None) -> list[str]:
+    """Read a file of as many lines as there are sentences; None for any number above 0."""
     try:
         with tf.io.gfile.GFile(path) as file:
-            lines = file.read().removesuffix("\n").split("\n")
+            text = file.read()
     except (tf.errors.OpError, UnicodeDecodeError) as error:
-        raise UsageError(f"--compare_with={path} cannot be read as UTF-8 text") from error
-    if len(lines) != count:
-        raise UsageError(f"--compare_with={path}: {len(lines)} lines for {count} sentences")
+        raise UsageError(f"--{flag}={path} cannot be read as UTF-8 text") from error
+    if not text:
+        raise UsageError(f"--{flag}={path} is empty")
+    lines = text.removesuffix("\n").split("\n")
+    if count is not None and len(lines) != count:
+        raise UsageError(f"--{flag}={path}: {len(lines)} lines for {count} sentences")
     return lines
+
+
+def _score_files(loaded: LoadedModel) -> tuple[dict[str, Any], list[str]]:
+    """Return the scores of --source against --reference, and the translations."""
+    if not (_SOURCE.value and _REFERENCE.value):
+        raise UsageError("--source and --reference come together: a text and its translation")
+    if loaded.facts.config.task != "translation":
+        raise UsageError("--source and --reference are for translation models")
+    if _PERTURB.value or _DATA_DIR.value:
+        raise UsageError("--perturb and --data_dir are for splits, not for --source")
+    sources = _read_lines("source", _SOURCE.value)
+    references = _read_lines("reference", _REFERENCE.value, len(sources))
+    decode, language = loaded.facts.config.decode, loaded.facts.languages["target"]
+    decoder = Decoder(loaded.model, search_options(decode))
+    tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
+    translated = translate_lines(sources, tokenizers, decoder)
+    outputs = [one.text for one in translated]
+    metrics = score(outputs, references, bleu_tokenizer(language))
+    metrics["cut_translations"] = sum(one.cut for one in translated)
+    return metrics | _more_scores(outputs, references, language, decode), outputs
 
 
 def _load(which: str) -> LoadedModel:
@@ -199,7 +231,15 @@ def main(argv: list[str]) -> None:
     every = _CHECKPOINT.value == "all"
     if every and (_OUTPUT.value or _PERTURB.value):
         raise UsageError("--output and --perturb are for one checkpoint, not --checkpoint=all")
+    if every and (_SOURCE.value or _REFERENCE.value):
+        raise UsageError("--source and --reference are for one checkpoint, not --checkpoint=all")
     loaded = _load("latest" if every else _CHECKPOINT.value)
+    if _SOURCE.value or _REFERENCE.value:
+        metrics, outputs = _score_files(loaded)
+        _write(outputs)
+        facts = {"source": _SOURCE.value, "reference": _REFERENCE.value, "step": loaded.step}
+        print(json.dumps({**facts, **metrics}), flush=True)
+        return
     manifest = load_manifest(_DATA_DIR.value or loaded.facts.data_dir)
     _check(manifest, loaded)
     evaluation = Evaluation(loaded, manifest, _SPLIT.value)
@@ -207,13 +247,17 @@ def main(argv: list[str]) -> None:
         _evaluate_all(loaded, evaluation)
         return
     metrics, scores = evaluation.score()
-    if _OUTPUT.value:
-        text = "".join(f"{line}\n" for line in scores.outputs)
-        write_output(_OUTPUT.value, text.encode("utf-8"), "output")
+    _write(scores.outputs)
     if _PERTURB.value:
         metrics["perturbed"] = _perturbed_scores(loaded, manifest)
         print(_perturbation_table(metrics), file=sys.stderr)
     print(_line(loaded.step, metrics), flush=True)
+
+
+def _write(outputs: Sequence[str]) -> None:
+    if _OUTPUT.value:
+        text = "".join(f"{line}\n" for line in outputs)
+        write_output(_OUTPUT.value, text.encode("utf-8"), "output")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding import scoring
 from trainer.decoding.forced import ForcedDecoder
-from trainer.decoding.lines import LineReader
+from trainer.decoding.lines import LineReader, split_sentences
 from trainer.decoding.options import SamplingOptions
 from trainer.decoding.risk import expected_chrf, least_risk
 from trainer.decoding.search import Decoder, search_options
@@ -42,6 +42,9 @@ _N_BEST = flags.DEFINE_integer(
 )
 _ALIGNMENTS = flags.DEFINE_bool(
     "alignments", False, "With --json: pairs of source and target words, counted from 0."
+)
+_SPLIT = flags.DEFINE_bool(
+    "split_sentences", False, "Translate each sentence of a line by itself, and join them again."
 )
 _MIN_LENGTH = flags.DEFINE_integer(
     "min_length", None, "Tokens of a translation, at least; default: the configuration's.", 0
@@ -110,11 +113,21 @@ class Translator:
             )
         self._decoder = Decoder(models, options, sampling=sampling)
         self._forced = ForcedDecoder(models) if _ALIGNMENTS.value else None
+        self._space = " " if scoring.writes_spaces(first.facts.languages["target"]) else ""
         self.name = "-".join(first.facts.languages.values())
         self.name += f", step {', '.join(f'{one.step:,}' for one in loaded)}"
 
     def translate(self, lines: list[str]) -> tuple[list[str], list[scoring.Translated]]:
         """Return what to write for each line, and the translations."""
+        if _SPLIT.value:
+            split = [split_sentences(line) for line in lines]
+            texts, found = self._translate_each([part for parts in split for part in parts])
+            each = iter(texts)
+            joined = [[next(each) for _ in parts] for parts in split]
+            return [self._space.join(filter(None, parts)) for parts in joined], found
+        return self._translate_each(lines)
+
+    def _translate_each(self, lines: list[str]) -> tuple[list[str], list[scoring.Translated]]:
         prefixes = [_PREFIX.value] * len(lines) if _PREFIX.value else None
         found = scoring.translate_lines(lines, self._tokenizers, self._decoder, prefixes=prefixes)
         if _SAMPLES.value:
@@ -158,6 +171,8 @@ def main(argv: list[str]) -> None:
     no_arguments(argv)
     if not _JSON.value and (_ALIGNMENTS.value or _N_BEST.value > 1):
         raise UsageError("--n_best and --alignments need --json, which has room for them")
+    if _SPLIT.value and (_JSON.value or _PREFIX.value):
+        raise UsageError("--split_sentences is for text, without --json and --prefix")
     translator = Translator()
     _say(f"{translator.name}\n")
     prompts = _INTERACTIVE.value or sys.stdin.isatty()

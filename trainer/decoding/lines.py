@@ -1,6 +1,7 @@
 """Reading lines as they come, and what is wrong with some of them."""
 
 import os
+import re
 import select
 from collections.abc import Iterator
 
@@ -8,6 +9,22 @@ from common.console import StreamError, warn
 
 _BLOCK_BYTES = 1 << 16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# After the last mark of a sentence, with its closing quotes and brackets, a space, unless a small
+# letter follows; or after a mark of Chinese and Japanese, where no space is needed. A full stop
+# after a single capital or a short title ends nothing.
+_SENTENCE_END = re.compile(
+    r"""(?<=[.!?\u2026\u061f\u0964])(?<!\b[A-Z]\.)(?<!\b[MD]r\.)(?<!\bMrs\.)(?<!\bSt\.)\s+(?![a-z])"""
+    r"""|(?<=[.!?\u2026]["')\]\u201c\u201d\u2019\u00bb])\s+(?![a-z])"""
+    r"""|(?<=[\u3002\uff01\uff1f])(?![\u300d\u300f\u201d\uff09])\s*"""
+)
+
+
+def split_sentences(line: str) -> list[str]:
+    """Return the sentences of a line, without the spaces between them; one at least.
+
+    By the marks alone: an abbreviation before a capital may be taken for an end.
+    """
+    return [part for part in _SENTENCE_END.split(line) if part.strip()] or [line]
 
 
 class LineReader:

@@ -98,7 +98,7 @@ def bleu_tokenizer(language: str) -> str:
 
     A tokenizer whose packages are missing is replaced by "char", with a warning.
     """
-    code = language.lower().replace("_", "-").split("-")[0]
+    code = _code(language)
     if code in _CHINESE:
         return "zh"
     if code in _WITHOUT_SPACES:
@@ -111,6 +111,15 @@ def bleu_tokenizer(language: str) -> str:
         "installed; pip install 'transformer-pipeline[mecab]' brings it"
     )
     return "char"
+
+
+def writes_spaces(language: str) -> bool:
+    """Return whether a language puts spaces between its sentences."""
+    return _code(language) not in _CHINESE | _JAPANESE | _WITHOUT_SPACES
+
+
+def _code(language: str) -> str:
+    return language.lower().replace("_", "-").split("-")[0]
 
 
 def score(

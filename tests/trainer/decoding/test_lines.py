@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from trainer.decoding.lines import LineReader
+from trainer.decoding.lines import LineReader, split_sentences
 
 
 @pytest.fixture
@@ -81,3 +81,20 @@ def test_lines_that_are_not_utf8_are_empty_and_counted(pipe, capsys):
     reader.warn_of_encoding()
     (warning,) = capsys.readouterr().err.splitlines()
     assert "2 of 4 lines are not UTF-8" in warning
+
+
+@pytest.mark.parametrize(
+    ("line", "sentences"),
+    [
+        ("One. Two!  Three? four", ["One.", "Two!", "Three? four"]),
+        ('He said "No." Then he left.', ['He said "No."', "Then he left."]),
+        ("Mr. Smith met J. R. Ewing. It rained.", ["Mr. Smith met J. R. Ewing.", "It rained."]),
+        ("At 3.5 percent, e.g. here", ["At 3.5 percent, e.g. here"]),
+        ("Wait\u2026 What? \u00c4pfel.", ["Wait\u2026", "What?", "\u00c4pfel."]),
+        ("\u4f60\u597d\u3002\u518d\u89c1\uff01", ["\u4f60\u597d\u3002", "\u518d\u89c1\uff01"]),
+        ("", [""]),
+        (" ", [" "]),
+    ],
+)
+def test_sentences_of_a_line(line, sentences):
+    assert split_sentences(line) == sentences
