@@ -142,6 +142,9 @@ class TrainConfig:
     micro_batches: int = 1
     """Parts in which each replica works through its share of the batch, adding up gradients: the
     same update, in a fraction of the memory."""
+    shard_optimizer: bool = False
+    """Keep a slice of the optimizer's state and moving average on each replica, in place of a copy
+    (ZeRO stage 1): the same update, with less memory. For "adam", "adamw" and "lion"."""
     remat: str = "none"
     """"layers": the backward pass computes each layer again, in place of keeping what it needs of
     the forward pass (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, section 4):
@@ -290,6 +293,8 @@ _CHOICES = {
 }
 # Optimizers with a weight decay; the others refuse one.
 _DECAYING = ("adamw", "lion", "muon")
+# Those that look at one number of a weight at a time, not at whole matrices.
+_SHARDABLE = ("adam", "adamw", "lion")
 _MAY_BE_ZERO = {
     "model.kv_heads",
     "model.attention_window",
@@ -377,6 +382,12 @@ def validate(config: Config) -> None:
         raise ValueError(
             "--config.train.rdrop_alpha and --config.train.simcut_alpha each ask for a second pass "
             "of their own: set one of them to 0"
+        )
+    if config.train.shard_optimizer and config.optimizer.name not in _SHARDABLE:
+        *others, last = _SHARDABLE
+        raise ValueError(
+            f"--config.train.shard_optimizer is for --config.optimizer.name={', '.join(others)} or "
+            f"{last}; {config.optimizer.name} needs whole matrices: leave it out"
         )
     _validate_model(config.model, config.data.longest_row)
 

@@ -170,8 +170,8 @@ class Loop:
         run = self._run
         run.checkpoints.state.seconds.assign(run.stopwatch.seconds)
         run.writer.flush()  # first: whoever resumes from the checkpoint needs all metrics up to it
-        if run.worker.is_chief:
-            with run.ledger.during("checkpoint"):
+        with run.ledger.during("checkpoint"), run.optimizer.whole():
+            if run.worker.is_chief:
                 run.checkpoints.save(result)
 
     def _roll_back(self, error: BadStepsError) -> None:

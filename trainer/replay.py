@@ -12,6 +12,7 @@ and a difference keeps the step from being applied and ends the run. What comput
 has to give the same bits twice, as XLA and TensorFlow do on CPUs.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ import tensorflow as tf
 
 from common.errors import UsageError
 from trainer.optim.optimizer import Optimizer
+from trainer.optim.sharding import local
 
 Gradients = tuple[dict[str, tf.Tensor], list[tf.Tensor]]
 
@@ -67,7 +69,7 @@ class Replay:
         self._weights = [variable.value for variable in variables]
         paths = [variable.path for variable in variables]
         slots = {**optimizer.slots, "moving average": optimizer.averages}
-        self._state = [*self._weights, *(one for slot in slots.values() for one in slot)]
+        self._state = [*self._weights, *local(itertools.chain(*slots.values()))]
         self.names = [f"{name} of the batch" for name in features]
         self.names += [f"the weight {path}" for path in paths]
         self.names += [f"{name} of {p}" for name, slot in slots.items() for p in paths[: len(slot)]]

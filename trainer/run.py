@@ -37,6 +37,7 @@ from trainer.metrics.goodput import Ledger
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.writer import MetricsWriter
 from trainer.model.dropout import use_device_generator
+from trainer.optim import sharding
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 from trainer.reporting.records import read_metrics
@@ -179,6 +180,8 @@ def assemble(
     facts.started = ledger.began
     if config.train.replay_every:
         replay.check_possible(strategy)
+    if config.train.shard_optimizer:
+        sharding.check_possible(strategy)
     data = load_stages(
         stages, config, strategy.num_replicas_in_sync, skip_corrupt=skip_corrupt_data
     )
@@ -190,7 +193,11 @@ def assemble(
     with strategy.scope():
         model = task.build_model()
         optimizer = Optimizer(
-            config.optimizer, config.train.steps, model.trainable_variables, jit_compile=jit_compile
+            config.optimizer,
+            config.train.steps,
+            model.trainable_variables,
+            jit_compile=jit_compile,
+            shard=config.train.shard_optimizer,
         )
         loss_scale = LossScale(precision == "mixed_float16")
         checkpoints = Checkpoints(
@@ -356,6 +363,7 @@ def _describe(run: Run, manifest: Manifest, state: str) -> list[str]:
         f"             {data.origin}",
         f"model        {parameters:,} parameters, {run.flops_per_unit / 1e6:,.1f} million "
         f"floating-point operations a {run.task.UNIT} in training",
+        f"             optimizer state {run.optimizer.replica_bytes / 1e6:,.1f} MB a replica",
         f"batch        at most {train.batch_tokens:,} positions on "
         f"{run.strategy.num_replicas_in_sync} replica(s){micro_batches}, rows x tokens: {shapes}; "
         f"fill rate {data.fill_rate():.3f}",

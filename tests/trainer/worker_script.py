@@ -50,7 +50,11 @@ def make_steps(strategy, config, *, jit_compile: bool = False, weights_seed: int
     with strategy.scope():
         model = task.build_model()
         optimizer = Optimizer(
-            config.optimizer, config.train.steps, model.trainable_variables, jit_compile=jit_compile
+            config.optimizer,
+            config.train.steps,
+            model.trainable_variables,
+            jit_compile=jit_compile,
+            shard=config.train.shard_optimizer,
         )
         loss_scale = LossScale(keras.config.dtype_policy().name == "mixed_float16")
     return Steps(strategy, task, model, optimizer, loss_scale, config, jit_compile=jit_compile)

@@ -17,6 +17,7 @@ from common.files import passing_errors
 from trainer.checkpoints import files
 from trainer.checkpoints.files import Checkpoint, DamageError, Facts, Keep
 from trainer.distributed import cluster
+from trainer.optim.sharding import Sharded
 
 AVERAGED = "averaged"
 """Folder of a model directory with averages of its checkpoints."""
@@ -70,7 +71,7 @@ class _Copy:
 
     def _copy(self, node):
         if id(node) not in self._known:
-            if isinstance(node, tf.Variable | keras.Variable):
+            if isinstance(node, tf.Variable | keras.Variable | Sharded):
                 copy = tf.Variable(tf.zeros(node.shape, node.dtype), trainable=False)
                 self._pairs.append((node, copy))
             else:

@@ -6,7 +6,10 @@ Here the train step reduces, and one factor for all gradients says everything el
 the tokens, the clipping, the loss scale and, if it is 0, that the step is skipped.
 """
 
-from collections.abc import Callable
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import keras
@@ -19,6 +22,7 @@ from trainer.optim.adam import Adam
 from trainer.optim.lion import Lion
 from trainer.optim.muon import Muon
 from trainer.optim.schedule import Schedule
+from trainer.optim.sharding import Sharded, Slices, local, norm_of_all
 
 
 class Rule(Protocol):
@@ -81,12 +85,14 @@ class Optimizer(tf.Module):
         steps: of the whole run, for the schedule.
         variables: the trainable variables, float32.
         jit_compile: compile the update with XLA, as one program on each replica.
+        shard: keep a slice of slots and average on each replica, where there are several; see
+            `trainer.optim.sharding`. For rules that look at one number of a weight at a time.
 
     Attributes:
         iterations: int64, train steps made. Schedule, data and dropout follow it.
         updates: int64, how many of them changed the weights; skipped steps did not.
-        slots: name -> one variable per weight.
-        averages: the moving average of the weights, one variable per weight; empty without.
+        slots: name -> one variable, or `Sharded`, per weight.
+        averages: the moving average of the weights, one per weight, as in `slots`; empty without.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class Optimizer(tf.Module):
         variables: list[keras.Variable],
         *,
         jit_compile: bool = False,
+        shard: bool = False,
     ):
         super().__init__()
         self.config = config
@@ -103,13 +110,16 @@ class Optimizer(tf.Module):
         self.iterations = state_variable(tf.zeros([], tf.int64))
         self.updates = state_variable(tf.zeros([], tf.int64))
         self._rule = _RULES[config.name](config, variables)
+        shard = shard and tf.distribute.get_strategy().num_replicas_in_sync > 1
+        self._slices = Slices(variables) if shard else None
+        make = Sharded if shard else _zeros
         self.slots = {
-            name: [state_variable(tf.zeros(shape)) for shape in shapes]
+            name: [make(shape) for shape in shapes]
             for name, shapes in self._rule.slot_shapes.items()
         }
-        self.averages = (
-            [state_variable(variable.value) for variable in variables] if config.ema_decay else []
-        )
+        averaged = variables if config.ema_decay else []
+        self.averages = [make(tuple(variable.shape)) for variable in averaged]
+        self.reset_averages(variables)
         # Its variables are arguments: it is traced once for all replicas.
         update = tf.function(self._update_replica, jit_compile=jit_compile or None, autograph=False)
         self._update = lambda *arguments: update(*arguments)  # no function in checkpoints
@@ -134,18 +144,22 @@ class Optimizer(tf.Module):
         ema_decay = tf.minimum(self.config.ema_decay, (1.0 + number) / (10.0 + number))
         follow = applied * (1.0 - ema_decay)
         values = [variable.value for variable in variables]
-        tf.distribute.get_replica_context().merge_call(
-            self._update_all, args=(values, gradients, factor, numbers, follow)
-        )
+        context, changed = tf.distribute.get_replica_context(), values
+        if self._slices:
+            changed, gradients = self._slices.variables, self._slices.take(gradients)
+            for variable, value in zip(changed, self._slices.take(values), strict=True):
+                variable.assign(value)
+        context.merge_call(self._update_all, args=(changed, gradients, factor, numbers, follow))
+        if self._slices:
+            context.merge_call(_assign_all, args=(values, self._slices.gather()))
         self.updates.assign_add(tf.cast(applied, tf.int64))
         self.iterations.assign_add(1)
 
     def _update_all(self, strategy, variables, *arguments) -> None:
         # One call on each device. The strategy picks the device's own of all that it is given.
         update = self._update_replica if compiles_itself(strategy) else self._update
-        slots = {name: list(slot) for name, slot in self.slots.items()}
-        arguments = (variables, slots, list(self.averages), *arguments)
-        strategy.extended.update(variables[0], lambda _, *local: update(*local), args=arguments)
+        arguments = (variables, self._local_slots(), local(self.averages), *arguments)
+        strategy.extended.update(variables[0], lambda _, *own: update(*own), args=arguments)
 
     def _update_replica(self, variables, slots, averages, gradients, factor, numbers, follow):
         for index, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
@@ -162,7 +176,35 @@ class Optimizer(tf.Module):
         AdamW. After a skipped step, which changed nothing, about that of the update before.
         """
         number = tf.cast(tf.maximum(self.updates, 1), tf.float32)
-        return self._rule.update_norm(self.slots, self.schedule(self.iterations - 1), number)
+        rate = self.schedule(self.iterations - 1)
+        norm = self._rule.update_norm(self._local_slots(), rate, number)
+        return norm_of_all(norm) if self._slices else norm
+
+    def _local_slots(self) -> dict[str, list[tf.Variable]]:
+        return {name: local(slot) for name, slot in self.slots.items()}
+
+    @property
+    def replica_bytes(self) -> int:
+        """What a replica keeps: slots, average and, sharded, its slices of the weights."""
+        kept = local(itertools.chain(*self.slots.values(), self.averages))
+        kept += self._slices.variables if self._slices else []
+        return sum(one.dtype.size * math.prod(one.shape) for one in kept)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Let a worker alone read slots and average meanwhile; all must call it at that point."""
+        held = [
+            one
+            for one in itertools.chain(*self.slots.values(), self.averages)
+            if isinstance(one, Sharded)
+        ]
+        try:
+            for one in held:
+                one.hold()
+            yield
+        finally:
+            for one in held:
+                one.release()
 
     def swap_averages(self, variables) -> None:
         """Exchange the weights and their moving average, if there is one, on every replica.
@@ -189,3 +231,12 @@ def state_variable(value) -> tf.Variable:
     return tf.Variable(
         value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
     )
+
+
+def _zeros(shape: tuple[int, ...]) -> tf.Variable:
+    return state_variable(tf.zeros(shape))
+
+
+def _assign_all(strategy, variables, values) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        strategy.extended.update(variable, lambda one, new: one.assign(new), args=(value,))
