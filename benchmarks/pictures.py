@@ -7,17 +7,15 @@ tokens per second of every round, of the steps alone and of all the time after t
 has evaluations and pictures in it; and what share of either the pictures cost.
 """
 
-import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-from typing import Any
 
 from absl import flags
 
+from benchmarks.speeds import compare, speeds
 from common.errors import UsageError, no_arguments, run_app
 from trainer.reporting.records import read_metrics
 
@@ -50,42 +48,6 @@ def _train(side: str, model_dir: str) -> dict[str, float]:
     if done.returncode:
         raise UsageError(f"training ended with code {done.returncode}: {' '.join(command)}")
     return speeds(read_metrics(model_dir))
-
-
-def speeds(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Return how fast a run was, and how long it evaluated.
-
-    Args:
-        lines: of its metrics.jsonl, the last one with the test scores.
-
-    Returns:
-        "steps" and "all": target tokens per second of the steps, and of all the time from the end
-        of the first step to the test scores. "evaluation_seconds": with pictures and the test.
-    """
-    train = [line for line in lines if line["split"] == "train"]
-    seconds = tokens = 0.0
-    for before, line in itertools.pairwise(train):  # the first one has the compilation
-        taken = line["step_seconds"] * (line["step"] - before["step"])
-        seconds += taken
-        tokens += line["target_tokens_per_second"] * taken
-    return {
-        "steps": tokens / seconds,
-        "all": tokens / (lines[-1]["time"] - train[0]["time"]),
-        "evaluation_seconds": lines[-1]["spent"]["evaluation"],
-    }
-
-
-def compare(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
-    """Return what share of the speed the pictures cost, by the medians of the rounds."""
-    medians = {
-        (side, name): statistics.median(one[name] for one in runs)
-        for side, runs in found.items()
-        for name in runs[0]
-    }
-    return {
-        name: 1 - medians["pictures", name] / medians["nopictures", name]
-        for name in ("steps", "all")
-    }
 
 
 if __name__ == "__main__":
