@@ -212,7 +212,12 @@ def _image(name: str, png: bytes) -> None:
 
 def _histogram(name: str, values: np.ndarray) -> None:
     """Write a histogram; tf.summary.histogram takes 240 bytes a value on the way."""
-    counts, edges = np.histogram(values, _BUCKETS)
-    buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)  # [buckets, 3]
     kind = metadata.create_summary_metadata(display_name=None, description=None)
-    tf.summary.write(name, tf.constant(buckets), metadata=kind)
+    tf.summary.write(name, tf.constant(buckets_of(values)), metadata=kind)
+
+
+def buckets_of(values: np.ndarray) -> np.ndarray:
+    """Return float64 [buckets, 3]: left edge, right edge and count; of the finite values alone."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    counts, edges = np.histogram(finite, _BUCKETS)
+    return np.stack([edges[:-1], edges[1:], counts], axis=1)

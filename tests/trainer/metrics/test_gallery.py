@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from configs.schema import OptimizerConfig
 from trainer.metrics import boards
-from trainer.metrics.gallery import Gallery
+from trainer.metrics.gallery import Gallery, buckets_of
 from trainer.metrics.writer import MetricsWriter
 from trainer.optim.schedule import Schedule
 from trainer.tasks.translation import Translation
@@ -105,6 +105,16 @@ def test_what_would_take_too_much_of_the_time_is_left_out(gallery, tmp_path):
     writer.flush()
     tags = set(read(tmp_path, "valid").Tags()["tensors"])
     assert "weights/encoder_0/self_attention/query/kernel" in tags and "schedule" not in tags
+
+
+def test_a_histogram_counts_what_is_finite():
+    """Gradients may be infinite, and a picture must not end a run."""
+    largest = np.finfo(np.float32).max
+    values = np.array([[np.nan, np.inf, -np.inf], [-largest, 0.0, largest]], np.float32)
+    buckets = buckets_of(values)
+    assert buckets.shape == (30, 3) and np.isfinite(buckets).all()
+    assert buckets[:, 2].sum() == 3 and buckets[[0, -1], 2].tolist() == [1, 1]
+    assert buckets_of(np.array([np.nan], np.float32))[:, 2].sum() == 0
 
 
 def test_groups_of_scalars_and_the_first_page(tmp_path):

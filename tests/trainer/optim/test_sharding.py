@@ -121,7 +121,7 @@ def test_bytes_of_a_replica(one_device, four_replicas, tmp_path):
 
 
 def test_resumed_with_other_replicas(one_device, two_replicas, four_replicas, tmp_path):
-    """4 replicas, 1 without sharding, 2, 4: each goes on from the last one's checkpoint."""
+    """4 replicas, 1 without sharding, 2: each goes on from the last one's checkpoint."""
     whole = Made(one_device, tmp_path / "whole", shard=False)
     whole.steps(0, 6)
     starts = [(four_replicas, True), (one_device, False), (two_replicas, True)]
