@@ -56,7 +56,7 @@ format: $(INSTALLED)
 # The site, in build/site; building it needs nothing from the net.
 docs: $(INSTALLED_DOCS)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
-	@echo "open build/site/index.html"
+	@echo "open build/site/index.html; its search needs a server: $(PY) -m http.server --directory build/site"
 
 # How fast training starts and runs; beside PyTorch, if that is installed.
 bench: $(INSTALLED)
