@@ -27,7 +27,7 @@ from trainer.checkpoints.saver import Checkpoints
 from trainer.decoding.search import decoding_device
 from trainer.distributed import cluster
 from trainer.distributed.cluster import Worker
-from trainer.distributed.strategy import draws_on_device
+from trainer.distributed.strategy import compiles_itself, draws_on_device
 from trainer.input.evaluation import evaluation_batches
 from trainer.input.protocol import TrainingData
 from trainer.input.stages import fingerprint, load_stages, read_stages
@@ -181,7 +181,7 @@ def assemble(
     if config.train.replay_every:
         replay.check_possible(strategy)
     if config.train.shard_optimizer:
-        sharding.check_possible(strategy)
+        sharding.check_possible(tpu=compiles_itself(strategy))
     data = load_stages(
         stages, config, strategy.num_replicas_in_sync, skip_corrupt=skip_corrupt_data
     )

@@ -20,6 +20,9 @@ from common.errors import UsageError
 from launch.compiler import hlo
 from launch.compiler.target import Target
 
+ALL_GATHER = "all_gather_of_replicas"
+"""A custom call that stands for XLA's all-gather along axis 0, among all replicas."""
+
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
 _USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm|\({_SIZE}\) exceeds available HBM \({_SIZE}\)")
@@ -165,6 +168,7 @@ def _main(job: dict[str, Any]) -> None:
     with mlir.make_ir_context() as context:
         module = stablehlo.deserialize_portable_artifact(context, program)
         _drop_copies(module.operation)
+        _make_gathers(module.operation, len(devices))
         found = _Walk(module, job["trips"])
         build = compiler.get_compile_options(
             num_replicas=len(devices),
@@ -245,6 +249,28 @@ def _drop_copies(operation) -> None:
                 _drop_copies(inner.operation)
     if operation.name == "mhlo.copy":
         operation.results[0].replace_all_uses_with(operation.operands[0])
+        operation.erase()
+
+
+def _make_gathers(operation, replicas: int) -> None:
+    """Make an all-gather of each custom call that stands for one."""
+    import numpy as np
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import stablehlo
+
+    for region in operation.regions:
+        for block in region.blocks:
+            for inner in list(block.operations):
+                _make_gathers(inner.operation, replicas)
+    if operation.name != "stablehlo.custom_call":
+        return
+    if ir.StringAttr(operation.attributes["call_target_name"]).value == ALL_GATHER:
+        groups = ir.DenseIntElementsAttr.get(np.arange(replicas, dtype=np.int64)[None])
+        with ir.InsertionPoint(operation), operation.location:
+            gathered = stablehlo.AllGatherOp(
+                [operation.results[0].type], [operation.operands[0]], 0, groups
+            )
+        operation.results[0].replace_all_uses_with(gathered.results[0])
         operation.erase()
 
 

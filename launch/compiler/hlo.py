@@ -143,7 +143,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
         current.calls += [called[1]] if called else []
         if found.group(0).lstrip().startswith("ROOT") and label:
             current.label = label[1]
-        kind = opcode.removesuffix("-start")
+        kind = opcode.removesuffix("-done")  # whose shape is that of the result alone
         if kind in _COLLECTIVES:
             current.collectives.append((kind, memory_bytes(shape)))
         if opcode == "while" and (loop := _LOOP.search(line)):

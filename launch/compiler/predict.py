@@ -10,8 +10,10 @@ chip:
                 the compiler's cycle estimate / clock           for TPUs
                 max(FLOPs / peak, bytes / bandwidth)            for GPUs
     step      = max(roofline, schedule) + all-reduce  the prediction
+                + gather, half of one, of the float32 weights with `train.shard_optimizer`
 
-The all-reduce is added in full: it starts after the last gradient, so nothing overlaps it. The
+Both are added in full: the all-reduce starts after the last gradient, and the gather of the updated
+weights after the update, so nothing overlaps them. The
 prediction leaves out waiting for input, the host's work between steps, evaluation and checkpoints.
 MFU counts the FLOPs of `Task.program_flops`, for full rows; the trainer reports less, because it
 does not count padding, nor attention between the sentences of a packed row.
@@ -69,7 +71,8 @@ class Scale:
         chips: number of chips.
         batch_tokens: target positions of the global batch.
         all_reduce: seconds.
-        step: seconds, including the all-reduce.
+        gather: seconds in which the chips get the weights that the others updated.
+        step: seconds, including both.
         tokens_per_second: target positions of all chips per second.
         efficiency: speed per chip relative to a single chip.
     """
@@ -77,6 +80,7 @@ class Scale:
     chips: int
     batch_tokens: int
     all_reduce: float
+    gather: float
     step: float
     tokens_per_second: float
     efficiency: float
@@ -88,6 +92,8 @@ def scale(
     parameters: int,
     tokens_per_chip: int,
     reduce_dtype: str = "float32",
+    *,
+    shard: bool = False,
 ) -> Scale:
     """Predict a train step on connected chips.
 
@@ -97,11 +103,16 @@ def scale(
         parameters: number of trainable weights, whose gradients are reduced.
         tokens_per_chip: target positions in a chip's share of the batch.
         reduce_dtype: `train.reduce_dtype`.
+        shard: `train.shard_optimizer`.
     """
     all_reduce = target.all_reduce_seconds(_GRADIENT_BYTES[reduce_dtype] * parameters)
-    step = speed.seconds + all_reduce
+    # An all-reduce is a reduce-scatter and, with the same bytes on the same links, an all-gather.
+    gather = target.all_reduce_seconds(4 * parameters) / 2 if shard else 0.0
+    step = speed.seconds + all_reduce + gather
     tokens = tokens_per_chip * target.chips
-    return Scale(target.chips, tokens, all_reduce, step, tokens / step, speed.seconds / step)
+    return Scale(
+        target.chips, tokens, all_reduce, gather, step, tokens / step, speed.seconds / step
+    )
 
 
 def scaling(
@@ -110,10 +121,12 @@ def scaling(
     parameters: int,
     tokens_per_chip: int,
     reduce_dtype: str = "float32",
+    *,
+    shard: bool = False,
 ) -> list[Scale]:
     """Predict train steps on 8 to 256 chips of the same kind."""
     return [
-        scale(one, speed, parameters, tokens_per_chip, reduce_dtype)
+        scale(one, speed, parameters, tokens_per_chip, reduce_dtype, shard=shard)
         for one in target.sizes()
         if one.chips in SCALING
     ]

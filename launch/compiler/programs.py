@@ -2,8 +2,8 @@
 
 TPUStrategy compiles the function that it runs on every replica. Here a one-device strategy, which
 stands for one of many replicas, traces that function and turns each reduction over replicas into an
-XLA all-reduce. The exported program holds all of a train step: forward, backward, all-reduce,
-clipping and update.
+XLA all-reduce, and each gather into a mark that `launch.compiler.compiler` makes an all-gather of.
+The exported program holds all of a train step: forward, backward, all-reduce, clipping and update.
 """
 
 import linecache
@@ -17,6 +17,7 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.distribute import one_device_strategy
 
+from launch.compiler.compiler import ALL_GATHER
 from trainer.model.dropout import use_device_generator
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
@@ -54,6 +55,20 @@ class _OneOfManyExtended(one_device_strategy.OneDeviceExtended):
             reduce_op="Add",
             mode="CrossReplica",
         )
+
+    def _gather_to_implementation(self, value, destinations, axis, options):
+        # TensorFlow has an operation for XLA's all-reduce, but none for its all-gather.
+        if axis != 0:
+            raise NotImplementedError(f"gather along axis {axis}")
+        (gathered,) = gen_xla_ops.xla_custom_call_v2(
+            operands=[value],
+            call_target_name=ALL_GATHER,
+            backend_config="",
+            has_side_effect=False,
+            result_dtypes=[value.dtype],
+            result_shapes=[[self._replicas * value.shape[0], *value.shape[1:]]],
+        )
+        return gathered
 
 
 @dataclass(frozen=True)
@@ -173,7 +188,10 @@ class Programs:
         with self._strategy.scope():
             self.model = task.build_model()
             optimizer = Optimizer(
-                config.optimizer, config.train.steps, self.model.trainable_variables
+                config.optimizer,
+                config.train.steps,
+                self.model.trainable_variables,
+                shard=config.train.shard_optimizer,
             )
             scale = LossScale(precision == "mixed_float16")
             fast = config.train.fast_dropout

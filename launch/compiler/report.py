@@ -157,7 +157,12 @@ def _prediction(facts: dict[str, Any]) -> list[str]:
     lines = [
         "predicted for training, not measured:",
         f"  step {1e3 * found['step_seconds']:.2f} ms, of it all-reduce "
-        f"{1e3 * found['all_reduce_seconds']:.2f} ms",
+        f"{1e3 * found['all_reduce_seconds']:.2f} ms"
+        + (
+            f" and gather of the weights {1e3 * found['gather_seconds']:.2f} ms"
+            if found["gather_seconds"]
+            else ""
+        ),
         f"  {found['tokens_per_second']:,.0f} target positions/s, "
         f"{found['tokens_per_second_per_chip']:,.0f} a chip; MFU {found['mfu']:.1%} "
         f"(at the roofline {found['roofline_tokens_per_second_per_chip']:,.0f} and "

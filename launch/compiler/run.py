@@ -31,18 +31,22 @@ class Preflight:
         length: tokens per side of a row.
 
     Raises:
-        UsageError: if the batch cannot be divided among the chips.
+        UsageError: if the batch cannot be divided among the chips, or the trainer would refuse to
+            shard the optimizer's state on them.
     """
 
     def __init__(self, config, task, target: Target, precision: str):
         # Imported late: TensorFlow takes seconds, and bad usage should be reported before.
         from launch.compiler.programs import Programs
         from trainer.input.protocol import batch_rows
+        from trainer.optim import sharding
 
         self.config, self.target, self.task = config, target, task
         self.length = config.data.longest_row
         self.rows = batch_rows(config.train, self.length, target.chips) // target.chips
         tpu = target.topology["platform"] == "tpu"
+        if config.train.shard_optimizer:
+            sharding.check_possible(tpu=tpu)
         self.programs = Programs(config, task, target.chips, precision, tpu=tpu)
         self.problems: list[str] = []
 
@@ -133,13 +137,15 @@ class Preflight:
     def _predict(self, program, compiled: Compiled, analytic: float) -> dict[str, Any]:
         target, tokens = self.target, self.rows * self.length
         speed = predict.speed_of(compiled, target.chip)
-        reduced = self.programs.parameters, tokens, self.config.train.reduce_dtype
-        here = predict.scale(target, speed, *reduced)
+        train = self.config.train
+        reduced = self.programs.parameters, tokens, train.reduce_dtype
+        here = predict.scale(target, speed, *reduced, shard=train.shard_optimizer)
         peak = target.chip.peak_flops
         per_host = tokens * target.chips / target.hosts / here.step
         return {
             "step_seconds": here.step,
             "all_reduce_seconds": here.all_reduce,
+            "gather_seconds": here.gather,
             "tokens_per_second": here.tokens_per_second,
             "tokens_per_second_per_chip": here.tokens_per_second / target.chips,
             "mfu": analytic / here.step / peak,
@@ -150,7 +156,10 @@ class Preflight:
                 self.rows, self.length, target, here.step
             ),
             "slowest": report.slowest(compiled, target.chip, program.line),
-            "scaling": [asdict(one) for one in predict.scaling(target, speed, *reduced)],
+            "scaling": [
+                asdict(one)
+                for one in predict.scaling(target, speed, *reduced, shard=train.shard_optimizer)
+            ],
         }
 
     def largest_batch(self) -> dict[str, Any]:

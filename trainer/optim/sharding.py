@@ -15,12 +15,11 @@ from tensorflow.python.trackable.base import Trackable
 
 from common.errors import UsageError
 from trainer.distributed import cluster
-from trainer.distributed.strategy import compiles_itself
 
 
-def check_possible(strategy: tf.distribute.Strategy) -> None:
-    """Raise `UsageError` under TPUStrategy."""
-    if compiles_itself(strategy):
+def check_possible(*, tpu: bool) -> None:
+    """Raise `UsageError` if the devices are TPUs."""
+    if tpu:
         raise UsageError(
             "--config.train.shard_optimizer is for --strategy=mirrored and multi_worker, not for "
             "TPUs; leave it out"

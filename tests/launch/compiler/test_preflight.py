@@ -77,6 +77,7 @@ def test_a_run_that_fits(make):
     assert found["step_seconds"] == pytest.approx(step)
     assert found["tokens_per_second"] == pytest.approx(64 / step)
     assert found["input_tokens_per_second_per_host"] == pytest.approx(64 / step)
+    assert found["gather_seconds"] == 0.0
     assert "trainer/optim/adam.py" in found["slowest"][0]["line"]
     assert found["slowest"][0]["share"] == 1.0
     text = as_text(facts)
@@ -127,6 +128,13 @@ def test_a_batch_that_the_chips_cannot_share_is_refused():
     task = Translation(config, 32, 32, joint=True, bos_id=2)
     with pytest.raises(UsageError, match=r"8 rows of 8 tokens, which 16 replica\(s\) cannot"):
         run.Preflight(config, task, tpus.parse("v5e-16"), "float32")
+
+
+def test_optimizer_state_in_slices_is_refused_for_tpus():
+    config = schema.from_dict({**CONFIG, "train": {"batch_tokens": 64, "shard_optimizer": True}})
+    task = Translation(config, 32, 32, joint=True, bos_id=2)
+    with pytest.raises(UsageError, match=r"shard_optimizer is for .*, not for TPUs; leave it out"):
+        run.Preflight(config, task, tpus.parse("v5e-4"), "float32")
 
 
 def test_cost_by_hand(make):

@@ -73,6 +73,18 @@ def test_memory_flops_and_collectives_on_gpus():
     assert predict.speed_of(found, target.chip).schedule > 0
 
 
+def test_optimizer_state_in_slices_on_gpus():
+    """An eighth of Adam's two slots and of a third array, for the slice of the weights."""
+    target = gpus.parse("h100-8")
+    made = make(target, shard_optimizer=True)
+    found = compiler.compile_program(made.train(8, LENGTH).stablehlo(), target)
+    assert not found.error
+    state = 4 * made.parameters
+    assert found.arguments == pytest.approx(state * (1 + 3 / 8) + 4 * 4 * 8 * LENGTH, rel=0.02)
+    assert found.collectives["all-reduce"]["bytes"] == pytest.approx(state, rel=0.01)
+    assert found.collectives["all-gather"]["bytes"] == pytest.approx(state, rel=0.01)
+
+
 @pytest.mark.parametrize("name", ["a100-8", "h200-1", "l4-4"])
 def test_every_gpu_compiles_and_a_batch_that_is_too_large_does_not_fit(name):
     target = gpus.parse(name)

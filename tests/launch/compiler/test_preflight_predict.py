@@ -135,6 +135,14 @@ def test_scaling_adds_the_all_reduce():
     assert first.efficiency == pytest.approx(6e-3 / first.step)
 
 
+def test_the_gather_of_slices_is_half_an_all_reduce():
+    speed = predict.Speed(compute=1e-3, memory=2e-3, schedule=6e-3, memory_bytes=0.0)
+    found = predict.scale(gpus.parse("h100-8"), speed, 10_000_000, 1000, "bfloat16", shard=True)
+    assert found.all_reduce == pytest.approx(2 * 20e6 * 7 / 8 / 450e9)
+    assert found.gather == pytest.approx(40e6 * 7 / 8 / 450e9)
+    assert found.step == pytest.approx(6e-3 + found.all_reduce + found.gather)
+
+
 def test_cost_and_input_by_hand():
     tpu = tpus.parse("v5e-16")
     assert predict.cost(tpu, 0.5, 7200, 1.2) == pytest.approx(16 * 1.2)

@@ -1,6 +1,7 @@
 """What is exported: the trainer's own step, for many replicas; what a TPU forbids, and where."""
 
 import collections
+import math
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from configs import schema
 from launch.compiler import programs
+from launch.compiler.compiler import ALL_GATHER
 from trainer.tasks.translation import Translation
 
 ROWS, LENGTH, REPLICAS = 2, 8, 4
@@ -65,6 +67,20 @@ def test_random_bits_and_reduction_as_configured(made, train_program):
     assert found(train_program) == (True, {"f32": weights + sums})
     other = make(fast_dropout="off", reduce_dtype="bfloat16").train(ROWS, LENGTH)
     assert found(other) == (False, {"bf16": weights, "f32": sums})
+
+
+def test_optimizer_state_in_slices():
+    """A fourth of both slots, rounded up for each weight, and as much for the weight's slice; the
+    weights, gathered in one go, and all gradients are whole."""
+    made = make(shard_optimizer=True)
+    text = text_of(made.train(ROWS, LENGTH))
+    signature = re.search(r"func.func (?:public )?@main\((.*)\) -> ", text)[1]
+    shapes = re.findall(r"tensor<([\dx]*)f32>", signature)
+    numbers = sum(math.prod(int(size) for size in shape.split("x") if size) for shape in shapes)
+    weights = [math.prod(variable.shape) for variable in made.model.trainable_variables]
+    assert numbers == sum(weights) + 3 * sum(math.ceil(weight / REPLICAS) for weight in weights)
+    assert text.count("stablehlo.all_reduce") == len(weights) + len(Translation.SUMS) + 1
+    assert text.count(f"stablehlo.custom_call @{ALL_GATHER}(") == 1
 
 
 def test_micro_batches_make_a_loop():
