@@ -6,6 +6,7 @@ Packages with commands call `prepare` when they are imported, so it comes first.
 import os
 
 from common.console import keep_descriptors
+from common.notices import drop_notices
 
 NO_GRPC_PROXY = "no_grpc_proxy"
 
@@ -13,6 +14,7 @@ NO_GRPC_PROXY = "no_grpc_proxy"
 def prepare() -> None:
     """Keep the standard descriptors, choose Keras' backend, and keep local gRPC from the proxy."""
     keep_descriptors()
+    drop_notices()
     os.environ["KERAS_BACKEND"] = "tensorflow"
     _keep_proxies_from_local_grpc()
 

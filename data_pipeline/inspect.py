@@ -11,7 +11,6 @@ import os
 
 # As in data_pipeline.main: nothing here computes, so TensorFlow has nothing to announce.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import itertools
 from collections.abc import Iterator

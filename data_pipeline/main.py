@@ -28,10 +28,8 @@ that this program does not know go to Beam: --runner=..., --direct_num_workers=2
 
 import os
 
-# Before anything imports TensorFlow: its start-up notices are not about this job, and the one about
-# oneDNN (kernels, which this job does not use) has no other switch.
+# Before anything imports TensorFlow: its start-up notices are not about this job.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from absl import flags
 

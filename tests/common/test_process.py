@@ -1,6 +1,7 @@
 """What the process of every command needs."""
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -57,3 +58,27 @@ def test_grpc_reaches_this_machine_without_the_proxy(monkeypatch):
     with grpc.insecure_channel(f"localhost:{port}") as channel:
         grpc.channel_ready_future(channel).result(timeout=300)
     server.stop(None)
+
+
+def test_tensorflow_is_imported_without_its_notices():
+    """What else is said meanwhile is passed on, also if the process then dies."""
+    program = (
+        "import os, sys, trainer; from importlib.machinery import SourceFileLoader as Loader\n"
+        "execute = Loader.exec_module\n"
+        "def spoken(self, module):\n"
+        "    execute(self, module)\n"
+        "    if module.__name__ == 'tensorflow':\n"
+        "        os.write(2, b'the last word\\n'); os.abort()\n"
+        "Loader.exec_module = spoken\n"
+        "import tensorflow"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=_ROOT,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGABRT, "the last word\n")
