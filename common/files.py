@@ -6,9 +6,10 @@ import io
 import json
 import os
 import random
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from common.console import error_text
 from common.errors import UsageError
@@ -104,6 +105,33 @@ def write_bytes(path: str, content: bytes, *, alone: bool = False) -> None:
 def write_json(path: str, value: Any) -> None:
     """Write `value` as JSON, as `write_bytes` does."""
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def open_input(path: str, flag: str) -> BinaryIO:
+    """Open a file that the user has named, for reading bytes; it has a descriptor.
+
+    A remote file is copied to this machine first.
+
+    Raises:
+        UsageError: when it cannot be read.
+    """
+    if "://" not in path:
+        try:
+            return open(path, "rb")
+        except OSError as error:
+            raise UsageError(f"--{flag}={path} cannot be read: {error.strerror}") from error
+    from tensorflow import errors
+
+    try:
+        content = read_bytes(path)
+    except passing_errors():
+        raise
+    except errors.OpError as error:
+        raise UsageError(f"--{flag}={path} cannot be read: {error_text(error)}") from error
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    copy.write(content)
+    copy.seek(0)
+    return copy
 
 
 def check_output(path: str, flag: str) -> None:

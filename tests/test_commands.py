@@ -156,22 +156,63 @@ def test_evaluate_prints_one_json_line(data_dir, model_dir, tmp_path):
     _assert_one_error_line(err, "--reference", "1 lines for 20 sentences")
 
 
-def test_translate_keeps_order_and_line_count(model_dir):
-    lines = [
-        "Today is Monday.",
-        "",
-        "word " * 500,
-        "a\u2028b",
-        "   ",
-        "\u4f60\u597d \U0001f600",
-        "",
-    ]
-    text = "\n".join(lines).encode() + b"\n"
-    output = _run("trainer.translate", f"--model_dir={model_dir}", "--beam_size=2", input=text)
-    translations = output.stdout.decode().split("\n")
-    assert translations.pop() == "" and len(translations) == len(lines)
-    assert [i for i, line in enumerate(lines) if not line.strip()] == [1, 4, 6]
-    assert translations[1] == translations[4] == translations[6] == ""
+_BAD_LINES = [
+    (b"Today is Monday.", True),
+    (b"", False),
+    (b"word " * 10_000, True),
+    ("a\u2028b".encode(), True),
+    (b"   ", False),
+    ("\u4f60\u597d \U0001f600".encode(), True),
+    (b"nul\x00 and bell\x07 and \x1b[31m", True),
+    (b"\xff\xfe", False),
+    (b"M\xfcnchen", False),
+    (b"The last one, without a line feed", True),
+]
+"""Lines, and whether there is something to translate in them."""
+
+
+def test_bad_lines_keep_their_places(model_dir, tmp_path):
+    """From standard input and from a file, the same; what is wrong is counted."""
+    (tmp_path / "in.txt").write_bytes(b"\n".join(line for line, _ in _BAD_LINES))
+    flags = [f"--model_dir={model_dir}", "--beam_size=1"]
+    with open(tmp_path / "in.txt", "rb") as file:
+        done = _run("trainer.translate", *flags, stdin=file)
+    files = [f"--input={tmp_path / 'in.txt'}", f"--output={tmp_path / 'out.txt'}"]
+    code, out, err = run_command("trainer.translate", *flags, *files, "--json")
+    assert code == 0 and out == "", err
+    *written, end = done.stdout.decode().split("\n")
+    content = (tmp_path / "out.txt").read_text("utf-8")
+    values = [json.loads(line) for line in content.removesuffix("\n").split("\n")]
+    assert end == "" and len(written) == len(values) == len(_BAD_LINES)
+    for line, value, (content, is_text) in zip(written, values, _BAD_LINES, strict=True):
+        assert line == value["translation"] and "\n" not in line
+        assert ("score" in value) == is_text
+        assert value["source"].encode() == (content if is_text or not content.strip() else b"")
+        assert line == "" or is_text
+    assert values[2]["cut"]
+    for said in (done.stderr.decode(), err):
+        assert "10 lines" in said
+        assert "warning: 1 lines are longer than 1,023 tokens and were cut" in said
+        assert "warning: 2 of 10 lines are not UTF-8" in said
+    assert os.listdir(tmp_path) == ["in.txt", "out.txt"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--input={0}/no.txt"], ["--input", "no.txt cannot be read: No such file"]),
+        (["--input={0}"], ["--input", "cannot be read: Is a directory"]),
+        (["--output={0}"], ["--output", "is a directory; name a file"]),
+        (["--output={0}/no/out.txt"], ["--output", "its directory does not exist"]),
+        (["--interactive", "--output={0}/out.txt"], ["--interactive is for a terminal"]),
+    ],
+)
+def test_files_that_translate_refuses(model_dir, tmp_path, flags, words):
+    flags = [flag.format(tmp_path) for flag in flags]
+    code, out, err = run_command("trainer.translate", f"--model_dir={model_dir}", *flags)
+    assert code == 2 and out == ""
+    _assert_one_error_line(err, *words)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -246,30 +287,28 @@ def test_bad_usage_of_the_trainer(flags, words, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.slow
-def test_translate_by_sentence(model_dir):
+def test_translate_by_sentence(model_dir, tmp_path):
     """As if each sentence had a line."""
-    apart = _run(
-        "trainer.translate", f"--model_dir={model_dir}", input=b"A man.\nTwo run.\nA boy.\n"
-    )
-    flags = [f"--model_dir={model_dir}", "--split_sentences"]
-    lines = _run("trainer.translate", *flags, input=b"A man. Two run.\nA boy.\n").stdout.split(
-        b"\n"
-    )
-    first, second, third, _ = apart.stdout.split(b"\n")
-    assert lines == [b" ".join(filter(None, [first, second])), third, b""]
+
+    def translated(text: str, *flags: str) -> list[str]:
+        (tmp_path / "in.txt").write_text(text)
+        flags = (*flags, f"--model_dir={model_dir}", f"--input={tmp_path / 'in.txt'}")
+        code, out, err = run_command("trainer.translate", *flags)
+        assert code == 0, err
+        return out.split("\n")
+
+    first, second, third, end = translated("A man.\nTwo run.\nA boy.\n")
+    joined = translated("A man. Two run.\nA boy.\n", "--split_sentences")
+    assert joined == [" ".join(filter(None, [first, second])), third, end]
 
 
-def test_bad_input_of_evaluate_and_translate(model_dir, tmp_path):
+def test_bad_input_of_evaluate(model_dir, tmp_path):
     code, _, err = run_command("trainer.evaluate", f"--model_dir={tmp_path}")
     assert code == 2
     _assert_one_error_line(err, str(tmp_path), "config.json")
     code, _, err = run_command("trainer.evaluate", f"--model_dir={model_dir}", "--split=dev")
     assert code == 2
     _assert_one_error_line(err, "--split=dev", "test, valid")
-    done = _run("trainer.translate", f"--model_dir={model_dir}", input=b"fine\n\xff\n")
-    assert done.stdout.split(b"\n")[1:] == [b"", b""]
-    assert "1 of 2 lines are not UTF-8" in done.stderr.decode()
 
 
 def test_other_settings_for_the_same_model_directory_are_refused(data_dir, model_dir):

@@ -1,32 +1,45 @@
 """Translate lines of text: one translation a line, in order.
 
+    python -m trainer.translate --model_dir=MODEL --input=in.txt --output=out.txt
     python -m trainer.translate --model_dir=MODEL < in.txt > out.txt
     python -m trainer.translate --model_dir=MODEL --interactive
     python -m trainer.translate --model_dir=MODEL --json --n_best=3 --alignments < in.txt
 
-A line that comes slowly, from a terminal or another program, is answered at once.
+A line that comes slowly, from a terminal or another program, is answered at once. --model_dir may
+also be what trainer.export wrote with --format=ctranslate2; TensorFlow is not loaded then.
 """
 
 import json
+import os
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from common.errors import UsageError, no_arguments, run_app
+from common.files import check_output, open_input, write_output
 from data_pipeline.dataset.tokenizer import Tokenizer
-from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding import scoring
-from trainer.decoding.forced import ForcedDecoder
-from trainer.decoding.lines import LineReader, split_sentences
+from trainer.decoding.lines import LineReader, Progress, split_sentences
 from trainer.decoding.options import SamplingOptions
-from trainer.decoding.risk import expected_chrf, least_risk
-from trainer.decoding.search import Decoder, search_options
 from trainer.decoding.words import word_alignment
+from trainer.exporting import ctranslate2_engine
 
-_PIECE = 2_000  # lines: sorting by length wants many, progress wants few
+if TYPE_CHECKING:  # an export does not need TensorFlow, whose import takes seconds
+    from trainer.decoding.forced import ForcedDecoder
 
-_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
+_PIECE = 2_000  # lines: sorting by length wants many, a reader of the output wants few
+_SECONDS = 2.0  # between two reports of the progress
+
+_MODEL_DIR = flags.DEFINE_string(
+    "model_dir", None, "Model directory, or an export for CTranslate2.", required=True
+)
+_INPUT = flags.DEFINE_string("input", None, "File to translate. Default: standard input.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "File to write, when all is translated. Default: standard output."
+)
 _CHECKPOINT = flags.DEFINE_list(
     "checkpoint",
     ["best"],
@@ -68,6 +81,10 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of --samples.", 0.01)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Of --samples: among so many tokens; 0 for all.", 0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Of --samples: among this share.", 0.01, 1.0)
 _SEED = flags.DEFINE_integer("seed", 1, "Of --samples.", 0)
+_NOT_FOR_EXPORTS = (
+    *("checkpoint", "n_best", "min_length", "suppress", "prefix", "diverse_groups", "diversity"),
+    *("samples", "temperature", "top_k", "top_p", "seed"),
+)
 
 
 def _suppressed_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -83,10 +100,19 @@ def _suppressed_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(ids[piece] for piece in _SUPPRESS.value)
 
 
-class Translator:
-    """Lines to what is written for them, as the flags say."""
+class _Model:
+    """A model directory, searched as the flags say.
+
+    Attributes:
+        name: of the model, for people.
+        target_language: of what it writes.
+    """
 
     def __init__(self):
+        from trainer.checkpoints import model_dir as model_directory
+        from trainer.decoding.forced import ForcedDecoder
+        from trainer.decoding.search import Decoder, search_options
+
         loaded = [model_directory.load(_MODEL_DIR.value, which) for which in _CHECKPOINT.value]
         first = loaded[0]
         if first.facts.config.task != "translation":
@@ -113,24 +139,26 @@ class Translator:
             )
         self._decoder = Decoder(models, options, sampling=sampling)
         self._forced = ForcedDecoder(models) if _ALIGNMENTS.value else None
-        self._space = " " if scoring.writes_spaces(first.facts.languages["target"]) else ""
+        self.target_language = first.facts.languages["target"]
         self.name = "-".join(first.facts.languages.values())
         self.name += f", step {', '.join(f'{one.step:,}' for one in loaded)}"
 
-    def translate(self, lines: list[str]) -> tuple[list[str], list[scoring.Translated]]:
-        """Return what to write for each line, and the translations."""
-        if _SPLIT.value:
-            split = [split_sentences(line) for line in lines]
-            texts, found = self._translate_each([part for parts in split for part in parts])
-            each = iter(texts)
-            joined = [[next(each) for _ in parts] for parts in split]
-            return [self._space.join(filter(None, parts)) for parts in joined], found
-        return self._translate_each(lines)
+    def translate(
+        self, lines: list[str], after_batch: Callable[[int], Any]
+    ) -> tuple[list[str], Sequence[scoring.Translated]]:
+        """Return what to write for each line, and the translations.
 
-    def _translate_each(self, lines: list[str]) -> tuple[list[str], list[scoring.Translated]]:
+        Args:
+            lines: the text.
+            after_batch: called with the number of lines that have just been translated.
+        """
         prefixes = [_PREFIX.value] * len(lines) if _PREFIX.value else None
-        found = scoring.translate_lines(lines, self._tokenizers, self._decoder, prefixes=prefixes)
+        found = scoring.translate_lines(
+            lines, self._tokenizers, self._decoder, after_batch, prefixes
+        )
         if _SAMPLES.value:
+            from trainer.decoding.risk import least_risk
+
             texts = [one.texts[least_risk(one.texts)] if one.texts else "" for one in found]
         else:
             texts = [one.text for one in found]
@@ -139,7 +167,7 @@ class Translator:
         values = [self._value(*pair) for pair in zip(lines, texts, found, strict=True)]
         if self._forced:
             self._align(self._forced, lines, values)
-        return [json.dumps(value, ensure_ascii=False) for value in values], found
+        return _json_lines(values), found
 
     def _value(self, line: str, text: str, one: scoring.Translated) -> dict:
         value: dict = {"source": line, "translation": text, "cut": one.cut or one.source_cut}
@@ -150,6 +178,8 @@ class Translator:
             for text, part in zip(one.texts, one.hypotheses, strict=True)
         ]
         if _SAMPLES.value:
+            from trainer.decoding.risk import expected_chrf
+
             for score, expected in zip(scores, expected_chrf(one.texts), strict=True):
                 score["expected_chrf"] = expected
             return {**value, "samples": scores}
@@ -157,13 +187,75 @@ class Translator:
         value["log_probability"] = scores[0]["log_probability"]
         return {**value, "alternatives": scores[: _N_BEST.value]} if _N_BEST.value > 1 else value
 
-    def _align(self, forced: ForcedDecoder, lines: list[str], values: list[dict]) -> None:
+    def _align(self, forced: "ForcedDecoder", lines: list[str], values: list[dict]) -> None:
         source, target = self._tokenizers
         pairs = source.encode(lines), target.encode([value["translation"] for value in values])
         for value, looks, *ids in zip(values, forced.score(*pairs), *pairs, strict=True):
             value["alignment"] = word_alignment(
                 looks.attention, source.pieces(ids[0]), target.pieces(ids[1])
             )
+
+
+class _Export:
+    """An export for CTranslate2; the attributes and the method are those of `_Model`."""
+
+    def __init__(self, directory: str):
+        given = [name for name in _NOT_FOR_EXPORTS if flags.FLAGS[name].present]
+        if given:
+            raise UsageError(
+                f"--{given[0]} is for a model directory; {directory} is an export for CTranslate2, "
+                "which searches as the model did when it was exported, but for --beam_size"
+            )
+        self._engine = ctranslate2_engine.Engine(directory)
+        self.target_language = self._engine.languages["target"]
+        precision = os.path.basename(os.path.abspath(directory))
+        self.name = f"{'-'.join(self._engine.languages.values())}, CTranslate2, {precision}"
+
+    def translate(
+        self, lines: list[str], after_batch: Callable[[int], Any]
+    ) -> tuple[list[str], Sequence[ctranslate2_engine.Found]]:
+        found = self._engine.translate(lines, _BEAM_SIZE.value, _ALIGNMENTS.value)
+        after_batch(len(lines))
+        if not _JSON.value:
+            return [one.text for one in found], found
+        values = []
+        for line, one in zip(lines, found, strict=True):
+            cut = one.cut or one.source_cut
+            value = {"source": line, "translation": one.text, "cut": cut}
+            values.append({**value, "score": one.score} if one.pieces[0] else value)
+            if _ALIGNMENTS.value:
+                looks = one.attention
+                aligned = [] if looks is None else word_alignment(looks, *one.pieces)
+                values[-1]["alignment"] = aligned
+        return _json_lines(values), found
+
+
+def _json_lines(values: list[dict]) -> list[str]:
+    return [json.dumps(value, ensure_ascii=False) for value in values]
+
+
+class _BySentence:
+    """Translates each sentence of a line by itself, and joins the translations.
+
+    Args:
+        translator: of sentences.
+    """
+
+    def __init__(self, translator: _Model | _Export):
+        self._translator = translator
+        self.name = translator.name
+        self._space = " " if scoring.writes_spaces(translator.target_language) else ""
+
+    def translate(self, lines: list[str], after_batch: Callable[[float], Any]):
+        """See `_Model`."""
+        split = [split_sentences(line) for line in lines]
+        parts = [part for parts in split for part in parts]
+        texts, found = self._translator.translate(
+            parts, lambda count: after_batch(count * len(lines) / len(parts))
+        )
+        each = iter(texts)
+        joined = [[next(each) for _ in parts] for parts in split]
+        return [self._space.join(filter(None, parts)) for parts in joined], found
 
 
 def main(argv: list[str]) -> None:
@@ -173,20 +265,49 @@ def main(argv: list[str]) -> None:
         raise UsageError("--n_best and --alignments need --json, which has room for them")
     if _SPLIT.value and (_JSON.value or _PREFIX.value):
         raise UsageError("--split_sentences is for text, without --json and --prefix")
-    translator = Translator()
-    _say(f"{translator.name}\n")
-    prompts = _INTERACTIVE.value or sys.stdin.isatty()
-    reader = LineReader(sys.stdin.fileno(), 1 if prompts else _PIECE)
-    cut: list[scoring.Translated] = []
+    files = _INPUT.value or _OUTPUT.value
+    if files and _INTERACTIVE.value:
+        raise UsageError("--interactive is for a terminal, without --input and --output")
+    if _OUTPUT.value:
+        check_output(_OUTPUT.value, "output")
+    with open_input(_INPUT.value, "input") if _INPUT.value else nullcontext(sys.stdin) as file:
+        exported = ctranslate2_engine.find_export(_MODEL_DIR.value)
+        translator = _Export(exported) if exported else _Model()
+        _say(f"{translator.name}\n")
+        prompts = _INTERACTIVE.value or (not files and sys.stdin.isatty())
+        _translate(_BySentence(translator) if _SPLIT.value else translator, file.fileno(), prompts)
+
+
+def _translate(translator: _Model | _Export | _BySentence, descriptor: int, prompts: bool) -> None:
+    """Translate what the descriptor gives.
+
+    Args:
+        translator: of lines.
+        descriptor: what to read.
+        prompts: answer each line before the next is read.
+    """
+    reader = LineReader(descriptor, 1 if prompts else _PIECE)
+    progress = Progress(reader, descriptor, silent=prompts)
+    whole: list[bytes] = []
+    sources_cut = targets_cut = 0
     _say("> " if prompts else "")
     for lines in reader.pieces():
-        written, found = translator.translate(lines)
-        sys.stdout.buffer.write("".join(f"{line}\n" for line in written).encode("utf-8"))
-        sys.stdout.buffer.flush()
-        cut += [one for one in found if one.cut or one.source_cut]
-        _say("> " if prompts else f"\r{reader.lines:,} lines")
-    _say("\n" if reader.lines else "")
-    scoring.warn_of_cuts(cut)
+        written, found = translator.translate(lines, progress.add)
+        content = "".join(f"{line}\n" for line in written).encode("utf-8")
+        if _OUTPUT.value:
+            whole.append(content)
+        else:
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+        sources_cut += sum(one.source_cut for one in found)
+        targets_cut += sum(one.cut for one in found)
+        progress.end_piece()
+        _say("> " if prompts else "")
+    if _OUTPUT.value:
+        write_output(_OUTPUT.value, b"".join(whole), "output")
+    progress.end()
+    _say("\n" if prompts else "")
+    scoring.warn_of_cuts(sources_cut, targets_cut)
     reader.warn_of_encoding()
 
 

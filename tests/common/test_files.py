@@ -5,7 +5,7 @@ import os
 import pytest
 
 from common.errors import UsageError
-from common.files import check_output, write_output
+from common.files import check_output, open_input, write_output
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -21,6 +21,15 @@ def test_a_place_for_no_file(tmp_path):
         check_output(str(tmp_path), "output")
     with pytest.raises(UsageError, match=r"^--output=.*/no/x: its directory does not exist"):
         check_output(str(tmp_path / "no" / "x"), "output")
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "in.txt").write_bytes(b"a\r\n\xff")
+    with open_input(str(tmp_path / "in.txt"), "input") as file:
+        assert os.read(file.fileno(), 9) == b"a\r\n\xff"
+    for path, problem in ((tmp_path, "Is a directory"), (tmp_path / "no", "No such file")):
+        with pytest.raises(UsageError, match=f"^--input={path} cannot be read: {problem}"):
+            open_input(str(path), "input")
 
 
 def test_a_full_device():

@@ -1,8 +1,11 @@
-"""Reading lines as they come, and what is wrong with some of them."""
+"""Reading lines as they come, what is wrong with some of them, and how many are done."""
 
 import os
 import re
 import select
+import stat
+import sys
+import time
 from collections.abc import Iterator
 
 from common.console import StreamError, warn
@@ -39,12 +42,13 @@ class LineReader:
 
     Attributes:
         lines: read so far.
+        bytes: of these lines, with their ends.
         not_utf8: lines so far that were not UTF-8.
     """
 
     def __init__(self, descriptor: int, most: int):
         self._descriptor, self._most = descriptor, most
-        self.lines = self.not_utf8 = 0
+        self.lines = self.bytes = self.not_utf8 = 0
 
     def _read(self) -> bytes:
         try:
@@ -90,6 +94,7 @@ class LineReader:
                 texts.append("")
                 self.not_utf8 += 1
         self.lines += len(lines)
+        self.bytes += sum(map(len, lines)) + len(lines)
         return texts
 
     def warn_of_encoding(self) -> None:
@@ -99,3 +104,48 @@ class LineReader:
                 f"{self.not_utf8:,} of {self.lines:,} lines are not UTF-8 and were taken for empty "
                 "ones; convert the input with iconv"
             )
+
+
+class Progress:
+    """How far the work is, on standard error: over itself on a terminal, else in lines of a log.
+
+    Args:
+        reader: of the lines.
+        descriptor: that it reads; of a file the share is said that is done.
+        silent: say nothing.
+    """
+
+    def __init__(self, reader: LineReader, descriptor: int, silent: bool = False):
+        status = os.fstat(descriptor)
+        self._size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        self._reader, self._lines, self._silent = reader, 0.0, silent
+        self._began = self._said = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def add(self, lines: float) -> None:
+        """Count lines that are done; say so if nothing was said for a second, or 20 in a log."""
+        self._lines += lines
+        if time.monotonic() - self._said >= (1 if self._terminal else 20):
+            self._write()
+
+    def end_piece(self) -> None:
+        """Count all that was read as done, also the lines that were empty."""
+        self.add(self._reader.lines - self._lines)
+
+    def end(self) -> None:
+        """Say how many lines there were, if any."""
+        if self._reader.lines and not self._silent:
+            self._write()
+            print(file=sys.stderr, end="\n" if self._terminal else "", flush=True)
+
+    def _write(self) -> None:
+        if self._silent:
+            return
+        self._said = time.monotonic()
+        speed = self._lines / max(1e-6, self._said - self._began)
+        text = f"{self._lines:,.0f} lines, {speed:,.1f} a second"
+        if self._size:
+            share = self._reader.bytes / self._size * self._lines / self._reader.lines
+            text += f", {min(1.0, share):.0%}"
+        text = f"\r{text:<60}" if self._terminal else f"{text}\n"
+        print(text, end="", file=sys.stderr, flush=True)

@@ -3,16 +3,16 @@
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import sacrebleu
+from typing import TYPE_CHECKING, Any
 
 from common.console import warn
 from data_pipeline.dataset.examples import read_raw_text
 from data_pipeline.dataset.manifest import Manifest
 from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.decoding.options import MAX_SOURCE
-from trainer.decoding.search import Decoder, Hypothesis
+
+if TYPE_CHECKING:  # TensorFlow is not needed to translate with an export
+    from trainer.decoding.search import Decoder, Hypothesis
 
 Tokenizers = tuple[Tokenizer, Tokenizer]
 """Of the source and of the target; the same one twice for a joint vocabulary."""
@@ -37,7 +37,7 @@ class Translated:
     """
 
     text: str
-    hypotheses: Sequence[Hypothesis] = ()
+    hypotheses: Sequence["Hypothesis"] = ()
     texts: Sequence[str] = ()
     source_cut: bool = False
 
@@ -50,8 +50,8 @@ class Translated:
 def translate_lines(
     lines: Sequence[str],
     tokenizers: Tokenizers,
-    decoder: Decoder,
-    between: Callable[[], Any] | None = None,
+    decoder: "Decoder",
+    between: Callable[[int], Any] | None = None,
     prefixes: Sequence[str] | None = None,
 ) -> list[Translated]:
     """Translate each line, in order.
@@ -60,7 +60,8 @@ def translate_lines(
         lines: the text, detokenised.
         tokenizers: of the model.
         decoder: how to search.
-        between: called after every batch; what it raises ends the work.
+        between: called after every batch with the number of its sentences; what it raises ends the
+            work.
         prefixes: what each translation must begin with; None for anything.
     """
     source, target = tokenizers
@@ -77,10 +78,8 @@ def translate_lines(
     return translated
 
 
-def warn_of_cuts(translated: Sequence[Translated]) -> None:
+def warn_of_cuts(sources: int, targets: int) -> None:
     """Say in one warning how many lines and translations were cut, if any was."""
-    sources = sum(one.source_cut for one in translated)
-    targets = sum(one.cut for one in translated)
     parts = []
     if sources:
         parts.append(f"{sources:,} lines are longer than {MAX_SOURCE - 1:,} tokens and were cut")
@@ -136,6 +135,8 @@ def score(
         "bleu" and "chrf", 0 to 100, and "signature", sacreBLEU's account of how BLEU was counted
         (Post 2018, A Call for Clarity in Reporting BLEU Scores).
     """
+    import sacrebleu
+
     bleu = sacrebleu.metrics.BLEU(tokenize=tokenizer)
     return {
         "bleu": round(bleu.corpus_score(translations, [references]).score, 2),
@@ -148,7 +149,7 @@ def score_split(
     manifest: Manifest,
     split: str,
     tokenizers: Tokenizers,
-    decoder: Decoder,
+    decoder: "Decoder",
     limit: int = 0,
     between: Callable[[], Any] | None = None,
 ) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
@@ -163,7 +164,8 @@ def score_split(
     sources, references = read_raw_text(manifest, split).values()
     if limit:
         sources, references = sources[:limit], references[:limit]
-    translated = translate_lines(sources, tokenizers, decoder, between)
+    after_batch = (lambda _: between()) if between else None
+    translated = translate_lines(sources, tokenizers, decoder, after_batch)
     texts = [one.text for one in translated]
     scores = score(texts, references, bleu_tokenizer(manifest.languages["target"]))
     scores["cut_translations"] = sum(one.cut for one in translated)

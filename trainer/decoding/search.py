@@ -137,7 +137,7 @@ class Decoder:
         return self._functions
 
     def translate(
-        self, sentences: Sequence[list[int]], between: Callable[[], Any] | None = None
+        self, sentences: Sequence[list[int]], between: Callable[[int], Any] | None = None
     ) -> list[list[int]]:
         """Return the best translation of each sentence, in order; see `search`."""
         found = self.search(sentences, between=between)
@@ -147,7 +147,7 @@ class Decoder:
         self,
         sentences: Sequence[list[int]],
         prefixes: Sequence[list[int]] | None = None,
-        between: Callable[[], Any] | None = None,
+        between: Callable[[int], Any] | None = None,
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each sentence, in order, the best first.
 
@@ -155,7 +155,8 @@ class Decoder:
             sentences: token ids without special tokens; an empty list has no hypotheses. What is
                 longer than 1,023 tokens is cut there.
             prefixes: what each translation must begin with, token ids; None for anything.
-            between: called after every batch; what it raises ends the work.
+            between: called after every batch with the number of its sentences; what it raises ends
+                the work.
 
         Returns:
             for each sentence, its `beam_size` best hypotheses or as many as there are, or all its
@@ -169,7 +170,7 @@ class Decoder:
                     if number < len(batch.numbers):
                         found[batch.numbers[number]] += hypotheses
             if between:
-                between()
+                between(len(batch.numbers))
         return found
 
     def _run(self, batch: _Batch) -> Iterator[tuple[int, list[Hypothesis]]]:

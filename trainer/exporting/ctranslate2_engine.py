@@ -19,6 +19,9 @@ FACTS_FILE = "translation.json"
 """Beside the model: {"format", "languages", "step", "decode": `SearchOptions`, "tokenizers": side
 -> SHA-256}."""
 
+BEST = "int8"
+"""Which of the precisions stands for the whole export."""
+
 SIDES = ("source", "target")
 _NEVER = ("<pad>", "<unk>", "<s>")
 
@@ -34,7 +37,8 @@ class Found:
     Attributes:
         text: empty for an empty line.
         score: the normalised log probability.
-        cut: whether the line or its translation was too long, and was cut.
+        cut: whether the translation reached its longest length.
+        source_cut: whether the line was longer than a source may be.
         pieces: of the source and of the translation, as SentencePiece writes them.
         attention: float32 [target pieces, source pieces]; None if it was not asked for.
     """
@@ -42,13 +46,17 @@ class Found:
     text: str
     score: float
     cut: bool
+    source_cut: bool
     pieces: tuple[list[str], list[str]]
     attention: np.ndarray | None
 
 
-def is_exported(directory: str) -> bool:
-    """Return whether this is the directory of one CTranslate2 model."""
-    return os.path.isfile(os.path.join(directory, "model.bin"))
+def find_export(directory: str) -> str | None:
+    """Return the directory of a CTranslate2 model: this one, its int8, or None if neither is."""
+    for place in (directory, os.path.join(directory, BEST)):
+        if os.path.isfile(os.path.join(place, "model.bin")):
+            return place
+    return None
 
 
 def unsupported(options: SearchOptions) -> list[str]:
@@ -136,10 +144,11 @@ class Engine:
             texts, ids, sources, limits, results, strict=True
         ):
             if not line:
-                found.append(Found("", 0.0, False, ([], []), None))
+                found.append(Found("", 0.0, False, False, ([], []), None))
                 continue
-            cut = len(pieces) >= limit or len(whole) >= MAX_SOURCE
-            found.append(Found(" ".join(text.split()), score, cut, (line, pieces), looks))
+            cut, source_cut = len(pieces) >= limit, len(whole) >= MAX_SOURCE
+            text = " ".join(text.split())
+            found.append(Found(text, score, cut, source_cut, (line, pieces), looks))
         return found
 
     def _search(

@@ -13,13 +13,13 @@ from trainer.decoding.options import SearchOptions
 from trainer.decoding.words import group_words, word_attention
 from trainer.exporting import ctranslate2_engine
 
-_BEST_EXPORT = "int8"
+_REMOTE = "a remote export, and CTranslate2 reads only local files"
 # File of a directory -> what that is.
 _NOT_SERVED = {
     "saved_model.pb": "a SavedModel, which TensorFlow Serving serves",
     "model.safetensors": "an export for other programs",
-    "model.bin": "a remote export, and CTranslate2 reads only local files",
-    f"{_BEST_EXPORT}/model.bin": "a remote export, and CTranslate2 reads only local files",
+    "model.bin": _REMOTE,
+    f"{ctranslate2_engine.BEST}/model.bin": _REMOTE,
 }
 
 
@@ -143,7 +143,7 @@ class CTranslate2Engine:
         """Translate each sentence, in order, with attention if it is asked for."""
         found = self._engine.translate(lines, self._beam_size, attention)
         return [
-            Answer(one.text, one.score, one.cut, self._attention(line, one))
+            Answer(one.text, one.score, one.cut or one.source_cut, self._attention(line, one))
             for line, one in zip(lines, found, strict=True)
         ]
 
@@ -167,9 +167,8 @@ def load_engine(model_dir: str, checkpoint: str, beam_size: int) -> TranslationE
     Raises:
         UsageError: the directory holds nothing that can translate.
     """
-    for directory in (model_dir, os.path.join(model_dir, _BEST_EXPORT)):
-        if ctranslate2_engine.is_exported(directory):
-            return CTranslate2Engine(directory, beam_size)
+    if directory := ctranslate2_engine.find_export(model_dir):
+        return CTranslate2Engine(directory, beam_size)
     from common.files import exists
     from trainer.checkpoints import model_dir as model_directory
 

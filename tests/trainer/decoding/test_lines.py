@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from trainer.decoding.lines import LineReader, split_sentences
+from trainer.decoding.lines import LineReader, Progress, split_sentences
 
 
 @pytest.fixture
@@ -81,6 +81,35 @@ def test_lines_that_are_not_utf8_are_empty_and_counted(pipe, capsys):
     reader.warn_of_encoding()
     (warning,) = capsys.readouterr().err.splitlines()
     assert "2 of 4 lines are not UTF-8" in warning
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress(tmp_path, capsys, monkeypatch, terminal):
+    """Of a file: lines, speed and the share that is done; on a terminal in one place."""
+    (tmp_path / "in.txt").write_bytes(b"one\n\nthree\nfour\n")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    now = iter([100.0, 100.5, 125.0, 125.0, 130.0, 130.0, 130.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    with open(tmp_path / "in.txt", "rb") as file:
+        reader = LineReader(file.fileno(), 2)
+        progress = Progress(reader, file.fileno())
+        pieces = reader.pieces()
+        next(pieces)
+        progress.add(0.5)  # at 100.5
+        progress.add(0.5)  # at 125
+        next(pieces)
+        progress.end_piece()  # at 130
+        progress.end()
+    said = ["1 lines, 0.0 a second, 16%", "4 lines, 0.1 a second, 100%"]
+    if terminal:
+        assert [part.rstrip(" ") for part in capsys.readouterr().err.split("\r")] == [
+            "",
+            said[0],
+            said[1],
+            f"{said[1]:<60}\n",
+        ]
+    else:
+        assert capsys.readouterr().err.splitlines() == [said[0], said[1]]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from common.errors import UsageError
 from configs.schema import ModelConfig
 from data_pipeline.dataset.examples import load_tokenizers
 from data_pipeline.dataset.tokenizer import Tokenizer, train
+from tests.commands import run_command
 from trainer.decoding.classifying import TextClassifier
 from trainer.decoding.forced import ForcedDecoder
 from trainer.decoding.generation import TextGenerator
@@ -76,7 +77,49 @@ def test_ctranslate2_translates_alike(make_model, tokenizers, tmp_path, fields, 
     alone = [engine.translate([line])[0] for line in LINES]
     assert [one.text for one in alone] == [one.text for one in found]
     (long,) = engine.translate(["dog " * 5000])
-    assert long.cut and len(long.pieces[0]) == 1023
+    assert long.source_cut and len(long.pieces[0]) == 1023
+
+
+def test_the_command_translates_with_an_export(make_model, tokenizers, tmp_path):
+    """As its engine does, and without TensorFlow; what only a model directory can do is refused."""
+    from trainer.exporting import ctranslate2_engine, ctranslate2_model
+
+    directory = str(tmp_path / "out" / "int8")
+    model = make_model(vocab=280, scale=2.0, heads=4)
+    ctranslate2_model.save(model, tokenizers, directory, "int8", OPTIONS, FACTS)
+    found = ctranslate2_engine.Engine(directory).translate(LINES, beam_size=2, attention=True)
+    flags = [f"--model_dir={tmp_path / 'out'}", "--beam_size=2"]
+    script = (
+        "import runpy, sys\n"
+        "try:\n"
+        "    runpy.run_module('trainer.translate', run_name='__main__')\n"
+        "finally:\n"
+        "    print('tensorflow' in sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *flags],
+        input="".join(f"{line}\n" for line in LINES),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0 and done.stderr.endswith("False\n"), done.stderr
+    assert done.stdout.split("\n") == [*(one.text for one in found), ""]
+    (tmp_path / "in.txt").write_text("".join(f"{line}\n" for line in LINES), "utf-8")
+    flags += [f"--input={tmp_path / 'in.txt'}"]
+    code, out, err = run_command("trainer.translate", *flags, "--json", "--alignments")
+    assert code == 0, err
+    for line, value, one in zip(LINES, out.split("\n")[:-1], found, strict=True):
+        value = json.loads(value)
+        assert value["source"] == line and value["translation"] == one.text
+        assert value.get("score", 0.0) == pytest.approx(one.score)
+        assert [target for _, target in value["alignment"]] == list(range(len(value["alignment"])))
+        words = sum(piece.startswith("\u2581") for piece in one.pieces[0])
+        assert all(source < words for source, _ in value["alignment"])
+        assert bool(value["alignment"]) == bool(one.pieces[1])
+    code, _, err = run_command("trainer.translate", *flags, "--samples=4")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: --samples is for a model directory; ")
 
 
 def test_precisions_and_what_does_not_fit(make_model, tokenizers, tmp_path):
