@@ -12,7 +12,7 @@ from trainer.checkpoints import files
 
 # The elapsed time may differ, and so may a counter of TensorFlow's own.
 _FREE_TENSORS = re.compile(r"state/seconds/|save_counter/|_CHECKPOINTABLE_OBJECT_GRAPH")
-_FREE_METRICS = {"time", "evaluate_seconds"}
+_FREE_METRICS = {"time", "evaluate_seconds", "goodput", "spent"}
 _NAMES = re.compile(r"ckpt-\d+\.(json|index|data-\d{5}-of-\d{5})")
 
 

@@ -55,6 +55,14 @@ def test_equal_runs(run_dirs):
     assert same_run.newest(run_dirs[0]) == 8
 
 
+def test_other_times_of_an_evaluation_are_no_difference(run_dirs):
+    """It says where the time of the run went."""
+    for path, down in zip(run_dirs, (0.0, 3.5), strict=True):
+        old, new = '"loss": 1.5}', f'"loss": 1.5, "goodput": 0.5, "spent": {{"down": {down}}}}}'
+        _edit_log(path, old, new)
+    assert same_run.differences(*run_dirs) == []
+
+
 def _rewrite(model_dir: str, step: int, **variables) -> None:
     folder = f"{model_dir}/checkpoints"
     files.remove(folder, step)

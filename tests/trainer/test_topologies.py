@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import socket
@@ -28,6 +29,7 @@ from data_pipeline.dataset.examples import Examples
 from tests.trainer.worker_script import EOS, Result, load_results, make_steps, save_runs, train_run
 from trainer.input.memory import training_data
 from trainer.model.dropout import step_rng
+from trainer.optim.sharding import local
 
 STEPS = 20
 CLIP_NORM = 0.6
@@ -43,13 +45,13 @@ def pairs(make_pairs):
 
 @pytest.fixture(scope="module")
 def config_of(tiny_config):
-    """Returns the configuration of all runs here, with other micro-batches and dropout."""
+    """Returns the configuration of all runs here, with what may differ in `train`, and dropout."""
 
-    def make(micro_batches: int = 1, dropout: float = 0.0):
+    def make(micro_batches: int = 1, dropout: float = 0.0, **train):
         return tiny_config(
             model={"dropout": dropout},
             optimizer={"clip_norm": CLIP_NORM, "epsilon": 1e-4},
-            train={"batch_tokens": 128, "micro_batches": micro_batches},
+            train={"batch_tokens": 128, "micro_batches": micro_batches, **train},
         )
 
     return make
@@ -138,6 +140,16 @@ def test_the_run_is_worth_comparing(pairs, config_of, one_replica):
 def test_replicas_and_micro_batches(pairs, config_of, one_replica, replicas, micro_batches):
     """However the global batch is split, the run is the same."""
     steps = make_steps(mirrored(replicas), config_of(micro_batches))
+    assert_same_run(train_run(steps, pairs, STEPS), one_replica)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_the_optimizer_in_slices(pairs, config_of, one_replica, replicas):
+    """Nor does it matter who keeps what of the optimizer's state; nor to workers, below."""
+    steps = make_steps(mirrored(replicas), config_of(shard_optimizer=True))
+    (kept, *_), (weight, *_) = steps.optimizer.slots.values(), steps.model.trainable_variables
+    assert math.prod(local(kept)[0].shape) == math.ceil(math.prod(weight.shape) / replicas)
     assert_same_run(train_run(steps, pairs, STEPS), one_replica)
 
 
@@ -239,10 +251,12 @@ def test_two_workers(pairs, config_of, one_replica, with_dropout, of_tasks, alon
 
 
 @pytest.mark.slow
-def test_four_workers(pairs, config_of, one_replica, tmp_path):
+@pytest.mark.parametrize(("count", "shard"), [(4, False), (2, True), (4, True)])
+def test_workers(pairs, config_of, one_replica, tmp_path, count, shard):
+    """Four of them; and two and four with slices of the optimizer's state."""
     runs = tmp_path / "runs.npz"
-    save_runs(runs, [(config_of(), pairs)], STEPS)
-    (first,), *others = run_workers(4, runs, tmp_path)
+    save_runs(runs, [(config_of(shard_optimizer=shard), pairs)], STEPS)
+    (first,), *others = run_workers(count, runs, tmp_path)
     assert_same_run(first, one_replica)
     for (other,) in others:
         assert_identical(other, first)

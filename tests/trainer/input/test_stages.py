@@ -1,14 +1,13 @@
 """Stages: the batches of one dataset after another, from any step."""
 
+import collections
+
 import numpy as np
 import pytest
 
 from common.errors import UsageError
-from trainer import loop
 from trainer.input.memory import training_data
 from trainer.input.stages import Stage, StagedData, fingerprint, load_stages, read_stages
-from trainer.metrics.flops import Hardware
-from trainer.run import assemble
 
 
 def _batches(data, count: int, first_step: int = 0, **share) -> list[np.ndarray]:
@@ -42,6 +41,23 @@ def test_one_dataset_after_another(parts, staged):
     for step in (0, 3, 5, 9):
         _assert_same(_batches(staged, 12 - step, step), expected[step:])
     assert staged.shapes == parts[1].shapes
+
+
+def _pairs(batches: list[np.ndarray]) -> collections.Counter:
+    """How often each target is in batches of rows of two targets, of five tokens and the end."""
+    targets = [row[start : start + 6] for batch in batches for row in batch for start in (0, 6)]
+    return collections.Counter(map(tuple, targets))
+
+
+def test_pairs_are_counted_by_stage(make_pairs, staged):
+    """Five batches of eight: every pair of each stage once, whole or gone on in the middle."""
+    whole = _batches(staged, 10)
+    gone_on = whole[:3] + _batches(staged, 7, first_step=3)
+    for batches in (whole, gone_on):
+        for seed, first in ((1, 0), (2, 5)):
+            pairs = make_pairs([(5, 5)] * 40, seed=seed).tokens["target"].reshape(40, 5)
+            expected = collections.Counter((*pair, 3) for pair in pairs)
+            assert _pairs(batches[first : first + 5]) == expected
 
 
 def test_replicas_share_the_same_batches(staged):
@@ -91,44 +107,3 @@ def test_stages_of_other_shapes_are_refused(manifest, tiny_config, monkeypatch, 
     )
     with pytest.raises(UsageError, match="batching=packed"):
         load_stages([Stage(manifest, 4), Stage(manifest, None)], config, 1)
-
-
-@pytest.mark.slow
-def test_a_run_stopped_in_a_stage_goes_on_there(manifest, tiny_config, one_device, tmp_path):
-    """The same weights, bit for bit; and other weights than without the stage."""
-
-    def run(name: str, steps: int, stages: str):
-        config = tiny_config(
-            model={"dropout": 0.1},
-            data={"stages": stages},
-            train={"steps": steps, "steps_per_loop": 1, "checkpoint_every": 3},
-            decode={"validation_sentences": 2},
-        )
-        made = assemble(
-            config,
-            manifest,
-            str(tmp_path / name),
-            one_device,
-            "float32",
-            False,
-            Hardware(1, "float32"),
-            pictures=False,
-        )
-        assert loop.train(made) == 0
-        return made
-
-    stages = f"{manifest.directory}:4"
-    whole = run("whole", 8, stages)
-    assert f"steps 1 to 4: {manifest.directory}, 40 examples" in whole.data.origin
-    run("parts", 3, stages)
-    parts = run("parts", 8, stages)
-    plain = run("plain", 8, "")
-    different = 0
-    for one, other, third in zip(
-        whole.model.weights, parts.model.weights, plain.model.weights, strict=True
-    ):
-        np.testing.assert_array_equal(one.numpy(), other.numpy())
-        different += not np.array_equal(one.numpy(), third.numpy())
-    assert different > 10
-    with pytest.raises(UsageError, match=r"other data|other settings"):
-        run("parts", 8, f"{manifest.directory}:5")
