@@ -29,7 +29,8 @@ def find_largest(
 ) -> Largest:
     """Search for the largest number of rows per chip that fits, by compiling.
 
-    Memory is assumed to grow linearly with the rows, which gives the next number to try.
+    Memory is assumed to grow linearly with the rows, from the two largest numbers tried on, which
+    gives the next one to try.
 
     Args:
         compile_rows: compiles the train step for a number of rows per chip.
@@ -61,10 +62,12 @@ def find_largest(
 
 
 def _next(tried, fits, too_many, available, fixed, gap, multiple) -> int:
-    slope = max((need - fixed) / rows for rows, need in tried.items())
-    guess = int((available - fixed) / max(slope, 1.0)) // multiple * multiple
+    # The line through the two largest tried; at first, through what no rows would need.
+    (fewer, less), (rows, need) = [(0, fixed), *sorted(tried.items())][-2:]
+    slope = max((need - less) / (rows - fewer), 1.0)
+    guess = int(rows + (available - need) / slope) // multiple * multiple
     if not too_many:
-        return max(guess, fits + gap)
+        return max(guess if len(tried) == 1 else min(guess, 2 * fits), fits + gap)
     # Not just below the limit, where the compiler works long to make programs fit.
     if fits + gap <= guess <= too_many - gap:
         return guess
