@@ -29,7 +29,13 @@ class ModelConfig:
     with weights as in Dehghani et al. 2023, Scaling Vision Transformers, section 2)."""
     attention_window: int = 0
     """Places before a token, and in an encoder after it, that self-attention sees (Beltagy et al.
-    2020, Longformer, section 3.1); 0 for all. It saves no time: the others are masked."""
+    2020, Longformer, section 3.1); 0 for all. It saves time with `attention_block` only: else the
+    others are masked."""
+    attention_block: int = 0
+    """Compute the attention of training and of whole rows in blocks of so many queries and keys,
+    such as 64, without the matrix of all pairs (Dao et al. 2022, FlashAttention, section 3.1), and
+    leave out blocks in which nothing is seen; 0 for the whole matrix. Shorter rows are computed
+    whole. The same to rounding, but attention_dropout draws other masks."""
     encoder_layers: int = 6
     """Of translation and classification."""
     decoder_layers: int = 6
@@ -298,6 +304,7 @@ _SHARDABLE = ("adam", "adamw", "lion")
 _MAY_BE_ZERO = {
     "model.kv_heads",
     "model.attention_window",
+    "model.attention_block",
     "optimizer.clip_norm",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
@@ -406,6 +413,11 @@ def _validate_model(model: ModelConfig, longest_row: int) -> None:
     if model.width % 2:
         raise ValueError(
             "--config.model.width must be even: positions are pairs of sine and cosine"
+        )
+    if model.attention_block and model.positions in ("t5", "alibi"):
+        raise ValueError(
+            f"--config.model.attention_block is {model.attention_block}, but must be 0 for "
+            f"--config.model.positions={model.positions}, whose biases are a matrix of all pairs"
         )
     if model.positions == "rotary" and model.width // model.heads % 2:
         raise ValueError(

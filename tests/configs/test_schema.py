@@ -58,6 +58,7 @@ def test_unknown_fields(values, name):
         ("model.pooling", "sum", "one of mean, max, first"),
         ("model.kv_heads", -1, "0 or more"),
         ("model.attention_window", -1, "0 or more"),
+        ("model.attention_block", -1, "0 or more"),
         ("model.qk_norm", 1, "of type bool"),
         ("optimizer.name", "sgd", "one of adam, adamw, adafactor, lion, muon"),
         ("data.batching", "sorted", "one of packed, bucketed"),
@@ -101,6 +102,7 @@ def test_errors_name_the_field_and_what_it_may_be(name, value, wanted):
         ({"width": 9, "heads": 3}, "width must be even"),
         ({"heads": 8, "kv_heads": 3}, "kv_heads is 3, but must be a divisor of"),
         ({"width": 12, "heads": 4, "positions": "rotary"}, "heads is 3, but must be even"),
+        ({"attention_block": 64, "positions": "t5"}, "attention_block is 64, but must be 0 for"),
         (
             {"positions": "learned", "max_positions": 255},
             "max_positions is 255, but must be at least 256, the longest row",

@@ -47,9 +47,9 @@ def pairs(make_pairs):
 def config_of(tiny_config):
     """Returns the configuration of all runs here, with what may differ in `train`, and dropout."""
 
-    def make(micro_batches: int = 1, dropout: float = 0.0, **train):
+    def make(micro_batches: int = 1, dropout: float = 0.0, block: int = 0, **train):
         return tiny_config(
-            model={"dropout": dropout},
+            model={"dropout": dropout, "attention_block": block},
             optimizer={"clip_norm": CLIP_NORM, "epsilon": 1e-4},
             train={"batch_tokens": 128, "micro_batches": micro_batches, **train},
         )
@@ -183,6 +183,14 @@ def test_compiled(pairs, config_of, two_replicas, with_dropout):
 def test_the_whole_step_compiled(pairs, config_of, one_device, one_replica):
     """With one replica, XLA has reduction and update too."""
     steps = make_steps(one_device, config_of(), jit_compile=True)
+    assert_same_run(train_run(steps, pairs, STEPS), one_replica)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_attention_in_blocks(pairs, config_of, one_device, two_replicas, one_replica, whole):
+    """Of 5 places, the last of which is not full; on one replica and compiled, or recomputed."""
+    strategy, remat = (one_device, "none") if whole else (two_replicas, "layers")
+    steps = make_steps(strategy, config_of(block=5, remat=remat), jit_compile=whole)
     assert_same_run(train_run(steps, pairs, STEPS), one_replica)
 
 

@@ -22,6 +22,7 @@ from trainer.tasks.lookup import make_task, resolve
 
 # May change between two starts of one run: they do not change what a good step computes.
 _FREE = {
+    "model.attention_block",
     "train.replay_every",
     "train.shard_optimizer",
     "train.bad_steps",

@@ -30,6 +30,7 @@ _ANY_VALUE = {
     "width",
     "feed_forward",
     "heads",
+    "attention_block",
     "encoder_layers",
     "decoder_layers",
     "dropout",

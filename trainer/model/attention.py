@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from trainer.model.attention_blocks import attention_in_blocks
 from trainer.model.dropout import Dropout
 from trainer.model.encodings import Sight, rotate
 from trainer.model.norms import normalization
@@ -117,6 +118,7 @@ class MultiHeadAttention(keras.layers.Layer):
             2020, Query-Key Normalization; with weights as in Dehghani et al. 2023, Scaling Vision
             Transformers to 22 Billion Parameters, section 2); "" for none.
         gain: factor on the initial weights of values and outputs.
+        block: side of the blocks that `call` works in, on longer rows; 0 for the whole matrix.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class MultiHeadAttention(keras.layers.Layer):
         kv_heads: int | None = None,
         qk_norm: str = "",
         gain: float = 1.0,
+        block: int = 0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -144,6 +147,7 @@ class MultiHeadAttention(keras.layers.Layer):
         self.query_norm = normalization(qk_norm, size, "query_norm") if qk_norm else None
         self.key_norm = normalization(qk_norm, size, "key_norm") if qk_norm else None
         self.dropout = Dropout(dropout) if dropout else None
+        self.block = block
         self.built = True  # else Keras traces `call` once more, to find weights it lacks
 
     def call(self, queries, memory, *, sight: Sight, rng=None):
@@ -159,7 +163,7 @@ class MultiHeadAttention(keras.layers.Layer):
             [B, Q, D].
         """
         keys, values = self.keys_and_values(memory, sight.rotation)
-        return self.attend(queries, keys, values, sight, rng)
+        return self.attend(queries, keys, values, sight, rng, self.block)
 
     def keys_and_values(
         self, memory: tf.Tensor, rotation: tf.Tensor | None = None
@@ -180,16 +184,22 @@ class MultiHeadAttention(keras.layers.Layer):
             keys = rotate(keys, rotation)
         return keys, self._split(self.value(memory), self.kv_heads)
 
-    def attend(self, queries, keys, values, sight: Sight, rng=None) -> tf.Tensor:
-        """Do the rest of `call`, with keys and values of `keys_and_values`."""
+    def attend(self, queries, keys, values, sight: Sight, rng=None, block: int = 0) -> tf.Tensor:
+        """Do the rest of `call`, with keys and values of `keys_and_values`.
+
+        Blocks take static lengths and no bias, and have no weights to record.
+        """
         query = self._split(self.query(queries), self.heads)
         if self.query_norm is not None:
             query = self.query_norm(query)
         if sight.rotation is not None:
             query = rotate(query, sight.rotation)
-        mixed = dot_product_attention(
-            query, keys, values, sight.mask, self.dropout, rng, sight.bias
-        )
+        arguments = query, keys, values, sight.mask, self.dropout, rng
+        lengths = query.shape[2], keys.shape[2]
+        if block and None not in lengths and max(lengths) > block and _recorded is None:
+            mixed = attention_in_blocks(block, *arguments)
+        else:
+            mixed = dot_product_attention(*arguments, sight.bias)
         return self.output_projection(self._merge(mixed))
 
     def _split(self, x: tf.Tensor, heads: int) -> tf.Tensor:

@@ -100,6 +100,7 @@ class TransformerLayer(keras.layers.Layer):
                 kv_heads=config.kv_heads or config.heads,
                 qk_norm=config.norm_kind if config.qk_norm else "",
                 gain=scales.gain,
+                block=config.attention_block,
                 name=name,
             )
 

@@ -191,7 +191,7 @@ def test_what_ctranslate2_cannot_express_is_refused():
     from trainer.exporting import ctranslate2_model
 
     fine = {"width": 64, "heads": 4, "norm": "pre", "activation": "swiglu", "kv_heads": 4}
-    ctranslate2_model.check(ModelConfig(**fine))
+    ctranslate2_model.check(ModelConfig(**fine, attention_block=64))
     with pytest.raises(UsageError, match=r"no model\.kv_heads=2, model\.positions=rotary;"):
         ctranslate2_model.check(ModelConfig(positions="rotary", kv_heads=2))
 

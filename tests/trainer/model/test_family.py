@@ -31,6 +31,8 @@ VARIANTS = {
     "multi-query": {"kv_heads": 1},
     "qk_norm": {"qk_norm": True, "positions": "rotary", "norm_kind": "rms"},
     "window": {"attention_window": 2, "positions": "alibi"},
+    "blocks": {"attention_block": 4, "kv_heads": 2, "positions": "rotary"},
+    "window in blocks": {"attention_window": 2, "attention_block": 3},
     "shared": {"share_layers": True},
     "free": {"tied_embeddings": "none", "norm": "pre"},
 }
