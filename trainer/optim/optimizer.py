@@ -9,7 +9,7 @@ the tokens, the clipping, the loss scale and, if it is 0, that the step is skipp
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import keras
@@ -22,7 +22,7 @@ from trainer.optim.adam import Adam
 from trainer.optim.lion import Lion
 from trainer.optim.muon import Muon
 from trainer.optim.schedule import Schedule
-from trainer.optim.sharding import Sharded, Slices, local, norm_of_all
+from trainer.optim.sharding import Sharded, Slices, held, local, norm_of_all
 
 
 class Rule(Protocol):
@@ -190,21 +190,9 @@ class Optimizer(tf.Module):
         kept += self._slices.variables if self._slices else []
         return sum(one.dtype.size * math.prod(one.shape) for one in kept)
 
-    @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def whole(self) -> contextlib.AbstractContextManager[None]:
         """Let a worker alone read slots and average meanwhile; all must call it at that point."""
-        held = [
-            one
-            for one in itertools.chain(*self.slots.values(), self.averages)
-            if isinstance(one, Sharded)
-        ]
-        try:
-            for one in held:
-                one.hold()
-            yield
-        finally:
-            for one in held:
-                one.release()
+        return held(itertools.chain(*self.slots.values(), self.averages))
 
     def swap_averages(self, variables) -> None:
         """Exchange the weights and their moving average, if there is one, on every replica.
@@ -213,9 +201,11 @@ class Optimizer(tf.Module):
         """
         if not self.averages:
             return
-        for variable, average in zip(variables, self.averages, strict=True):
+        with held(self.averages):
+            averages = [average.numpy() for average in self.averages]
+        for variable, average, new in zip(variables, self.averages, averages, strict=True):
             value = variable.numpy()
-            variable.assign(average.numpy())
+            variable.assign(new)
             average.assign(value)
 
     def reset_averages(self, variables) -> None:

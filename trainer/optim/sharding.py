@@ -6,6 +6,7 @@ Checkpoints hold it whole, under the same names as without, so a run may go on w
 replicas, sharded or not.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 
@@ -15,6 +16,9 @@ from tensorflow.python.trackable.base import Trackable
 
 from common.errors import UsageError
 from trainer.distributed import cluster
+
+# Numbers that workers exchange at a time outside of steps. Each size takes a trace of its own.
+_CHUNK = 2**20
 
 
 def check_possible(*, tpu: bool) -> None:
@@ -29,8 +33,8 @@ def check_possible(*, tpu: bool) -> None:
 class Sharded(Trackable):
     """A float32 tensor of which every replica keeps a slice; make it in the strategy's scope.
 
-    Where there are several workers, each has to call `numpy` at the same point, except after
-    `hold`.
+    Where there are several workers, each has to call `numpy` at the same point, except within
+    `held`.
 
     Args:
         shape: of the whole tensor.
@@ -38,6 +42,7 @@ class Sharded(Trackable):
     Attributes:
         shape: of the whole tensor.
         dtype: float32.
+        strategy: the strategy.
         local: the variable with the slice: [part], or [part, 1] of a matrix, which a rule tells
             from a bias by its axes. Padded with zeros at the end.
         part: how many numbers each replica keeps.
@@ -45,8 +50,8 @@ class Sharded(Trackable):
 
     def __init__(self, shape: tuple[int, ...]):
         self.shape, self.dtype = tf.TensorShape(shape), tf.float32
-        self._strategy = tf.distribute.get_strategy()
-        self._replicas = self._strategy.num_replicas_in_sync
+        self.strategy = tf.distribute.get_strategy()
+        self._replicas = self.strategy.num_replicas_in_sync
         self._count = math.prod(shape)
         self.part = -(-self._count // self._replicas)
         self._held: np.ndarray | None = None
@@ -70,21 +75,21 @@ class Sharded(Trackable):
 
     def numpy(self) -> np.ndarray:
         """Return the whole tensor."""
-        if self._held is not None:
-            return self._held
+        if self._held is None:
+            with held([self]):
+                return self.numpy()
+        return self._held
+
+    def slices_here(self) -> np.ndarray:
+        """Return [replicas * part] numbers: the slices on this worker in their places, else 0."""
         slices = np.zeros([self._replicas, self.part], np.float32)
         for replica, local in self._on_this_worker():
             slices[replica] = local.numpy().reshape(-1)
-        whole = cluster.sum_over_workers(self._strategy, slices).astype(np.float32)
-        return whole.reshape(-1)[: self._count].reshape(self.shape)
+        return slices.reshape(-1)
 
-    def hold(self) -> None:
-        """Let `numpy` return the present values, on this worker alone too, until `release`."""
-        self._held = self.numpy()
-
-    def release(self) -> None:
-        """End `hold`."""
-        self._held = None
+    def hold(self, slices: np.ndarray | None) -> None:
+        """Let `numpy` return what these are the slices of, [replicas * part]; None ends that."""
+        self._held = None if slices is None else slices[: self._count].reshape(self.shape)
 
     def assign(self, whole) -> None:
         """Take the slices of a whole tensor; not to be called inside a step."""
@@ -95,8 +100,8 @@ class Sharded(Trackable):
 
     def _on_this_worker(self) -> Iterator[tuple[int, tf.Variable]]:
         """Yield each replica's number, counted over all workers, and its variable."""
-        variables = self._strategy.experimental_local_results(self.local)
-        first = cluster.worker_of(self._strategy).index * len(variables)
+        variables = self.strategy.experimental_local_results(self.local)
+        first = cluster.worker_of(self.strategy).index * len(variables)
         return enumerate(variables, first)
 
     # How TensorFlow's checkpoints write and read what is no variable; the name is a variable's.
@@ -106,6 +111,34 @@ class Sharded(Trackable):
 
     def _restore_from_tensors(self, restored_tensors) -> None:
         self.assign(restored_tensors["VARIABLE_VALUE"].numpy())
+
+
+@contextlib.contextmanager
+def held(kept: Iterable) -> Iterator[None]:
+    """Let a worker alone read these tensors meanwhile; all workers must call it at that point."""
+    sharded = [one for one in kept if isinstance(one, Sharded)]
+    if not sharded:
+        yield
+        return
+    here = [one.slices_here() for one in sharded]
+    whole = _sum(sharded[0].strategy, np.concatenate(here))
+    ends = np.cumsum([len(one) for one in here])
+    try:
+        for one, slices in zip(sharded, np.split(whole, ends[:-1]), strict=True):
+            one.hold(slices)
+        yield
+    finally:
+        for one in sharded:
+            one.hold(None)
+
+
+def _sum(strategy: tf.distribute.Strategy, numbers: np.ndarray) -> np.ndarray:
+    """Return the sum over all workers of float32 numbers that one of them has, the others 0."""
+    chunks = np.zeros([-(-len(numbers) // _CHUNK), _CHUNK], np.float32)
+    chunks.reshape(-1)[: len(numbers)] = numbers
+    for chunk in chunks:
+        chunk[:] = cluster.sum_over_workers(strategy, chunk)
+    return chunks.reshape(-1)[: len(numbers)]
 
 
 def local(kept: Iterable) -> list[tf.Variable]:

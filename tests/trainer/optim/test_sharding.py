@@ -10,9 +10,10 @@ from configs import schema
 from configs.schema import OptimizerConfig
 from trainer.checkpoints.files import Keep
 from trainer.checkpoints.saver import Checkpoints
+from trainer.distributed import cluster
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
-from trainer.optim.sharding import Sharded, check_possible
+from trainer.optim.sharding import Sharded, check_possible, held
 
 RATE = 0.1
 # Not all of them can be divided by two or by four.
@@ -142,14 +143,26 @@ def test_resumed_with_other_replicas(one_device, two_replicas, four_replicas, tm
     assert_near(before, whole.state())
 
 
-def test_what_is_held_while_others_wait(two_replicas):
+def test_what_is_held_while_others_wait(two_replicas, monkeypatch):
+    """Workers exchange it in chunks of one size: 2 x 2 and 2 x 3 numbers in three of four."""
+    sizes, exchange = [], cluster.sum_over_workers
+
+    def sum_over_workers(strategy, numbers):
+        sizes.append(len(numbers))
+        return exchange(strategy, numbers)
+
+    monkeypatch.setattr(cluster, "sum_over_workers", sum_over_workers)
+    monkeypatch.setattr("trainer.optim.sharding._CHUNK", 4)
     with two_replicas.scope():
-        one = Sharded((3,))
+        one, other = Sharded((3,)), Sharded((2, 3))
     one.assign([1.0, 2.0, 3.0])
-    one.hold()
-    one.assign([4.0, 5.0, 6.0])
-    np.testing.assert_array_equal(one.numpy(), [1, 2, 3])
-    one.release()
+    other.assign(np.arange(6.0).reshape(2, 3))
+    with held([one, other]):
+        assert sizes == [4, 4, 4]
+        one.assign([4.0, 5.0, 6.0])
+        np.testing.assert_array_equal(one.numpy(), [1, 2, 3])
+        np.testing.assert_array_equal(other.numpy(), [[0, 1, 2], [3, 4, 5]])
+    assert sizes == [4, 4, 4]
     np.testing.assert_array_equal(one.numpy(), [4, 5, 6])
 
 
