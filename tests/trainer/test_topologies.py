@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -99,6 +100,18 @@ def alone(of_tasks, one_device):
     return run
 
 
+@pytest.fixture(scope="module")
+def in_half(pairs, config_of, one_device):
+    """Returns the run of a half precision on one replica; leaves Keras in that precision."""
+
+    @functools.cache
+    def run(policy: str) -> Result:
+        keras.config.set_dtype_policy(policy)
+        return train_run(make_steps(one_device, config_of()), pairs, STEPS)
+
+    return run
+
+
 def mirrored(replicas: int) -> tf.distribute.Strategy:
     """So many replicas on virtual devices."""
     return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(replicas)])
@@ -111,6 +124,32 @@ def assert_same_run(ours: Result, others: Result) -> None:
         # A weight that is small by chance carries the rounding of a usual one, which is about 0.3.
         atol = RTOL if key.startswith("weight/") else 0.0
         np.testing.assert_allclose(ours[key], expected, rtol=RTOL, atol=atol, err_msg=key)
+
+
+def assert_same_half_run(ours: Result, others: Result, float32: Result) -> None:
+    """Counts and loss scales exactly, and the rest to the rounding of a half precision.
+
+    The tolerances are about four times what was measured with bfloat16. The weights are compared
+    as one long vector, since gradients near 0 have no digit in common.
+    """
+    assert ours.keys() == others.keys()
+    for key in ("tokens", "source_tokens", "positions", "empty_rows", "skipped", "loss_scale"):
+        np.testing.assert_array_equal(ours[key], others[key], err_msg=key)
+    for key, rtol in {
+        "loss": 0.0025,
+        "nll": 0.0025,
+        "gradient_norm": 0.08,
+        "update_norm": 0.05,
+    }.items():
+        np.testing.assert_allclose(ours[key], others[key], rtol=rtol, err_msg=key)
+    np.testing.assert_allclose(ours["correct"], others["correct"], atol=4)  # close decisions
+    keys = [key for key in ours if key.startswith("weight/")]
+    distance, length = (
+        np.sqrt(sum(np.square(ours[key] - one.get(key, 0)).sum() for key in keys))
+        for one in (others, {})
+    )
+    assert distance < 0.025 * length
+    assert np.abs(ours["loss"] / float32["loss"] - 1).max() > 1e-5  # it is another precision
 
 
 def assert_identical(ours: Result, others: Result) -> None:
@@ -194,6 +233,19 @@ def test_attention_in_blocks(pairs, config_of, one_device, two_replicas, one_rep
     assert_same_run(train_run(steps, pairs, STEPS), one_replica)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    ("replicas", "jit_compile"), [(1, True), (2, False), (2, True), (4, False), (4, True)]
+)
+def test_half_precision(pairs, config_of, one_replica, in_half, policy, replicas, jit_compile):
+    """As one replica without XLA, in the same precision; so are two workers, below."""
+    expected = in_half(policy)
+    keras.config.set_dtype_policy(policy)
+    steps = make_steps(mirrored(replicas), config_of(), jit_compile=jit_compile)
+    assert_same_half_run(train_run(steps, pairs, STEPS), expected, one_replica)
+
+
 def test_micro_batches_draw_different_masks(rows_of, tiny_config, one_device):
     """Both micro-batches get the same rows: the same masks would give the same losses."""
     config = tiny_config(model={"dropout": 0.3}, train={"seed": 5, "micro_batches": 2})
@@ -256,6 +308,16 @@ def test_two_workers(pairs, config_of, one_replica, with_dropout, of_tasks, alon
     for name, ours, other in zip(tasks, results, others[2:], strict=True):
         assert_same_run(ours, alone(name))
         assert_identical(other, ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_two_workers_in_half_precision(pairs, config_of, one_replica, in_half, tmp_path, policy):
+    runs = tmp_path / "runs.npz"
+    save_runs(runs, [(config_of(), pairs)], STEPS, policy)
+    (first,), (second,) = run_workers(2, runs, tmp_path)
+    assert_same_half_run(first, in_half(policy), one_replica)
+    assert_identical(second, first)
 
 
 @pytest.mark.slow

@@ -84,7 +84,9 @@ def train_run(steps: Steps, examples: Examples, count: int) -> Result:
     return result
 
 
-def save_runs(path, runs: list[tuple[schema.Config, Examples]], count: int) -> None:
+def save_runs(
+    path, runs: list[tuple[schema.Config, Examples]], count: int, policy: str = "float32"
+) -> None:
     """What the workers shall run, one after the other: `count` steps of each."""
     arrays = {}
     for number, (_, examples) in enumerate(runs):
@@ -94,7 +96,7 @@ def save_runs(path, runs: list[tuple[schema.Config, Examples]], count: int) -> N
         if examples.labels is not None:
             arrays[f"{number}/labels"] = examples.labels
     configs = json.dumps([schema.to_dict(config) for config, _ in runs])
-    np.savez(path, configs=configs, count=count, **arrays)
+    np.savez(path, configs=configs, count=count, policy=policy, **arrays)
 
 
 def load_results(path) -> list[Result]:
@@ -114,6 +116,7 @@ def _work(runs_path: str, result_path: str) -> None:
     runs = np.load(runs_path)
     configs = [schema.from_dict(values) for values in json.loads(str(runs["configs"]))]
     count = int(runs["count"])
+    keras.config.set_dtype_policy(str(runs["policy"]))
     worker = strategy.cluster_resolver.task_id
     arrays = {}
     for number, config in enumerate(configs):
