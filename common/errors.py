@@ -1,5 +1,7 @@
 """Exit codes, and how every command ends: bad input is one line and code 2."""
 
+import atexit
+import gc
 import sys
 from collections.abc import Callable
 
@@ -44,6 +46,8 @@ def run_app(
             that goes on when its messages cannot be written.
     """
     console.guard_streams(result_on_stdout)
+    # Python's last search for garbage would take a second, in all that TensorFlow has made.
+    atexit.register(gc.freeze)
     try:
         try:
             app.run(main, flags_parser=lambda argv: _parsed(parse, argv))
