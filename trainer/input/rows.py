@@ -88,14 +88,17 @@ class StreamedData:
             part = positions % self.batch_rows // size
             mine = (positions >= first_position) & (part >= first) & (part < first + local)
             order = tf.boolean_mask(_permutation(count, self.seed, number), mine)
+            # Of its blocks, those with one of these rows: not all where many workers share them.
+            blocks, which = tf.unique(order // self.info.block_rows, tf.int64)
             records = tf.map_fn(
                 self._read_block,
-                self._blocks(epoch, buffer),
+                tf.gather(self._blocks(epoch, buffer), blocks),
                 parallel_iterations=_READERS,
                 fn_output_signature=tf.TensorSpec([self.info.block_rows], tf.string),
             )
             # Only the last block can be smaller, so what it lacks stands at the end.
-            records = tf.gather(tf.reshape(records, [-1]), order)
+            places = which * self.info.block_rows + order % self.info.block_rows
+            records = tf.gather(tf.reshape(records, [-1]), places)
             return packed_rows.parse(records, self.info)
 
         buffers = tf.data.Dataset.counter(self._buffer_of(first_position), dtype=tf.int64)

@@ -182,6 +182,26 @@ def test_a_worker_without_a_row_in_a_buffer(streamed):
         np.testing.assert_array_equal(np.concatenate([part[step] for part in parts]), expected)
 
 
+def test_a_worker_reads_the_blocks_that_it_needs(streamed, monkeypatch):
+    """Of a buffer of 8 blocks, those with rows of its own: with two workers, not all of them."""
+    data = streamed([48], batch_rows=2, buffer_rows=24)
+    read_block, read = StreamedData._read_block, []
+
+    def noted(self, block):
+        noted_block = tf.numpy_function(lambda x: read.append(int(x)) or x, [block], tf.int64)
+        return read_block(self, tf.ensure_shape(noted_block, []))
+
+    monkeypatch.setattr(StreamedData, "_read_block", noted)
+    needed = []
+    for worker in range(2):
+        read.clear()
+        rows_of_buffer = np.concatenate(take(data.dataset(0, 2, worker, 1), 12))
+        needed.append({(int(row) - 1) // BLOCK for row in rows_of_buffer})
+        # The next buffer is read ahead, but after this one.
+        assert sorted(read[: len(needed[-1])]) == sorted(needed[-1])
+    assert len(needed[0] | needed[1]) == 8 and min(map(len, needed)) < 8
+
+
 def test_distribute(streamed, two_replicas, one_device):
     """Each replica gets its part of the batch of the step; shapes are static."""
     data = streamed([12, 9, 2], batch_rows=8)
