@@ -25,6 +25,7 @@ _BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 # These move no data. Of a transfer only the end counts, not the start.
 _MOVES_NOTHING = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while"}
 _MOVES_NOTHING |= {"after-all", "partition-id", "replica-id", "call", "conditional"}
+_SLICES = {"slice", "dynamic-slice"}  # they read of an array what they return
 _COLLECTIVES = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"}
 _CALLS = re.compile(r"calls=%?([\w.\-]+)")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
@@ -58,6 +59,26 @@ class _Computation:
     products: float = 0.0  # FLOPs of its own matrix products
     calls: list[str] = field(default_factory=list)  # computations fused into its operations
     label: str = ""  # the TensorFlow operation of its result
+    sliced: dict[int, int] = field(default_factory=dict)  # parameter -> bytes, if it reads slices
+    _names: dict[str, int] = field(default_factory=dict)  # of the parameters
+    _whole: set[int] = field(default_factory=set)  # parameters that are read whole
+
+    def read(self, name: str, shape: str, opcode: str, operands: str) -> None:
+        """Note what an instruction reads of the parameters."""
+        if opcode == "parameter":
+            self._names[name] = int(operands)
+            return
+        first, *others = _OPERAND.findall(operands) or [""]
+        number = self._names.get(first)
+        if number is not None and opcode == "bitcast":
+            self._names[name] = number
+        elif number is not None and opcode in _SLICES and number not in self._whole:
+            self.sliced[number] = self.sliced.get(number, 0) + memory_bytes(shape)
+        else:
+            others.append(first)
+        for other in self._names.keys() & set(others):
+            self._whole.add(self._names[other])
+            self.sliced.pop(self._names[other], None)
 
 
 def memory_bytes(shape: str) -> int:
@@ -136,6 +157,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
             continue
         name, shape, opcode, operands = found.groups()
         shapes[name] = shape
+        current.read(name, shape, opcode, operands)
         called = _CALLS.search(line)
         label = _OP_NAME.search(line)
         products = _product_flops(shape, operands, shapes, line) if opcode == "dot" else 0.0
@@ -151,10 +173,11 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
             current.loops.append((loop[1], loop[2], int(known[1]) if known else None))
         elif opcode not in _MOVES_NOTHING and not opcode.endswith("-start"):
             cycles = _CYCLES.search(line)
+            fused = computations.get(called[1]) if called else None
             operation = Operation(
                 label[1] if label else "",
                 min(float(cycles[1]), _LIMIT) if cycles else 0.0,
-                _traffic(shape, opcode, operands, shapes),
+                _traffic(shape, opcode, operands, shapes, fused),
                 products,
             )
             current.operations.append((operation, called[1] if called else ""))
@@ -172,8 +195,16 @@ def _product_flops(shape: str, operands: str, shapes: dict[str, str], line: str)
     return 2.0 * terms * math.prod(int(size) for size in result[2].split(",") if size)
 
 
-def _traffic(shape: str, opcode: str, operands: str, shapes: dict[str, str]) -> float:
+def _traffic(
+    shape: str, opcode: str, operands: str, shapes: dict[str, str], fused: _Computation | None
+) -> float:
     if opcode.endswith("-done"):  # a transfer, with at least one side in memory
         return max(memory_bytes(shape.replace("S(1)", "")), memory_bytes(shape))
-    read = sum(memory_bytes(shapes.get(name, "")) for name in _OPERAND.findall(operands))
+    if opcode in _SLICES:
+        return 2 * memory_bytes(shape)
+    sliced = fused.sliced if fused else {}
+    read = sum(
+        sliced.get(number, memory_bytes(shapes.get(name, "")))
+        for number, name in enumerate(_OPERAND.findall(operands))
+    )
     return memory_bytes(shape) + read

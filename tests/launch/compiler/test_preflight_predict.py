@@ -90,6 +90,34 @@ def test_products_and_collectives_of_a_gpu_program():
     assert hlo.collectives(GPU_HLO, trips=1) == {"all-reduce": {"count": 1, "bytes": 4000}}
 
 
+# The first parameter is read in two slices; the second one whole, though a slice of it is read too.
+SLICES_HLO = """HloModule step, is_scheduled=true
+
+%fused (p.1: f32[8,100], p.2: f32[50]) -> f32[1] {
+  %p.1 = f32[8,100]{1,0} parameter(0)
+  %p.2 = f32[50]{0} parameter(1)
+  %flat = f32[800]{0} bitcast(%p.1)
+  %slice.1 = f32[1]{0} slice(%flat), slice={[0:1]}
+  %slice.2 = f32[10]{0} dynamic-slice(%flat, %p.2), dynamic_slice_sizes={10}
+  %slice.3 = f32[5]{0} slice(%p.2), slice={[0:5]}
+  ROOT %add = f32[1]{0} add(%slice.1, %slice.2)
+}
+
+ENTRY %main (a: f32[8,100], b: f32[50]) -> f32[1] {
+  %a = f32[8,100]{1,0} parameter(0)
+  %b = f32[50]{0} parameter(1)
+  %slice = f32[20]{0} slice(%b), slice={[0:20]}
+  ROOT %fusion = f32[1]{0} fusion(%a, %b), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_of_what_is_sliced_only_the_slice_is_read():
+    one, fusion = hlo.operations(SLICES_HLO, trips=1)
+    assert one.memory_bytes == 2 * 4 * 20
+    assert fusion.memory_bytes == 4 * (1 + 1 + 10 + 50)
+
+
 def a_program(**fields) -> compiler.Compiled:
     return compiler.Compiled(
         arguments=2**30,
