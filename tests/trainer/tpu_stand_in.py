@@ -41,10 +41,10 @@ class Strategy(tf.distribute.MirroredStrategy):
         self.extended.num_hosts = 1
 
     def run(self, fn, args=(), kwargs=None, options=None):
-        def traced(*args):
+        def traced(*args, **kwargs):
             graph = tf.compat.v1.get_default_graph()
             before = set(graph.get_operations())
-            result = fn(*args)
+            result = fn(*args, **kwargs)
             inside = [one for one in graph.get_operations() if one not in before]
             names = {
                 attribute.func.name
