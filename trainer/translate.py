@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # an export does not need TensorFlow, whose import takes seco
     from trainer.decoding.forced import ForcedDecoder
 
 _PIECE = 2_000  # lines: sorting by length wants many, a reader of the output wants few
-_SECONDS = 2.0  # between two reports of the progress
 
 _MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "Model directory, or an export for CTranslate2.", required=True
