@@ -1,6 +1,6 @@
 """Keeps what TensorFlow says about itself when it is imported away from the reader.
 
-It prints four lines about oneDNN, whatever the environment variables of its log say.
+It prints lines about oneDNN and CUDA, whatever the environment variables of its log say.
 """
 
 import contextlib
@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import IO
 
-_NOTICES = r"absl::InitializeLog\(\)|oneDNN custom operations are on"
+# Whether there is a GPU to train on stands among the facts of every run.
+_NOTICES = r"absl::InitializeLog\(\)|oneDNN custom operations are on|Could not find cuda drivers"
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -13,7 +13,7 @@ from launch.compiler import compiler, gpus, predict, programs, report, run, tpus
 from trainer.tasks.lookup import make_task_without_data
 from trainer.tasks.translation import Translation
 
-pytestmark = [pytest.mark.preflight, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.preflight, pytest.mark.timeout(3600)]
 
 VOCAB, LENGTH = 512, 64
 MODEL = {"width": 128, "feed_forward": 256, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
