@@ -44,8 +44,8 @@ _WORK_DIR = flags.DEFINE_string(
     "work_dir", None, "Gets the dataset and both model directories, and keeps them."
 )
 
-_STEPS_PER_FAULT = 120  # on a busy machine; on a quiet one a quarter is enough
-_LONGER_WITH_WORKERS = 3  # while one of them is stopped and looked at, the others go on
+_STEPS_PER_FAULT = 30
+_LONGER_WITH_WORKERS = 6  # while one of them is stopped and looked at, the others go on
 _SMALL = (
     *small.FLAGS,
     "--config.model.dropout=0.1",
