@@ -45,7 +45,6 @@ _WORK_DIR = flags.DEFINE_string(
 )
 
 _STEPS_PER_FAULT = 30
-_LONGER_WITH_WORKERS = 6  # while one of them is stopped and looked at, the others go on
 _SMALL = (
     *small.FLAGS,
     "--config.model.dropout=0.1",
@@ -127,8 +126,7 @@ def main(argv: list[str]) -> int:
     if data_dir is None:
         data_dir = os.path.join(work_dir, "data")
         small.prepare(data_dir)
-        per_fault = _STEPS_PER_FAULT * (1 if _WORKERS.value == 1 else _LONGER_WITH_WORKERS)
-        steps = 24 * (1 + per_fault * len(faults) // 24)
+        steps = 24 * (1 + _STEPS_PER_FAULT * len(faults) // 24)
         arguments = [*_SMALL, f"--config.train.steps={steps}", *arguments]
     on = "1" if _WORKERS.value == 1 else f"{_WORKERS.value}w"
     whole, disturbed = (os.path.join(work_dir, name) for name in ("undisturbed", "disturbed"))

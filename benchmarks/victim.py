@@ -126,7 +126,7 @@ class Victim:
         self.finish()
         times.whole = time.time() - self._began
         before = None
-        for line in self._metrics():
+        for line in self._metrics(whole=True):
             if line["split"] == "valid" and before:
                 times.evaluation = max(times.evaluation, line["time"] - before)
             elif line["split"] == "train":
@@ -221,16 +221,17 @@ class Victim:
         # TensorFlow is imported and the model is built when TensorBoard's file is there.
         return ("compile" if set(_names(self._boards)) - self._old_boards else "start"), 0
 
-    def _metrics(self) -> list[dict]:
-        """Return the last lines of metrics.jsonl, those of this start."""
+    def _metrics(self, *, whole: bool = False) -> list[dict]:
+        """Return the lines of metrics.jsonl that this start has written, or the last of them."""
         try:
             with open(os.path.join(self._model_dir, "metrics.jsonl"), "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-                whole = file.read().split(b"\n")[:-1]
+                if not whole:
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+                texts = file.read().split(b"\n")[:-1]
         except FileNotFoundError:
             return []
         lines = []
-        for text in reversed(whole):
+        for text in reversed(texts):
             try:
                 line = json.loads(text)
             except ValueError:  # the tail begins inside a line

@@ -16,21 +16,25 @@ _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("benchmarks", "data_pipeline", "launch", "trainer")
 
 
+def _run(program: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=_ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
 @pytest.mark.parametrize("package", _PACKAGES)
 def test_a_command_runs_keras_on_tensorflow_whatever_the_user_has_chosen(package):
     """It is chosen by the package of the command, before anything imports Keras."""
     program = (
         f"import {package}, os, sys; print(os.environ['KERAS_BACKEND'], 'keras' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=_ROOT,
-        env={**os.environ, "KERAS_BACKEND": "jax"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = _run(program, KERAS_BACKEND="jax")
     assert (done.stdout, done.stderr) == ("tensorflow False\n", "")
 
 
@@ -72,15 +76,7 @@ def test_tensorflow_is_imported_without_its_notices():
         "Loader.exec_module = spoken\n"
         "import tensorflow"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=_ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = _run(program, TF_CPP_MIN_LOG_LEVEL="2")
     assert done.returncode == -signal.SIGABRT
     assert done.stderr.endswith("the last word\n")
     assert "oneDNN" not in done.stderr and "InitializeLog" not in done.stderr
