@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import tensorflow as tf
 
 from common.errors import UsageError
 from common.files import check_output, open_input, write_output
@@ -30,6 +31,15 @@ def test_a_file_that_cannot_be_read(tmp_path):
     for path, problem in ((tmp_path, "Is a directory"), (tmp_path / "no", "No such file")):
         with pytest.raises(UsageError, match=f"^--input={path} cannot be read: {problem}"):
             open_input(str(path), "input")
+
+
+def test_a_remote_file_is_read_from_a_copy():
+    with tf.io.gfile.GFile("ram://in.txt", "wb") as file:
+        file.write(b"a\nb\n")
+    with open_input("ram://in.txt", "input") as file:
+        assert os.read(file.fileno(), 9) == b"a\nb\n"
+    with pytest.raises(UsageError, match=r"^--input=ram://no\.txt cannot be read: "):
+        open_input("ram://no.txt", "input")
 
 
 def test_a_full_device():
