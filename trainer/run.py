@@ -37,6 +37,7 @@ from trainer.metrics.goodput import Ledger
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.writer import MetricsWriter
 from trainer.model.dropout import use_device_generator
+from trainer.model.seeds import seeded_weights
 from trainer.optim import sharding
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
@@ -188,10 +189,10 @@ def assemble(
     flops_per_unit = task.train_flops(manifest.splits["train"], config.data.longest_row)
     PHASES.end("data")
     _start_model_dir(model_dir, facts, manifest, strategy)
-    keras.utils.set_random_seed(config.train.seed)
     keras.config.set_dtype_policy(precision)
     with strategy.scope():
-        model = task.build_model()
+        with seeded_weights(config.train.seed):
+            model = task.build_model()
         optimizer = Optimizer(
             config.optimizer,
             config.train.steps,

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from data_pipeline.dataset.manifest import (
 from data_pipeline.dataset.tokenizer import load_tokenizer
 from trainer.checkpoints.files import Keep
 from trainer.checkpoints.saver import Checkpoints
+from trainer.model.seeds import seeded_weights
 from trainer.model.transformer import Transformer
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
@@ -212,9 +213,10 @@ def rows_of() -> Callable[..., dict[str, np.ndarray]]:
 
 
 @pytest.fixture
-def seeded() -> None:
+def seeded() -> Iterator[None]:
     """Keras' initial weights are the same in every run of the test."""
-    keras.utils.set_random_seed(0)
+    with seeded_weights(0):
+        yield
 
 
 @dataclass

@@ -18,6 +18,7 @@ from data_pipeline.dataset.manifest import SEQUENCES
 from trainer.distributed.strategy import make_strategy
 from trainer.input.distribution import distribute
 from trainer.input.memory import training_data
+from trainer.model.seeds import seeded_weights
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 from trainer.step import Steps
@@ -45,10 +46,10 @@ def closing_id(config: schema.Config) -> int | None:
 
 def make_steps(strategy, config, *, jit_compile: bool = False, weights_seed: int = 3) -> Steps:
     """Steps of a fresh model; the same initial weights every time."""
-    keras.utils.set_random_seed(weights_seed)
     task = task_of(config)
     with strategy.scope():
-        model = task.build_model()
+        with seeded_weights(weights_seed):
+            model = task.build_model()
         optimizer = Optimizer(
             config.optimizer,
             config.train.steps,

@@ -2,7 +2,6 @@
 
 import itertools
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,14 +9,15 @@ import tensorflow as tf
 from trainer.decoding.generation import TextGenerator
 from trainer.decoding.options import SamplingOptions
 from trainer.model.decoder_only import DecoderOnly
+from trainer.model.seeds import seeded_weights
 
 ROOM, VOCAB = 12, 30
 
 
 @pytest.fixture(scope="module")
 def model(tiny_config) -> DecoderOnly:
-    keras.utils.set_random_seed(3)
-    made = DecoderOnly(tiny_config(model={"norm": "pre"}).model, VOCAB, bos_id=2)
+    with seeded_weights(3):
+        made = DecoderOnly(tiny_config(model={"norm": "pre"}).model, VOCAB, bos_id=2)
     rng = np.random.default_rng(3)
     for variable in made.trainable_variables:
         variable.assign(variable.numpy() + rng.normal(0, 0.2, variable.shape))

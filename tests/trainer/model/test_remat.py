@@ -1,21 +1,20 @@
 """Layers that are computed again in the backward pass give the same step."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.trainer.worker_script import task_of
 from trainer.model.dropout import step_rng
+from trainer.model.seeds import seeded_weights
 
 BATCH = [np.array([[5, 6, 7, 3, 8, 3]]), np.array([[1, 1, 1, 1, 2, 2]])]
 
 
 def gradients(strategy, config, remat: bool, jit_compile: bool):
     """Logits and gradients of a model with dropout, on the first replica; products in the graph."""
-    keras.utils.set_random_seed(0)
     config.train.remat = "layers" if remat else "none"
-    with strategy.scope():
+    with strategy.scope(), seeded_weights(0):
         model = task_of(config).build_model()
 
     @tf.function(jit_compile=jit_compile or None, autograph=False)

@@ -3,6 +3,7 @@ workers are in tests/trainer/test_topologies.py."""
 
 import dataclasses
 import json
+import random
 
 import numpy as np
 import pytest
@@ -130,6 +131,21 @@ def test_killed_and_resumed_equals_undisturbed(start, dataset, tmp_path, capsys)
     assert scores.table in output and task.summary(metrics) in output
     assert len(scores.samples) > 1
     assert task.train_flops(dataset.splits["train"], 128) > 1000
+
+
+def test_initial_weights_follow_from_the_seed_alone(start, tmp_path, monkeypatch):
+    """Another thread may draw from Python's generator while the model is built."""
+    expected = start(tmp_path / "first")
+    kind = type(expected.task)
+    build = kind.build_model
+
+    def build_beside_others(task):
+        random.random()
+        return build(task)
+
+    monkeypatch.setattr(kind, "build_model", build_beside_others)
+    for ours, theirs in zip(_weights(start(tmp_path / "second")), _weights(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def _weights(run: Run) -> list[np.ndarray]:
