@@ -311,13 +311,27 @@ def test_two_workers(pairs, config_of, one_replica, with_dropout, of_tasks, alon
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_two_workers_in_half_precision(pairs, config_of, one_replica, in_half, tmp_path, policy):
+def test_two_workers_in_half_precision(
+    pairs, config_of, one_replica, in_half, tmp_path, policy, jit_compile
+):
     runs = tmp_path / "runs.npz"
-    save_runs(runs, [(config_of(), pairs)], STEPS, policy)
+    save_runs(runs, [(config_of(), pairs)], STEPS, policy, jit_compile=jit_compile)
     (first,), (second,) = run_workers(2, runs, tmp_path)
     assert_same_half_run(first, in_half(policy), one_replica)
     assert_identical(second, first)
+
+
+@pytest.mark.slow
+def test_two_workers_compiled(pairs, config_of, one_replica, tmp_path):
+    """As they are, and with attention in blocks."""
+    runs = tmp_path / "runs.npz"
+    save_runs(runs, [(config_of(), pairs), (config_of(block=5), pairs)], STEPS, jit_compile=True)
+    results, others = run_workers(2, runs, tmp_path)
+    for ours, other in zip(results, others, strict=True):
+        assert_same_run(ours, one_replica)
+        assert_identical(other, ours)
 
 
 @pytest.mark.slow

@@ -86,7 +86,12 @@ def train_run(steps: Steps, examples: Examples, count: int) -> Result:
 
 
 def save_runs(
-    path, runs: list[tuple[schema.Config, Examples]], count: int, policy: str = "float32"
+    path,
+    runs: list[tuple[schema.Config, Examples]],
+    count: int,
+    policy: str = "float32",
+    *,
+    jit_compile: bool = False,
 ) -> None:
     """What the workers shall run, one after the other: `count` steps of each."""
     arrays = {}
@@ -97,7 +102,8 @@ def save_runs(
         if examples.labels is not None:
             arrays[f"{number}/labels"] = examples.labels
     configs = json.dumps([schema.to_dict(config) for config, _ in runs])
-    np.savez(path, configs=configs, count=count, policy=policy, **arrays)
+    facts = {"configs": configs, "count": count, "policy": policy, "jit_compile": jit_compile}
+    np.savez(path, **facts, **arrays)  # type: ignore[arg-type]  # NumPy's stub: bool
 
 
 def load_results(path) -> list[Result]:
@@ -122,7 +128,8 @@ def _work(runs_path: str, result_path: str) -> None:
     arrays = {}
     for number, config in enumerate(configs):
         # Other initial weights on every worker: those of the first one, the chief, must count.
-        steps = make_steps(strategy, config, weights_seed=3 + worker)
+        jit_compile = bool(runs["jit_compile"])
+        steps = make_steps(strategy, config, jit_compile=jit_compile, weights_seed=3 + worker)
         names = SEQUENCES[config.task]
         examples = Examples(
             {name: runs[f"{number}/{name}_tokens"] for name in names},
