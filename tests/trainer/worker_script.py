@@ -122,13 +122,12 @@ def _work(runs_path: str, result_path: str) -> None:
     strategy, _ = make_strategy("multi_worker", timeout_seconds=100)
     runs = np.load(runs_path)
     configs = [schema.from_dict(values) for values in json.loads(str(runs["configs"]))]
-    count = int(runs["count"])
+    count, jit_compile = int(runs["count"]), bool(runs["jit_compile"])
     keras.config.set_dtype_policy(str(runs["policy"]))
     worker = strategy.cluster_resolver.task_id
     arrays = {}
     for number, config in enumerate(configs):
         # Other initial weights on every worker: those of the first one, the chief, must count.
-        jit_compile = bool(runs["jit_compile"])
         steps = make_steps(strategy, config, jit_compile=jit_compile, weights_seed=3 + worker)
         names = SEQUENCES[config.task]
         examples = Examples(
