@@ -29,6 +29,7 @@ from trainer.checkpoints.model_dir import LoadedModel
 from trainer.decoding import comparison
 from trainer.decoding.scoring import bleu_tokenizer, score, translate_lines
 from trainer.decoding.search import Decoder, search_options
+from trainer.distributed.strategy import all_gpus
 from trainer.split_scores import SplitScorer
 from trainer.tasks.base import Scores
 
@@ -144,7 +145,8 @@ def _score_files(loaded: LoadedModel) -> tuple[dict[str, Any], list[str]]:
 
 
 def _load(which: str) -> LoadedModel:
-    loaded = model_directory.load(_MODEL_DIR.value, which)
+    with all_gpus().scope():
+        loaded = model_directory.load(_MODEL_DIR.value, which)
     if _BEAM_SIZE.value:
         decode = dataclasses.replace(loaded.facts.config.decode, beam_size=_BEAM_SIZE.value)
         loaded.facts.config.decode = decode

@@ -3,14 +3,17 @@
 import os
 import shlex
 import sys
+from contextlib import nullcontext
 from typing import Any
+
+import tensorflow as tf
 
 from common.errors import EXIT_STOPPED
 from data_pipeline.dataset.manifest import Manifest
 from trainer.agreement import Agreement
 from trainer.averaging import average_at_end
 from trainer.checkpoints import model_dir as model_directory
-from trainer.distributed.cluster import Worker
+from trainer.distributed import cluster
 from trainer.metrics.goodput import Ledger, summary
 from trainer.metrics.writer import MetricsWriter
 from trainer.reporting.page import score_text
@@ -28,20 +31,24 @@ def report(
     model_dir: str,
     manifest: Manifest,
     writer: MetricsWriter,
-    worker: Worker,
+    strategy: tf.distribute.Strategy,
     stops: Agreement,
     ledger: Ledger,
 ) -> int:
     """Score the best checkpoint on the test split and print samples.
 
-    The chief does it; the other workers wait, since TensorFlow considers a worker that leaves dead.
+    The chief does it, on all devices of a run of one process; the other workers wait, since
+    TensorFlow considers a worker that leaves dead.
 
     Returns:
         The exit code: 0, or 42 when a worker was asked to stop meanwhile.
     """
+    worker = cluster.worker_of(strategy)
+    # Under a strategy of several workers, or of TPUs, a single process has no use for its scope.
+    mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
     try:
         if worker.is_chief:
-            with ledger.during("evaluation"):
+            with ledger.during("evaluation"), strategy.scope() if mirrored else nullcontext():
                 averaged = average_at_end(model_dir, manifest, stops.poll)
                 if averaged:
                     print(averaged, flush=True)

@@ -150,7 +150,7 @@ def _train(stop: StopRequest, watch: Watch) -> int:
         with live_table(config.train.steps, made.writer, made.reporter):
             code = loop.train(made)
         code = code or finish.report(
-            made.task, model_dir, manifest, made.writer, worker, made.stops, made.ledger
+            made.task, model_dir, manifest, made.writer, strategy, made.stops, made.ledger
         )
     if worker.count > 1:
         watch.leave()

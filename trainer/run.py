@@ -24,7 +24,7 @@ from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.files import Keep
 from trainer.checkpoints.model_dir import RunFacts
 from trainer.checkpoints.saver import Checkpoints
-from trainer.decoding.search import decoding_device
+from trainer.decoding.devices import decoding_device
 from trainer.distributed import cluster
 from trainer.distributed.cluster import Worker
 from trainer.distributed.strategy import compiles_itself, draws_on_device
@@ -242,7 +242,7 @@ def assemble(
         evaluation_batches(
             examples.read_examples(manifest, "valid"), config, manifest.closing_id, strategy
         ),
-        task.scorer(model, manifest, "valid", tokenizers, quick=True),
+        task.scorer(model, manifest, "valid", tokenizers, quick=True, strategy=strategy),
         checkpoints.state,
         writer,
         stops,

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
 from data_pipeline.dataset.examples import read_examples
 from data_pipeline.dataset.manifest import Manifest
 from trainer.checkpoints.model_dir import LoadedModel
@@ -26,14 +24,14 @@ class SplitScorer:
 
     def __init__(self, loaded: LoadedModel, manifest: Manifest, split: str, *, quick: bool):
         self._info = manifest.split(split)
-        config, strategy = loaded.facts.config, tf.distribute.get_strategy()
+        config, strategy = loaded.facts.config, loaded.strategy
         self._steps = Steps(
             strategy, loaded.task, loaded.model, None, None, config, jit_compile=False
         )
         examples = read_examples(manifest, split)
         self._batches = evaluation_batches(examples, config, manifest.closing_id, strategy)
         self._scorer = loaded.task.scorer(
-            loaded.model, manifest, split, loaded.tokenizers, quick=quick
+            loaded.model, manifest, split, loaded.tokenizers, quick=quick, strategy=strategy
         )
 
     def score(self, between: Callable[[], Any] | None = None) -> tuple[dict[str, float], Scores]:

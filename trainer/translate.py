@@ -111,8 +111,10 @@ class _Model:
         from trainer.checkpoints import model_dir as model_directory
         from trainer.decoding.forced import ForcedDecoder
         from trainer.decoding.search import Decoder, search_options
+        from trainer.distributed.strategy import all_gpus
 
-        loaded = [model_directory.load(_MODEL_DIR.value, which) for which in _CHECKPOINT.value]
+        with all_gpus().scope():
+            loaded = [model_directory.load(_MODEL_DIR.value, which) for which in _CHECKPOINT.value]
         first = loaded[0]
         if first.facts.config.task != "translation":
             raise UsageError(

@@ -31,7 +31,7 @@ class Validation:
         steps: of the model.
         split: the validation split, of the manifest.
         batches: the same, a distributed dataset.
-        scorer: of the same split; used on the chief only.
+        scorer: of the same split.
         state: of the run; keeps what is the best so far.
         writer: gets the results.
         stops: checked between batches.
@@ -84,17 +84,14 @@ class Validation:
     def _evaluate(self, step: int) -> dict[str, float]:
         began, strategy, task = time.monotonic(), self._steps.strategy, self._steps.task
         result = total_metrics(self._steps, self._batches, self._split, self._stops.poll)
-        scores, numbers = None, [math.nan] * len(task.SCORES)
-        if cluster.worker_of(strategy).is_chief:
-            scores = self._scorer(self._stops.poll)
-            numbers = [scores.metrics[name] for name in task.SCORES]
-        self._stops.poll_for_chief()
+        scores = self._scorer(self._stops.poll)
+        numbers = [scores.metrics[name] for name in task.SCORES]
         # From the chief, so that all workers decide alike on the best checkpoint and on stopping.
         shared = cluster.from_chief(strategy, numbers)
         result |= {name: float(value) for name, value in zip(task.SCORES, shared, strict=True)}
         result["evaluate_seconds"] = time.monotonic() - began
         better = self._note(step, result)
-        if scores:
+        if cluster.worker_of(strategy).is_chief:
             self._report(step, result, scores, better)
         return result
 

@@ -265,6 +265,7 @@ class LoadedModel:
         tokenizers: sequence -> its tokenizer; one object for a joint vocabulary.
         facts: of the run.
         step: of the checkpoint.
+        strategy: whose devices have copies of the weights.
     """
 
     model: keras.Model
@@ -272,10 +273,11 @@ class LoadedModel:
     tokenizers: Mapping[str, Tokenizer]
     facts: RunFacts
     step: int
+    strategy: tf.distribute.Strategy
 
 
 def load(model_dir: str, which: str) -> LoadedModel:
-    """Load a trained model.
+    """Load a trained model, under the strategy whose scope this is called in.
 
     Args:
         model_dir: written by trainer.main.
@@ -295,7 +297,8 @@ def load(model_dir: str, which: str) -> LoadedModel:
     metric = facts.config.train.best_metric
     found = checkpoint.find(model_dir, which, metric, task.BEST[metric])
     checkpoint.restore_model(model, found, facts.of_checkpoint())
-    return LoadedModel(model, task, tokenizers, facts, found.step)
+    strategy = tf.distribute.get_strategy()
+    return LoadedModel(model, task, tokenizers, facts, found.step, strategy)
 
 
 def init_weights(model, source: str, facts: RunFacts) -> Checkpoint:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from data_pipeline.dataset import packing
 from data_pipeline.dataset.examples import Examples
 from data_pipeline.dataset.tokenizer import Tokenizer
-from trainer.decoding.search import decoding_device
+from trainer.decoding.devices import decoding_device
 
 _POSITIONS = 8192  # tokens that are classified at a time, at most
 _MOST_COLUMNS = 12  # of classes in a table; more do not fit on a screen

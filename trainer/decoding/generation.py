@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from trainer.decoding.devices import decoding_device
 from trainer.decoding.options import NEVER, SamplingOptions, SpecialTokens
 from trainer.decoding.sampling import candidate_probabilities, uniform_numbers
-from trainer.decoding.search import decoding_device
 
 
 class _Texts(NamedTuple):

@@ -2,11 +2,17 @@
 
 The host drives a compiled search. It stops whenever half of its sentences are done, takes these
 out, and goes on with a smaller batch; and it starts with room for short translations and gives
-more only to those that need it. Neither changes a translation.
+more only to those that need it. Neither changes a translation. Several devices take a batch each,
+and several workers share the batches.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import json
+import queue
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.decoding.beam import BeamSearch
+from trainer.decoding.devices import HOST, decoding_devices, given_weights, weights_on
 from trainer.decoding.options import MAX_SOURCE, SamplingOptions, SearchOptions, SpecialTokens
 from trainer.decoding.predictor import Predictor, TranslationPredictor
 from trainer.decoding.sampling import Sampler, uniform_numbers
+from trainer.distributed import cluster
 
 _LENGTHS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
 _FIRST_ROOM = 32  # target tokens
@@ -57,24 +65,19 @@ class _Batch:
     prefix: np.ndarray
 
 
-def decoding_device(model: Any) -> str | None:
-    """Return the device that holds the model's weights, to decode there; None for a TPU.
-
-    Beside a training on virtual CPU devices TensorFlow would take the GPU, if there is one.
-    """
-    device = model.trainable_variables[0].value.device
-    return device if tf.DeviceSpec.from_string(device).device_type in ("CPU", "GPU") else None
+_Rows = list[tuple[int, list[Hypothesis]]]
+"""Rows of a batch with their hypotheses, in rising order."""
 
 
 class Decoder:
-    """Translates lists of token ids.
+    """Translates lists of token ids, on all devices that hold the model.
 
     Args:
         model: a `trainer.model.transformer.Transformer`, a list of them as an ensemble, or a
             `Predictor`.
         options: how to search.
         sampling: how to draw instead of searching for the best; None to search.
-        device: where to decode, such as "/device:CPU:0"; None for where TensorFlow would.
+        strategy: whose workers share the sentences, and so search together; None to search alone.
         jit_compile: compile with XLA, once for each of a few shapes; None for only on a GPU. On a
             CPU the graph runs as fast, and starts without compiling.
         special: the special token ids.
@@ -86,53 +89,62 @@ class Decoder:
         options: SearchOptions,
         *,
         sampling: SamplingOptions | None = None,
-        device: str | None = None,
+        strategy: tf.distribute.Strategy | None = None,
         jit_compile: bool | None = None,
         special: SpecialTokens = SpecialTokens(),  # noqa: B008
     ):
-        if jit_compile is None:
-            gpu = bool(tf.config.list_physical_devices("GPU"))
-            jit_compile = gpu if device is None else "GPU" in device
         self.options, self.sampling, self.special = options, sampling, special
-        self._device, self._static = device, jit_compile
+        self._strategy = strategy
+        self._worker = cluster.worker_of(strategy) if strategy else cluster.Worker(0, 1)
         self._samples = sampling.samples if sampling else 1
         predictor: Predictor = model
+        models: Sequence[Any] = []
         if isinstance(model, list | tuple) or hasattr(model, "encode"):
             models = model if isinstance(model, list | tuple) else [model]
             predictor = TranslationPredictor(models, watches=options.coverage_penalty > 0)
-        search: Any = (
+        self._devices = decoding_devices(models[0]) if models else [HOST]
+        self._static = "GPU" in self._devices[0] if jit_compile is None else jit_compile
+        self._variables = [variable for one in models for variable in one.weights]
+        self._search: Any = (
             Sampler(predictor, options, sampling, special)
             if sampling
             else BeamSearch(predictor, options, special)
         )
-        compiled = {"jit_compile": jit_compile or None, "autograph": False}
-        signature = [
-            tf.TensorSpec([None, None], tf.int32, "source"),
-            tf.TensorSpec([None], tf.int32, "limit"),
-            tf.TensorSpec([None, None], tf.int32, "prefix"),
-        ]
-        if sampling:
-            signature.append(tf.TensorSpec([None, None], tf.float32, "uniform"))
-        self._start = tf.function(search.start, input_signature=signature, **compiled)
-        self._search, self._compiled = search, compiled
-        self._functions: tuple[Any, Any, Any] | None = None
+        self._functions: tuple[Any, Any, Any, Any] | None = None
 
-    def _trace(self) -> tuple[Any, Any, Any]:
-        """Compile the search from the shapes that its start gives."""
+    def _trace(self) -> tuple[Any, Any, Any, Any]:
+        """Return the parts of the search, traced once for all devices and sizes of a batch."""
         if self._functions is None:
-            outputs = self._start.get_concrete_function().structured_outputs
-            state = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), outputs)
+            search, compiled = self._search, {"jit_compile": self._static or None}
+            weights = [tf.TensorSpec(one.shape, one.dtype) for one in self._variables]
             number = tf.TensorSpec([], tf.int32)
-            search = self._search
+            arguments = [
+                tf.TensorSpec([None, None], tf.int32, "source"),
+                tf.TensorSpec([None], tf.int32, "limit"),
+                tf.TensorSpec([None, None], tf.int32, "prefix"),
+            ]
+            if self.sampling:
+                arguments.append(tf.TensorSpec([None, None], tf.float32, "uniform"))
 
             def advance(state, leave):
                 state = search.advance(state, leave)
                 return state, search.is_open(state)
 
+            def trace(function, *signature, **options):
+                function = tf.function(function, autograph=False, **options)
+                return function.get_concrete_function(*signature)
+
+            start = trace(
+                given_weights(search.start, self._variables), weights, *arguments, **compiled
+            )
+            state = tf.nest.map_structure(
+                lambda x: tf.TensorSpec(x.shape, x.dtype), start.structured_outputs
+            )
             self._functions = (
-                tf.function(advance, input_signature=[state, number], **self._compiled),
-                tf.function(search.finish, input_signature=[state], **self._compiled),
-                tf.function(search.grow, input_signature=[state, number], autograph=False),
+                start,
+                trace(given_weights(advance, self._variables), weights, state, number, **compiled),
+                trace(search.finish, state, **compiled),
+                trace(search.grow, state, number),
             )
         return self._functions
 
@@ -155,27 +167,67 @@ class Decoder:
             sentences: token ids without special tokens; an empty list has no hypotheses. What is
                 longer than 1,023 tokens is cut there.
             prefixes: what each translation must begin with, token ids; None for anything.
-            between: called after every batch with the number of its sentences; what it raises ends
-                the work.
+            between: called after every batch with the number of its sentences, equally often on
+                all workers; what it raises ends the work.
 
         Returns:
             for each sentence, its `beam_size` best hypotheses or as many as there are, or all its
             samples in the order in which they were drawn.
         """
         found: list[list[Hypothesis]] = [[] for _ in sentences]
-        for batch in self._batches(sentences, prefixes):
-            with tf.device(self._device):
-                for row, hypotheses in self._run(batch):
+        batches, worker = list(self._batches(sentences, prefixes)), self._worker
+        own = batches[worker.index :: worker.count]
+        with closing(self._search_all(own)) as searched:
+            for batch, results in searched:
+                for row, hypotheses in results:
                     number = row // self._samples
                     if number < len(batch.numbers):
                         found[batch.numbers[number]] += hypotheses
-            if between:
-                between(len(batch.numbers))
+                if between:
+                    between(len(batch.numbers))
+        if worker.count > 1:
+            if between and len(own) < len(batches[:: worker.count]):
+                between(0)
+            self._gather(found)
         return found
 
-    def _run(self, batch: _Batch) -> Iterator[tuple[int, list[Hypothesis]]]:
-        """Yield the rows of a batch with their hypotheses, in rising order."""
-        advance, finish, grow = self._trace()
+    def _gather(self, found: list[list[Hypothesis]]) -> None:
+        """Fill in what the other workers found."""
+        own = {
+            number: [dataclasses.astuple(one) for one in hypotheses]
+            for number, hypotheses in enumerate(found)
+            if hypotheses
+        }
+        for text in cluster.gather(self._strategy, json.dumps(own)):
+            for number, hypotheses in json.loads(text).items():
+                found[int(number)] = [Hypothesis(*one) for one in hypotheses]
+
+    def _search_all(self, batches: Iterable[_Batch]) -> Generator[tuple[_Batch, _Rows], None, None]:
+        """Yield the batches, in order, and what was found for their rows."""
+        self._trace()
+        weights: dict[str, list[tf.Tensor]] = {}
+        free: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for device in self._devices:
+            free.put(device)
+
+        def search(batch: _Batch) -> tuple[_Batch, _Rows]:
+            device = free.get()
+            try:
+                if device not in weights:  # they may have changed since the last search
+                    weights[device] = weights_on(device, self._variables)
+                with tf.device(device):
+                    return batch, self._search_batch(batch, weights[device])
+            finally:
+                free.put(device)
+
+        if len(self._devices) == 1:
+            yield from map(search, batches)
+            return
+        with ThreadPoolExecutor(len(self._devices)) as pool:
+            yield from pool.map(search, batches)
+
+    def _search_batch(self, batch: _Batch, weights: list[tf.Tensor]) -> _Rows:
+        start, advance, finish, grow = self._trace()
         longest = int(batch.limit.max())
         if self._static:  # one shape for a length, whatever its sentences
             longest = self.options.longest(batch.source.shape[1]) + batch.prefix.shape[1]
@@ -185,7 +237,7 @@ class Decoder:
         arguments = [batch.source, batch.limit, prefix]
         if self.sampling:
             arguments.append(self._uniform(batch, longest))
-        state = self._start(*map(tf.constant, arguments))
+        state = start(weights, *map(tf.constant, arguments))
         rows = np.arange(len(batch.source) * self._samples)  # of the batch, at each place
         results: dict[int, list[Hypothesis]] = {}
         # With XLA a batch shrinks once, to a quarter: every size is one more compilation.
@@ -193,7 +245,7 @@ class Decoder:
         while True:
             leave = len(rows) // next(shares, len(rows) + 1)
             leave = leave if leave >= _SMALLEST else 0
-            state, is_open = advance(state, tf.constant(leave))
+            state, is_open = advance(weights, state, tf.constant(leave))
             is_open = is_open.numpy()
             places, closed = np.flatnonzero(is_open), np.flatnonzero(~is_open)
             if len(closed):
@@ -202,7 +254,7 @@ class Decoder:
                     if rows[place] not in results:  # a row may fill another one's place
                         results[rows[place]] = self._hypotheses(*(part[place] for part in done))
             if not len(places):
-                break
+                return sorted(results.items())
             if self._static:
                 places = np.concatenate([places, closed[: max(0, leave - len(places))]])
             if len(places) < len(rows):
@@ -210,7 +262,6 @@ class Decoder:
             width = state.prefix.shape[1]
             if int(state.position) >= width:
                 state = grow(state, tf.constant(min(longest, 2 * width) - width))
-        yield from sorted(results.items())
 
     @staticmethod
     def _select(state, places: np.ndarray):

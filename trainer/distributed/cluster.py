@@ -294,6 +294,21 @@ def from_chief(strategy: tf.distribute.Strategy, values: ArrayLike) -> np.ndarra
     )
 
 
+def gather(strategy: tf.distribute.Strategy, text: str) -> list[str]:
+    """Return the texts of all workers, on every worker. Call it as `sum_over_workers`."""
+    worker, data = worker_of(strategy), np.frombuffer(text.encode(), np.uint8)
+    sizes = np.zeros(worker.count)
+    sizes[worker.index] = len(data)
+    sizes = sum_over_workers(strategy, sizes).astype(int)
+    ends = np.cumsum(sizes)
+    # A power of two, because every new shape takes collective keys.
+    joined = np.zeros(1 << int(ends[-1]).bit_length(), np.float64)
+    joined[ends[worker.index] - len(data) : ends[worker.index]] = data
+    joined = sum_over_workers(strategy, joined).astype(np.uint8)
+    parts = (joined[end - size : end] for end, size in zip(ends, sizes, strict=True))
+    return [part.tobytes().decode() for part in parts]
+
+
 def same_everywhere(strategy: tf.distribute.Strategy, text: str) -> bool:
     """Tell all workers whether all of them pass the same text. Call it as `sum_over_workers`.
 

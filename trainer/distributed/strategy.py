@@ -227,6 +227,16 @@ def check_paths(name: str, strategy: tf.distribute.Strategy, *paths: str) -> Non
             )
 
 
+def all_gpus() -> tf.distribute.Strategy:
+    """Return a strategy that copies a model to every GPU of this machine.
+
+    With one GPU, or none, it is TensorFlow's default strategy.
+    """
+    if len(tf.config.list_logical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
 def use_xla(jit_compile: str, strategy: tf.distribute.Strategy) -> bool:
     """Return whether --jit_compile ("auto", "on" or "off") means XLA under this strategy.
 

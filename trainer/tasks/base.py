@@ -94,8 +94,8 @@ class Decoding:
 
 
 Scorer = Callable[[Callable[[], Any] | None], Scores]
-"""Scores a model as it is now. Its argument is called after every batch, unless it is None; what
-that raises ends the work."""
+"""Scores a model as it is now. Its argument is called after every batch, equally often on all
+workers, unless it is None; what that raises ends the work."""
 
 
 class Task(Protocol):
@@ -190,8 +190,11 @@ class Task(Protocol):
         tokenizers: Mapping[str, Tokenizer],
         *,
         quick: bool,
+        strategy: tf.distribute.Strategy,
     ) -> Scorer:
         """Return a function that scores the model on a split and takes samples.
+
+        All workers call it at the same point of the program, and may share the work.
 
         Args:
             model: from `build_model`; its weights may change between two calls of the scorer.
@@ -199,6 +202,7 @@ class Task(Protocol):
             split: "valid" or "test".
             tokenizers: sequence -> its tokenizer.
             quick: score as during training, on fewer examples or with a simpler search.
+            strategy: of the workers.
         """
         ...
 

@@ -127,9 +127,10 @@ class Classification(Task):
         tokenizers: Mapping[str, Tokenizer],
         *,
         quick: bool,
+        strategy: tf.distribute.Strategy,
     ) -> Scorer:
         """Return a function that classifies the raw text of a split: F1 and a confusion matrix."""
-        del quick
+        del quick, strategy
         raw = read_raw_text(manifest, split)
         texts, names = raw["text"], raw[LABEL]
         number = {label: index for index, label in enumerate(self.labels)}

@@ -125,9 +125,10 @@ class LanguageModel(Task):
         tokenizers: Mapping[str, Tokenizer],
         *,
         quick: bool,
+        strategy: tf.distribute.Strategy,
     ) -> Scorer:
         """Return a function that goes on from the first tokens of some pieces of a split."""
-        del quick
+        del quick, strategy
         tokenizer, room = tokenizers["text"], self.config.data.longest_row
         count = min(_PROMPT, room // 2)
         pieces = read_examples(manifest, split)

@@ -15,7 +15,7 @@ from trainer.decoding import scoring
 from trainer.decoding.beam import BeamSearch
 from trainer.decoding.options import SearchOptions
 from trainer.decoding.predictor import TranslationPredictor
-from trainer.decoding.search import Decoder, decoding_device, search_options
+from trainer.decoding.search import Decoder, search_options
 from trainer.model.positions import positions_in_segments
 from trainer.model.transformer import Transformer
 from trainer.tasks import flops, losses
@@ -183,14 +183,12 @@ class Translation(Task):
         tokenizers: Mapping[str, Tokenizer],
         *,
         quick: bool,
+        strategy: tf.distribute.Strategy,
     ) -> Scorer:
         """Return a function that translates the raw text of a split and counts BLEU and chrF."""
         decode = self.config.decode
-        decoder = Decoder(
-            model,
-            search_options(decode, decode.validation_beam_size if quick else 0),
-            device=decoding_device(model),
-        )
+        beam_size = decode.validation_beam_size if quick else 0
+        decoder = Decoder(model, search_options(decode, beam_size), strategy=strategy)
         limit = decode.validation_sentences if quick else 0
         source, target = tokenizers["source"], tokenizers["target"]
 

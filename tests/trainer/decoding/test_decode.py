@@ -8,10 +8,11 @@ import pytest
 import tensorflow as tf
 
 from configs.schema import DecodeConfig
+from trainer.decoding import devices, search
 from trainer.decoding.beam import BeamSearch, Found
 from trainer.decoding.options import SearchOptions
 from trainer.decoding.predictor import TranslationPredictor
-from trainer.decoding.search import Decoder, decoding_device, search_options
+from trainer.decoding.search import Decoder, search_options
 from trainer.model.layers import write_position
 
 BOS, EOS = 2, 3
@@ -255,16 +256,78 @@ def test_decoder_is_greedy_search_in_order(model):
 
 def test_decoding_follows_the_weights(model, monkeypatch):
     """Of a training on virtual CPU devices beside a GPU, whose compiler it does not use either."""
-    for place, decodes in (("CPU:1", True), ("GPU:0", True), ("TPU:0", False)):
+    for place, there in (("CPU:1", True), ("GPU:0", True), ("TPU:0", False)):
         device = f"/job:worker/replica:0/task:0/device:{place}"
-        weight = SimpleNamespace(value=SimpleNamespace(device=device))
-        found = decoding_device(SimpleNamespace(trainable_variables=[weight]))
-        assert found == (device if decodes else None)
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"])
-    decoders = [
-        Decoder(model, SearchOptions(), device=device) for device in (None, "/GPU:0", "/CPU:0")
-    ]
-    assert [decoder._static for decoder in decoders] == [True, True, False]
+        placed = SimpleNamespace(
+            trainable_variables=[SimpleNamespace(value=SimpleNamespace(device=device))]
+        )
+        assert devices.decoding_device(placed) == (device if there else None)
+        assert devices.decoding_devices(placed) == [device if there else "/device:CPU:0"]
+    compiled = {}
+    for place in ("CPU:0", "GPU:0"):
+        monkeypatch.setattr(search, "decoding_devices", lambda model, place=place: [place])
+        compiled[place] = Decoder(model, SearchOptions())._static
+    assert compiled == {"CPU:0": False, "GPU:0": True}
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_decoding_on_several_devices(make_model, two_replicas, jit_compile):
+    """Each takes a batch; the translations are those of one device."""
+    lines, done = sentences(40, 14, seed=3), []
+    options = SearchOptions(beam_size=3, batch_tokens=128, max_length_ratio=0.5)
+    model = make_model()
+    expected = Decoder(model, options, jit_compile=jit_compile).search(lines)
+    assert len({len(best.ids) for best, *_ in expected}) > 2
+    with two_replicas.scope():
+        mirrored = make_model()
+    decoder = Decoder(mirrored, options, jit_compile=jit_compile)
+    assert [device[-5:] for device in decoder._devices] == ["CPU:0", "CPU:1"]
+    assert decoder.search(lines, between=done.append) == expected
+    assert sum(done) == 40 and len(done) > 4
+
+
+def test_each_device_reads_its_own_copy(make_model, two_replicas):
+    """And computes where it is."""
+    with two_replicas.scope():
+        model = make_model()
+    first = model.trainable_variables[0]
+    for number, copy in enumerate(first.value.values):
+        copy.assign(tf.fill(copy.shape, float(number)))
+    decoder = Decoder(model, SearchOptions(beam_size=2))
+    for number, device in enumerate(decoder._devices):
+        weights = devices.weights_on(device, decoder._variables)
+        assert {one.device for one in weights} == {device}
+        assert np.unique(weights[0]) == [number]
+        with tf.device(device):
+            state = decoder._trace()[0](weights, *map(tf.constant, ([[5, 3]], [4], [[0] * 4])))
+        assert {part.device for part in tf.nest.flatten(state)} == {device}
+
+
+def test_decoding_sees_new_weights(make_model):
+    """Training changes them between two evaluations."""
+    model, other, lines = make_model(), make_model(seed=7), sentences(6, 12)
+    decoder = Decoder(model, SearchOptions(beam_size=2))
+    before = decoder.search(lines)
+    for variable, value in zip(model.weights, other.weights, strict=True):
+        variable.assign(value)
+    after = decoder.search(lines)
+    assert after == Decoder(other, SearchOptions(beam_size=2)).search(lines) != before
+
+
+def test_an_error_between_batches_ends_decoding(make_model, two_replicas):
+    """On all devices, without waiting for the batches that are left."""
+    with two_replicas.scope():
+        decoder = Decoder(make_model(), SearchOptions(beam_size=2, batch_tokens=32))
+    searched = []
+    search = decoder._search_batch
+    decoder._search_batch = lambda batch, weights: searched.append(1) or search(batch, weights)
+
+    def stop(count):
+        raise InterruptedError("stop")
+
+    with pytest.raises(InterruptedError, match="stop"):
+        decoder.search(sentences(60, 14), between=stop)
+    assert 1 <= len(searched) < 10 < len(list(decoder._batches(sentences(60, 14), None)))
 
 
 def test_nothing_to_translate(model):

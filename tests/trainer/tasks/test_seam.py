@@ -104,7 +104,7 @@ class WordCount(Task):
     def summary(self, metrics):
         return f"errors {metrics['error_rate']:.2f}"
 
-    def scorer(self, model, manifest, split, tokenizers, *, quick):
+    def scorer(self, model, manifest, split, tokenizers, *, quick, strategy):
         assert set(tokenizers) == {"text"} and quick == (split == "valid")
 
         def score(between):
