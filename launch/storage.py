@@ -113,9 +113,8 @@ def _copy_all(
                 if time.monotonic() - reported > _REPORT_SECONDS:
                     reported = time.monotonic()
                     print(f"{verb}: {done:,} of {len(names):,} files, {total:,} bytes", flush=True)
-        except BaseException:
+        finally:  # after an error the files that are left need not be copied
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
     return copied, total
 
 

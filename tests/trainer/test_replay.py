@@ -1,5 +1,7 @@
 """Steps that are computed twice: planted bit flips are found and named, clean steps are not."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -60,7 +62,12 @@ class Planter:
             batch = copy(batch)
             return {**batch, "source": self.flip("batch", batch["source"])}
 
-        monkeypatch.setattr(steps, "_gradients_of_any_replica", lambda batch: gradients)
+        traced_once = steps._traced_once
+        monkeypatch.setattr(
+            steps,
+            "_traced_once",
+            lambda batch: dataclasses.replace(traced_once(batch), gradients=gradients),
+        )
         monkeypatch.setattr(steps.model, "encode", encoded)
         monkeypatch.setattr(steps.replay, "compare", compared)
         monkeypatch.setattr(steps.replay, "_copy", copied)

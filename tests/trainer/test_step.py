@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.trainer.worker_script import VOCAB, make_steps
+from tests.trainer.worker_script import EOS, VOCAB, make_steps
+from trainer.input.distribution import distribute
+from trainer.input.memory import training_data
 from trainer.model.dropout import step_rng
 from trainer.optim.loss_scale import INITIAL, LossScale
 from trainer.optim.optimizer import Optimizer
@@ -202,6 +204,29 @@ def test_gradients_reduced_in_half_precision(
     momentum = steps.optimizer.slots["momentum"][0].numpy()
     expected = (1 - config.optimizer.beta_1) * np.array([gradient, 0.7])
     np.testing.assert_allclose(momentum, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_a_step_is_traced_once_for_all_replicas(tiny_config, make_pairs, replicas):
+    """And not inlined for several, where TensorFlow would optimise each copy."""
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(replicas)])
+    config = tiny_config(optimizer={"ema_decay": 0.9})
+    steps, examples = make_steps(strategy, config), make_pairs([(5, 6)] * 20)
+    data = training_data(examples, config, EOS, replicas)
+    iterator = distribute(data, strategy, first_step=0)
+    graph = steps.train.get_concrete_function(iterator, tf.constant(1)).graph.as_graph_def()
+    parts = ["replica_gradients", "decision", "update_replica"]
+    parts += ["_packed", "_unpacked"] if replicas > 1 else []
+    for part in parts:
+        (found,) = (one for one in graph.library.function if f"_{part}_" in one.signature.name)
+        assert found.attr["_noinline"].b == (replicas > 1)
+        calls = [
+            node
+            for one in graph.library.function
+            for node in one.node_def
+            if node.attr["f"].func.name == found.signature.name
+        ]
+        assert len(calls) == replicas
 
 
 def linear_batch(infinite: bool = False) -> dict[str, np.ndarray]:

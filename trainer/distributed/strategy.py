@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -279,6 +280,17 @@ def draws_on_device(fast_dropout: str, strategy: tf.distribute.Strategy, jit_com
             "add --jit_compile=on, or leave it at auto"
         )
     return fast_dropout == "on" or (fast_dropout == "auto" and compiles_itself(strategy))
+
+
+def function_options(strategy: tf.distribute.Strategy, jit_compile: bool) -> dict[str, Any]:
+    """Return the options of a `tf.function` that each device of this process calls in a step."""
+    # AutoGraph would take a second to rewrite the whole model, for nothing.
+    options: dict[str, Any] = {"jit_compile": jit_compile or None, "autograph": False}
+    several = strategy.num_replicas_in_sync > 1 and len(strategy.extended.worker_devices) > 1
+    if several and not compiles_itself(strategy):
+        # Inlined, as many copies as there are devices would be optimised as one large graph.
+        options["experimental_attributes"] = {"_noinline": True}
+    return options
 
 
 def compiles_itself(strategy: tf.distribute.Strategy) -> bool:

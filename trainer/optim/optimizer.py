@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from configs.schema import OptimizerConfig
-from trainer.distributed.strategy import compiles_itself
+from trainer.distributed.strategy import compiles_itself, function_options
 from trainer.optim.adafactor import Adafactor
 from trainer.optim.adam import Adam
 from trainer.optim.lion import Lion
@@ -120,9 +120,9 @@ class Optimizer(tf.Module):
         averaged = variables if config.ema_decay else []
         self.averages = [make(tuple(variable.shape)) for variable in averaged]
         self.reset_averages(variables)
-        # Its variables are arguments: it is traced once for all replicas.
-        update = tf.function(self._update_replica, jit_compile=jit_compile or None, autograph=False)
-        self._update = lambda *arguments: update(*arguments)  # no function in checkpoints
+        options = function_options(tf.distribute.get_strategy(), jit_compile)
+        update = tf.function(self._update_replica, **options)
+        self._trace_update = update.get_concrete_function  # no function in checkpoints
 
     def apply(
         self, variables: list[keras.Variable], gradients: list[tf.Tensor], factor: tf.Tensor
@@ -156,10 +156,21 @@ class Optimizer(tf.Module):
         self.iterations.assign_add(1)
 
     def _update_all(self, strategy, variables, *arguments) -> None:
-        # One call on each device. The strategy picks the device's own of all that it is given.
-        update = self._update_replica if compiles_itself(strategy) else self._update
         arguments = (variables, self._local_slots(), local(self.averages), *arguments)
-        strategy.extended.update(variables[0], lambda _, *own: update(*own), args=arguments)
+        if compiles_itself(strategy):
+            update = self._update_replica
+            strategy.extended.update(variables[0], lambda _, *own: update(*own), args=arguments)
+            return
+        # Its variables are arguments: it is traced once for all devices.
+        traced = self._trace_update(*_of_replica(0, strategy, arguments))
+        first = strategy.experimental_local_results(variables[0])
+        devices = [variable.device for variable in first]
+
+        def update_own(variable, *own):
+            # The strategy has picked the device's own tensors, but not its variables.
+            traced(*_of_replica(devices.index(variable.device), strategy, own))
+
+        strategy.extended.update(variables[0], update_own, args=arguments)
 
     def _update_replica(self, variables, slots, averages, gradients, factor, numbers, follow):
         for index, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
@@ -225,6 +236,16 @@ def state_variable(value) -> tf.Variable:
 
 def _zeros(shape: tuple[int, ...]) -> tf.Variable:
     return state_variable(tf.zeros(shape))
+
+
+def _of_replica(index: int, strategy, values: Any) -> Any:
+    """Return nested values with what one replica has of those that have several copies."""
+
+    def pick(value):
+        copies = strategy.experimental_local_results(value)
+        return copies[index if len(copies) > 1 else 0]
+
+    return tf.nest.map_structure(pick, values)
 
 
 def _assign_all(strategy, variables, values) -> None:
