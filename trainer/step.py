@@ -171,8 +171,8 @@ class Steps:
     @tf.autograph.experimental.do_not_convert
     def _global_step(self, batch) -> dict[str, tf.Tensor]:
         # Every replica returns the same reduced numbers; one of them will do.
-        parts = None if self._inline else self._traced_once(batch)
-        return self._first_of(self.strategy.run(self.replica_step, (batch, parts)))
+        options = {} if self._inline else {"parts": self._traced_once(batch)}
+        return self._first_of(self.strategy.run(self.replica_step, (batch,), options))
 
     def _traced_once(self, batch) -> _Parts:
         """Trace the parts of `replica_step` once, not once for each replica.

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from common.errors import run_app
 from launch.compiler.programs import forbidden, graphs_of
-from trainer import loop, main
+from trainer import loop, main, step
 
 seen: dict = {"calls": [], "arguments": [], "forbidden": [], "functions": [], "compiled": []}
 
@@ -74,6 +74,10 @@ tf.distribute.cluster_resolver.TPUClusterResolver = Resolver
 tf.config.experimental_connect_to_cluster = connect
 tf.tpu.experimental.initialize_tpu_system = initialize
 tf.distribute.TPUStrategy = Strategy
+# As on a TPU. The rest of the step is built as for other devices: so it is equal to the bit.
+step.Steps._norms = tf.autograph.experimental.do_not_convert(
+    lambda self: self._first_of(self.strategy.run(self.replica_norms))
+)
 
 function = tf.function
 
