@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from trainer.model.embeddings import is_compiled
+
 SUMS = ("loss", "nll", "correct", "tokens")
 """What `token_sums` returns."""
 
@@ -29,15 +31,8 @@ def token_sums(
         float32 scalars: "loss" (smoothed) and "nll" (not smoothed), both in nats, "correct"
         (right guesses) and "tokens" (the sum of the weights).
     """
-    nll, loss, target_logits = _cross_entropies(logits, targets, label_smoothing)  # [B, T] each
-    # Right when the target is the argmax: no logit before it is as high, and none after it is
-    # higher. XLA turns this count into vector code, which an argmax does not become on a CPU.
-    vocab_size = tf.shape(logits)[-1]
-    is_before = tf.range(vocab_size) < targets[..., tf.newaxis]  # [B, T, V]
-    highest = target_logits[..., tf.newaxis]
-    beaten = tf.where(is_before, highest > logits, highest >= logits)  # [B, T, V]
-    beaten = tf.reduce_sum(tf.cast(beaten, tf.float32), axis=-1)  # [B, T]
-    correct = tf.cast(beaten == tf.cast(vocab_size, tf.float32), tf.float32)  # [B, T]
+    nll, loss, is_right = _cross_entropies(logits, targets, label_smoothing)  # [B, T] each
+    correct = tf.cast(is_right, tf.float32)  # [B, T]
     return {
         "loss": tf.reduce_sum(loss * weights),
         "nll": tf.reduce_sum(nll * weights),
@@ -47,32 +42,58 @@ def token_sums(
 
 
 def _cross_entropies(logits, targets, label_smoothing: float):
-    """Return plain and smoothed cross-entropy and the target's logit, [B, T] each.
+    """Return plain and smoothed cross-entropy, and whether the target is the argmax, [B, T] each.
 
-    Its gradient by hand: (softmax(z) - the smoothed target). TensorFlow's would pass over
+    The gradient by hand: (softmax(z) - the smoothed target). TensorFlow's would pass over
     [B, T, V] several times more, and add up parts in an order that changes from run to run.
+
+    XLA fuses element-wise operations into few passes over [B, T, V]; without it each is a pass.
+    So there the softmax, one kernel, is kept for the gradient and serves the normaliser too.
     """
+    fused = is_compiled()
 
     @tf.custom_gradient
     def compute(z):
         vocab_size = tf.shape(z)[-1]
-        log_normalizer = tf.reduce_logsumexp(z, axis=-1)  # [B, T]
         target_logits = tf.gather(z, targets, batch_dims=2)  # [B, T]
+        if fused:
+            log_normalizer = tf.reduce_logsumexp(z, axis=-1)  # [B, T]
+            is_right = _is_argmax(z, targets, target_logits)
+        else:
+            softmax = tf.nn.softmax(z)  # [B, T, V]
+            best = tf.argmax(z, axis=-1, output_type=tf.int32)  # [B, T]
+            # The best token's probability is at least 1 / V, so its logarithm is accurate.
+            best_log_p = tf.math.log(tf.gather(softmax, best, batch_dims=2))  # [B, T]
+            log_normalizer = tf.gather(z, best, batch_dims=2) - best_log_p
+            is_right = (best == targets) & ~tf.math.is_nan(best_log_p)
         nll = log_normalizer - target_logits
         loss = nll + label_smoothing * (target_logits - tf.reduce_mean(z, axis=-1))
 
-        def gradient(of_nll, of_loss, of_target_logits):
-            del of_target_logits  # only counted with
+        def gradient(of_nll, of_loss, _):
             of_both = (of_nll + of_loss)[..., tf.newaxis]
             at_target = (of_nll + (1.0 - label_smoothing) * of_loss)[..., tf.newaxis]
             rest = (label_smoothing * of_loss)[..., tf.newaxis] / tf.cast(vocab_size, tf.float32)
-            softmax = tf.exp(z - log_normalizer[..., tf.newaxis])  # [B, T, V]
             is_target = tf.range(vocab_size) == targets[..., tf.newaxis]  # [B, T, V]
-            return of_both * softmax - tf.where(is_target, at_target + rest, rest)
+            p = tf.exp(z - log_normalizer[..., tf.newaxis]) if fused else softmax  # [B, T, V]
+            return of_both * p - tf.where(is_target, at_target + rest, rest)
 
-        return (nll, loss, target_logits), gradient
+        return (nll, loss, is_right), gradient
 
     return compute(logits)
+
+
+def _is_argmax(logits: tf.Tensor, targets: tf.Tensor, target_logits: tf.Tensor) -> tf.Tensor:
+    """Return whether each target is the argmax, bool [B, T], by counting the logits it beats.
+
+    XLA turns the count into vector code and fuses it, which an argmax does not become.
+    """
+    vocab_size = tf.shape(logits)[-1]
+    # The argmax is the first of equals: no logit before it is as high, none after it is higher.
+    is_before = tf.range(vocab_size) < targets[..., tf.newaxis]  # [B, T, V]
+    highest = target_logits[..., tf.newaxis]
+    beaten = tf.where(is_before, highest > logits, highest >= logits)  # [B, T, V]
+    count = tf.reduce_sum(tf.cast(beaten, tf.float32), axis=-1)  # [B, T]
+    return count == tf.cast(vocab_size, tf.float32)
 
 
 def rdrop_sums(

@@ -9,10 +9,19 @@ import pytest
 import tensorflow as tf
 
 from trainer.model.positions import positions_in_segments
-from trainer.tasks.losses import symmetric_divergence, token_metrics, token_sums
+from trainer.tasks import losses
+from trainer.tasks.losses import symmetric_divergence, token_metrics
 from trainer.tasks.translation import FEATURES, Translation
 
 B, T, V = 3, 5, 11
+
+
+@pytest.fixture(params=["plain", "compiled"])
+def token_sums(request):
+    """The function under test, without and with XLA, for which it is written differently."""
+    if request.param == "plain":
+        return losses.token_sums
+    return tf.function(losses.token_sums, jit_compile=True)
 
 
 @pytest.fixture
@@ -46,7 +55,7 @@ def expected(logits, targets, weights, smoothing):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
-def test_equals_the_written_out_sums(batch, smoothing):
+def test_equals_the_written_out_sums(token_sums, batch, smoothing):
     result = token_sums(*batch, smoothing)
     wanted = expected(*batch, smoothing)
     assert result.keys() == wanted.keys()
@@ -56,7 +65,7 @@ def test_equals_the_written_out_sums(batch, smoothing):
     assert wanted["correct"] >= 2
 
 
-def test_a_tie_counts_as_the_argmax_does():
+def test_a_tie_counts_as_the_argmax_does(token_sums):
     """Of equal logits the first is the guess, as NumPy's and TensorFlow's argmax have it."""
     logits = np.array([[[1, 3, 3, 0], [3, 1, 3, 3], [2, 2, 2, 2], [0, 1, 2, 3]]], np.float32)
     for target in range(4):
@@ -70,7 +79,7 @@ def test_a_tie_counts_as_the_argmax_does():
     assert by_position == [0, 1, 1, 0]
 
 
-def test_no_guess_is_right_where_logits_are_not_numbers():
+def test_no_guess_is_right_where_logits_are_not_numbers(token_sums):
     sums = token_sums(
         np.full([1, 2, 4], np.nan, np.float32),
         np.array([[0, 3]], np.int32),
@@ -80,7 +89,7 @@ def test_no_guess_is_right_where_logits_are_not_numbers():
     assert float(sums["correct"]) == 0
 
 
-def test_no_smoothing_is_sparse_cross_entropy(batch):
+def test_no_smoothing_is_sparse_cross_entropy(token_sums, batch):
     logits, targets, weights = batch
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
     result = token_sums(*batch, 0.0)
@@ -88,7 +97,7 @@ def test_no_smoothing_is_sparse_cross_entropy(batch):
     np.testing.assert_array_equal(result["loss"], result["nll"])
 
 
-def test_padding_counts_for_nothing(batch):
+def test_padding_counts_for_nothing(token_sums, batch):
     """Logits and targets under a weight of 0 change no sum and get no gradient."""
     logits, targets, weights = batch
     padding = weights == 0
@@ -107,7 +116,7 @@ def test_padding_counts_for_nothing(batch):
     assert (gradient[padding] == 0).all() and (gradient[~padding] != 0).any(-1).all()
 
 
-def test_gradient_is_the_softmax_minus_the_smoothed_target(batch):
+def test_gradient_is_the_softmax_minus_the_smoothed_target(token_sums, batch):
     logits, targets, weights = batch
     variable = tf.constant(logits)
     with tf.GradientTape() as tape:
@@ -118,7 +127,7 @@ def test_gradient_is_the_softmax_minus_the_smoothed_target(batch):
     np.testing.assert_allclose(tape.gradient(loss, variable), wanted, atol=1e-6)
 
 
-def test_empty_batch(batch):
+def test_empty_batch(token_sums, batch):
     logits, targets, _ = batch
     sums = token_sums(logits, targets, np.zeros([B, T], np.float32), 0.1)
     assert {key: float(value) for key, value in sums.items()} == dict.fromkeys(sums, 0.0)
