@@ -24,9 +24,7 @@ from common.console import error_text
 from common.errors import UsageError, no_arguments, run_app
 from common.files import passing_errors
 from configs import flags as config_flags
-from configs.schema import Config
-from data_pipeline.dataset.manifest import MANIFEST_FILE, Manifest, load_manifest
-from trainer import finish, loop, place, run
+from trainer import dataset, finish, loop, place, run
 from trainer.distributed import cluster
 from trainer.distributed.heartbeat import Watch
 from trainer.distributed.strategy import check_paths, use_xla
@@ -120,9 +118,9 @@ def _train(stop: StopRequest, watch: Watch) -> int:
     check_paths(flags.FLAGS.strategy, strategy, data_dir, model_dir)
     if config.prepare.train and _DATA_DIR.value is None:
         if worker.is_chief:
-            prepare_own_text(config, data_dir)
+            dataset.prepare_own_text(config, data_dir)
         cluster.barrier(strategy)
-    manifest = open_dataset(data_dir)
+    manifest = dataset.open_for_training(data_dir)
     print(
         f"tensorflow   {tf.__version__}\n"
         f"strategy     {flags.FLAGS.strategy}: {description}\n"
@@ -153,12 +151,7 @@ def _train(stop: StopRequest, watch: Watch) -> int:
             made.task, model_dir, manifest, made.writer, strategy, made.stops, made.ledger
         )
     if worker.count > 1:
-        watch.leave()
-        cluster.leave(strategy)
-        # All is saved, and TensorFlow's own end, with workers that leave one by one, can hang.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        place.leave(strategy, watch, code)
     return code
 
 
@@ -174,44 +167,6 @@ def profile_steps(texts: list[str]) -> tuple[int, ...]:
     if len(steps) != 2 or not 1 <= steps[0] < steps[1]:
         raise UsageError(f"--profile_steps={','.join(texts)}: two rising steps, such as 10,20")
     return steps
-
-
-def prepare_own_text(config: Config, directory: str) -> None:
-    """Run the data job on the text that the configuration brings, unless that is done."""
-    if not tf.io.gfile.exists(os.path.join(directory, MANIFEST_FILE)):
-        from data_pipeline import job
-
-        own = config.prepare
-        print(f"preparing {own.train} in {directory}", flush=True)
-        settings = job.Settings(
-            train=(own.train,),
-            valid=(own.valid,) if own.valid else (),
-            test=(own.test,) if own.test else (),
-            source_lang="en",
-            target_lang="de",
-            output_dir=directory,
-            task=config.task,
-            vocab_size=own.vocab_size,
-            model_type=own.model_type,
-            row_length=config.data.row_length,
-        )
-        job.prepare(settings)
-
-
-def open_dataset(directory: str) -> Manifest:
-    """Return the dataset to train on.
-
-    Raises:
-        UsageError: it is damaged, or lacks a split that training needs.
-    """
-    manifest = load_manifest(directory)
-    for split in ("train", "valid"):
-        if split not in manifest.splits:
-            raise UsageError(
-                f"{directory} has no {split} split, which training needs; give data_pipeline.main "
-                f"--{split}=SPEC"
-            )
-    return manifest
 
 
 if __name__ == "__main__":

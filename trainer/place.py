@@ -1,6 +1,9 @@
 """Where a run executes: the flags that say so, its strategy, and meeting the other workers."""
 
+import os
+import sys
 from collections.abc import Mapping
+from typing import NoReturn
 
 import keras
 import tensorflow as tf
@@ -135,6 +138,19 @@ def connect(
     if cluster.worker_of(strategy).count > 1:
         cluster.hear_signals(stop.request)
     return strategy, description
+
+
+def leave(strategy: tf.distribute.Strategy, watch: Watch, code: int) -> NoReturn:
+    """End this worker with an exit code, when the others are as far.
+
+    Not by returning: all is saved, and TensorFlow's own end, with workers that leave one by one,
+    can hang.
+    """
+    watch.leave()
+    cluster.leave(strategy)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _fingerprint(data_dir: str | None) -> str | None:
