@@ -78,6 +78,8 @@ def config_of(task: str, variant: str, steps: int, batch_tokens: int) -> Config:
 
 def prepare(config: Config, directory: str, train: str | None, valid: str | None) -> Manifest:
     """Make the dataset that all variants learn from."""
+    from trainer.tasks.lookup import task_class
+
     own = config.prepare
     return job.prepare(
         job.Settings(
@@ -87,7 +89,7 @@ def prepare(config: Config, directory: str, train: str | None, valid: str | None
             source_lang="en",
             target_lang="de",
             output_dir=directory,
-            task=config.task,
+            task=task_class(config.task).DATASET,
             documents="file" if train else "blank_lines",
             vocab_size=own.vocab_size,
             model_type=own.model_type,

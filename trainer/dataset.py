@@ -7,6 +7,7 @@ import tensorflow as tf
 from common.errors import UsageError
 from configs.schema import Config
 from data_pipeline.dataset.manifest import MANIFEST_FILE, Manifest, load_manifest
+from trainer.tasks.lookup import task_class
 
 
 def prepare_own_text(config: Config, directory: str) -> None:
@@ -23,7 +24,7 @@ def prepare_own_text(config: Config, directory: str) -> None:
             source_lang="en",
             target_lang="de",
             output_dir=directory,
-            task=config.task,
+            task=task_class(config.task).DATASET,
             vocab_size=own.vocab_size,
             model_type=own.model_type,
             row_length=config.data.row_length,

@@ -164,6 +164,10 @@ def _check_flags(directory: str) -> None:
             "pip install 'transformer-pipeline[export]' brings it"
         ) from error
     facts = model_directory.read_facts(_MODEL_DIR.value)
+    if _FORMAT.value == "saved_model":
+        from trainer.exporting import saved_model
+
+        saved_model.check(facts.config.task)
     if _FORMAT.value == "ctranslate2":
         from trainer.exporting import ctranslate2_model
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UsageError
+
 FILES = {"CTranslate2": "ctranslate2", "transformers": "weights.npz"}
 """What `start_ours` writes for each peer."""
 
@@ -111,18 +113,13 @@ def _ctranslate2(path: str, threads: int, sentences: list[list[int]]):
 
 def _is_marian(config: Any) -> bool:
     """Return whether Marian can hold a model: the paper's, with one embedding for all."""
-    paper = {
-        "norm": "post",
-        "norm_kind": "layer",
-        "positions": "sinusoidal",
-        "tied_embeddings": "all",
-        "activation": "relu",
-        "qk_norm": False,
-        "share_layers": False,
-        "attention_window": 0,
-    }
-    has_all_heads = config.kv_heads in (0, config.heads)
-    return has_all_heads and all(getattr(config, key) == value for key, value in paper.items())
+    from trainer.exporting import ctranslate2_model
+
+    try:
+        ctranslate2_model.check(config)  # refuses every variant that it does not know
+    except UsageError:
+        return False
+    return (config.norm, config.activation, config.tied_embeddings) == ("post", "relu", "all")
 
 
 def _marian_weights(model: Any) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import re
 import pytest
 
 from common.errors import UsageError
+from trainer.metrics import live
 from trainer.metrics.goodput import PARTS
 from trainer.reporting import charts, page, records
 from trainer.reporting.document import make_report
+from trainer.tasks.lookup import TASKS
 
 
 def make_run(directory, *, steps=40, bleu=(10.0, 31.25), dropout=0.1):
@@ -133,6 +135,16 @@ def test_best_evaluation_follows_best_metric(tmp_path):
     scores = [{"split": "valid", "bleu": 5.0, "loss": loss} for loss in (2.0, 1.0)]
     assert records.best_line(scores, "bleu", higher=True)["loss"] == 1.0  # as training decides
     assert records.best_line([], "bleu", higher=True) is None
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_tables_of_metrics_know_those_of_every_task(task):
+    """The report and the live table show them, and take the better one for the best."""
+    lower = {metric for metric, higher in task.BEST.items() if not higher}
+    assert lower == records.LOWER_IS_BETTER & set(task.BEST)
+    wanted = {next(iter(task.BEST)), *task.SCORES, "loss"}
+    charted = {valid for _, _, valid, _ in page.CHARTS["Does it learn?"]}
+    assert wanted <= set(dict(page.SCORES)) and wanted <= charted and wanted <= set(live.SCORES)
 
 
 def test_a_single_point_is_a_dot_and_no_point_no_chart():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from common.errors import UsageError
 from trainer.checkpoints.model_dir import LoadedModel
 from trainer.decoding.beam import BeamSearch
 from trainer.decoding.classifying import class_probabilities
@@ -221,6 +222,20 @@ class ClassifierModule(tf.Module):
 
 
 Module = TranslationModule | LanguageModule | ClassifierModule
+
+
+def check(task: str) -> None:
+    """Refuse a model for which there is no module here.
+
+    Raises:
+        UsageError: with the tasks that have one.
+    """
+    tasks = ("translation", "language_model", "classification")
+    if task not in tasks:
+        raise UsageError(
+            f"--format=saved_model exports models for {', '.join(tasks)}, and this one is for "
+            f"{task}; use --format=keras or --format=safetensors"
+        )
 
 
 def module_of(loaded: LoadedModel) -> Module:

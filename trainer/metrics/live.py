@@ -14,13 +14,13 @@ from rich.text import Text
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.writer import MetricsWriter, clock
 
-_SCORES = {
+SCORES = {
     "loss": "{:.4f}",
     "perplexity": "{:.2f}",
     "token_accuracy": "{:.3f}",
     "accuracy": "{:.3f}",
     "bits_per_byte": "{:.4f}",
-    "f1": "{:.3f}",
+    "macro_f1": "{:.3f}",
     "bleu": "{:.2f}",
     "chrf": "{:.2f}",
 }
@@ -84,12 +84,12 @@ class LiveTable:
         top.add_row(ProgressBar(self._steps, step, width=30), "  ".join(progress))
         speed = [text.format(train[name]) for name, text in _SPEED.items() if name in train]
         shown = [
-            name for name in _SCORES if any(name in metrics for _, metrics in self._latest.values())
+            name for name in SCORES if any(name in metrics for _, metrics in self._latest.values())
         ]
         table = Table("", "step", *(name.replace("_", " ") for name in shown), box=None)
         for split, (its_step, metrics) in self._latest.items():
             cells = [
-                _SCORES[name].format(metrics[name]) if name in metrics else "" for name in shown
+                SCORES[name].format(metrics[name]) if name in metrics else "" for name in shown
             ]
             table.add_row(split, f"{its_step:,}", *cells)
         return Group(top, Text("  ".join(speed)), table)

@@ -17,14 +17,14 @@ _STEPS_SHOWN = 4  # outputs of each, from early to late in training
 
 # Group -> charts: title, the metric of the training split and of the validation split, and
 # whether a logarithmic axis suits it.
-_CHARTS: dict[str, list[tuple[str, str | None, str | None, bool]]] = {
+CHARTS: dict[str, list[tuple[str, str | None, str | None, bool]]] = {
     "Does it learn?": [
         ("Loss per token, nats", "nll", "loss", False),
         ("Perplexity", "perplexity", "perplexity", True),
         ("Token accuracy", "token_accuracy", "token_accuracy", False),
         ("Accuracy", "accuracy", "accuracy", False),
         ("Bits per byte", "bits_per_byte", "bits_per_byte", False),
-        ("F1, mean over classes", "f1", "f1", False),
+        ("Macro-F1, the mean over classes", None, "macro_f1", False),
         ("BLEU of the validation split", None, "bleu", False),
         ("chrF of the validation split", None, "chrf", False),
     ],
@@ -51,7 +51,7 @@ SCORES = (
     ("bleu", "BLEU"),
     ("chrf", "chrF"),
     ("accuracy", "accuracy"),
-    ("f1", "F1"),
+    ("macro_f1", "macro-F1"),
     ("bits_per_byte", "bits per byte"),
     ("perplexity", "perplexity"),
     ("loss", "loss"),
@@ -141,7 +141,7 @@ def _scores(runs: Sequence[RunRecord]) -> str:
 
 def _charts(runs: Sequence[RunRecord]) -> str:
     parts = []
-    for group, charts in _CHARTS.items():
+    for group, charts in CHARTS.items():
         drawn = [
             line_chart(title, _series(runs, train, valid), logarithmic=logarithmic)
             for title, train, valid, logarithmic in charts

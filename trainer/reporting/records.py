@@ -11,6 +11,8 @@ from typing import Any
 from common import files
 from common.errors import UsageError
 
+LOWER_IS_BETTER = frozenset({"loss", "nll", "perplexity", "bits_per_byte", "bits_per_character"})
+"""The metrics of all tasks, `Task.BEST`, that are the better the lower."""
 PICTURES = "pictures"
 """Folder of a model directory with the latest pictures of attention, as PNG."""
 _OUTPUT_FILE = re.compile(r"(?P<split>\w+)-(?P<step>\d+)\.txt")
@@ -69,8 +71,7 @@ class RunRecord:
     def best(self) -> dict[str, Any] | None:
         """Return the line of the best evaluation by `train.best_metric`, or None."""
         metric = self.settings().get("train.best_metric", "loss")
-        lower_is_better = metric in ("loss", "nll", "perplexity", "bits_per_byte")
-        return best_line(self.lines, metric, not lower_is_better)
+        return best_line(self.lines, metric, metric not in LOWER_IS_BETTER)
 
 
 def best_line(lines: Sequence[dict[str, Any]], metric: str, higher: bool) -> dict[str, Any] | None:

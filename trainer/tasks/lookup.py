@@ -18,13 +18,24 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
+def task_class(name: str) -> type[Task]:
+    """Return the class of a task.
+
+    Raises:
+        UsageError: there is no such task.
+    """
+    if name not in TASKS:
+        raise UsageError(f"--config.task is {name!r}, but must be one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
 def make_task(config: Config, data: DataFacts) -> Task:
     """Return the task of a configuration, for a dataset.
 
     Raises:
         UsageError: there is no such task, or the dataset is not for it.
     """
-    task = _task_class(config.task)
+    task = task_class(config.task)
     if data.task != task.DATASET:
         raise UsageError(
             f"--config.task={config.task} learns from a dataset of the task {task.DATASET}, and "
@@ -42,7 +53,7 @@ def make_task_without_data(config: Config, vocab_size: int) -> Task:
     Raises:
         UsageError: there is no such task.
     """
-    dataset = _task_class(config.task).DATASET
+    dataset = task_class(config.task).DATASET
     labels = ("0", "1") if dataset == "classification" else ()
     sizes = dict.fromkeys(SEQUENCES[dataset], vocab_size)
     return make_task(config, DataFacts(dataset, sizes, True, labels, BOS_ID, EOS_ID))
@@ -54,16 +65,10 @@ def resolve(config: Config) -> Config:
     Raises:
         UsageError: there is no such task, or it has no such metric.
     """
-    best = _task_class(config.task).BEST
+    best = task_class(config.task).BEST
     metric = config.train.best_metric or next(iter(best))
     if metric not in best:
         raise UsageError(
             f"--config.train.best_metric is {metric!r}, but must be one of {', '.join(best)}"
         )
     return dataclasses.replace(config, train=dataclasses.replace(config.train, best_metric=metric))
-
-
-def _task_class(name: str) -> type[Task]:
-    if name not in TASKS:
-        raise UsageError(f"--config.task is {name!r}, but must be one of {', '.join(TASKS)}")
-    return TASKS[name]

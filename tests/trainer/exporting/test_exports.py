@@ -22,6 +22,7 @@ from trainer.decoding.scoring import translate_lines
 from trainer.decoding.search import Decoder
 from trainer.model.decoder_only import DecoderOnly
 from trainer.model.encoder_classifier import EncoderClassifier
+from trainer.tasks.lookup import TASKS
 
 pytestmark = pytest.mark.export
 
@@ -184,6 +185,15 @@ def test_a_tokenizer_in_the_graph_is_the_tokenizer(keep_lines):
     assert decoded == tokenizer.decode(expected)
     broken = graph.encode(tf.constant([b"\xff dog", b"dog"])).to_list()
     assert broken == tokenizer.encode(["\ufffd dog", "dog"])
+
+
+def test_a_task_without_a_saved_model_is_refused():
+    from trainer.exporting import saved_model
+
+    for task in TASKS:
+        saved_model.check(task)
+    with pytest.raises(UsageError, match="and this one is for tagging; use --format=keras"):
+        saved_model.check("tagging")
 
 
 def test_what_ctranslate2_cannot_express_is_refused():

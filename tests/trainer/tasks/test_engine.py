@@ -120,7 +120,7 @@ def test_killed_and_resumed_equals_undisturbed(start, dataset, tmp_path, capsys)
         assert both[0] == both[1]
     task, folder = resumed.task, str(tmp_path / "killed")
     capsys.readouterr()
-    parts = resumed.writer, resumed.worker, resumed.stops, resumed.ledger
+    parts = resumed.writer, resumed.strategy, resumed.stops, resumed.ledger
     assert finish.report(task, folder, dataset, *parts) == 0
     (line,) = _lines(tmp_path / "killed", "test")
     loaded = model_dir.load(folder, "best")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from configs.schema import Config, PrepareConfig
+from data_pipeline import job
 from data_pipeline.dataset import packing
 from data_pipeline.dataset.examples import describe_file, raw_text_name, shard_name, write_examples
 from data_pipeline.dataset.manifest import (
@@ -21,7 +23,7 @@ from data_pipeline.dataset.manifest import (
     load_manifest,
 )
 from data_pipeline.dataset.tokenizer import JOINT_FILE, Tokenizer, train
-from trainer import finish, loop
+from trainer import dataset, finish, loop
 from trainer.checkpoints import model_dir
 from trainer.metrics.flops import Hardware
 from trainer.run import Run, assemble
@@ -206,7 +208,7 @@ def test_a_new_task_trains(start, two_replicas, lines_and_labels, tmp_path, caps
     assert (tmp_path / "guesses" / "valid-40.txt").read_text() == "a\n"
     capsys.readouterr()
     code = finish.report(
-        run.task, str(tmp_path), lines_and_labels, run.writer, run.worker, run.stops, run.ledger
+        run.task, str(tmp_path), lines_and_labels, run.writer, run.strategy, run.stops, run.ledger
     )
     assert code == 0 and _lines(tmp_path, "test")[0]["certainty"] == float(best.model.scale.numpy())
     output = capsys.readouterr().out
@@ -233,6 +235,16 @@ def _quiet(task):
         return WordCount.sums(task, model, batch, None, training=training)
 
     return sums
+
+
+def test_its_own_text_becomes_a_dataset_of_its_kind(tmp_path, monkeypatch):
+    """Which has another name than the task."""
+    monkeypatch.setitem(lookup.TASKS, "word_count", WordCount)
+    asked: list[job.Settings] = []
+    monkeypatch.setattr(job, "prepare", asked.append)
+    own = PrepareConfig(train="builtin:train")
+    dataset.prepare_own_text(Config(task="word_count", prepare=own), str(tmp_path))
+    assert [(one.task, one.output_dir) for one in asked] == [("classification", str(tmp_path))]
 
 
 def test_killed_and_resumed_equals_undisturbed(start, two_replicas, tmp_path):
