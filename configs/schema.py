@@ -186,9 +186,9 @@ class TrainConfig:
     """Loss per target token above which a step is bad, such as twice that of guessing, which is the
     logarithm of the vocabulary's size; 0 for none."""
     replay_every: int = 0
-    """Every so many steps, a step is computed twice and compared bit for bit, against processors
-    and memory that give wrong numbers without an error: a difference is not applied, and ends the
-    run, named. 0 for never."""
+    """Steps between two that are computed twice and compared bit for bit, to catch processors and
+    memory that give wrong numbers without an error. A step that differs is not applied; the run
+    ends and names what differs. 0 for never."""
     class_weights: str = "none"
     """Of a classifier: "none", or "balanced": a class with few texts counts as much in the loss of
     training as one with many, by n / (classes * texts of the class)."""

@@ -10,6 +10,7 @@ from configs.schema import Config
 def get_config() -> Config:
     """Return the defaults of the schema, which are the paper's base model and its training.
 
-    100,000 steps of 24,576 target positions: 96 rows of 256, which up to 32 replicas can share.
+    100,000 steps of 24,576 target positions: 96 rows of 256, for any number of replicas that
+    divides 96.
     """
     return Config()

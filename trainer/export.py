@@ -8,8 +8,8 @@
 saved_model: TensorFlow, strings in and strings out, of every task; tokenizer and search are inside.
 ctranslate2: a translation model for that engine, in OUT/float32, OUT/float16 and OUT/int8.
 safetensors: the weights under readable names, with the configuration and the tokenizers. keras: the
-same with the weights as Keras saves them. An export is compared with the model before it is put in
-its place, and comes with a model card, README.md.
+same with the weights as Keras saves them. The first two are compared with the model before they are
+put in their place. All come with a model card, README.md.
 """
 
 import os

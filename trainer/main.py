@@ -6,7 +6,7 @@
 
 The first prepares the built-in corpus and trains the demonstration. --config=configs/char_lm.py and
 --config=configs/classifier.py do the same for a language model and a classifier. A model directory
-that holds a run is continued. Exit codes: 0 done; 1 another worker is lost, or a bug; 2 bad input;
+that holds a run is continued. Exit codes: 0 done; 1 a failure that may pass, or a bug; 2 bad input;
 42 stopped on request with everything saved, start me again.
 """
 
@@ -49,7 +49,7 @@ _JIT = flags.DEFINE_enum(
     "jit_compile",
     "auto",
     ["auto", "on", "off"],
-    "Compile forward and backward pass with XLA. auto: on GPUs; a CPU is as fast without.",
+    "Compile the train step with XLA. auto: on GPUs; a CPU is faster without.",
 )
 _INIT_FROM = flags.DEFINE_string(
     "init_from",

@@ -4,7 +4,8 @@
     python -m trainer.report --model_dir=FIRST SECOND THIRD --output=comparison.html
 
 The page needs no other file and no network. It has the scores, curves, samples, settings and where
-the time went. It reads config.json, metrics.jsonl and translations/, while the run goes on too.
+the time went. It reads the model directory, even while the run goes on: config.json, metrics.jsonl,
+outputs and pictures; and the validation text of the dataset.
 """
 
 from absl import flags
