@@ -39,12 +39,15 @@ def parse(
         The arguments that are not flags, the program's name first.
 
     Raises:
-        UsageError: if the configuration has no such field, or its file is not Python.
+        UsageError: if the configuration has no such field, or its file is missing or not Python.
         absl.flags.Error: if another flag is wrong.
     """
-    for argument in argv[1 : argv.index("--") if "--" in argv else None]:
+    arguments = argv[1 : argv.index("--") if "--" in argv else None]
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
         if named := re.match(r"--?config\.([^=]+)", argument):
             _check_field(named[1])
+        elif given := re.fullmatch(r"--?config(?:=(.*))?", argument):
+            _check_file(given[1] if "=" in argument else after)
     try:
         # Defined here and not at import, because ml_collections reads the overrides already here.
         config_flags.DEFINE_config_file(
@@ -58,6 +61,15 @@ def parse(
         return values(argv)
     except SyntaxError as error:
         raise UsageError(f"--config: {error.filename} is not Python: {error}") from error
+
+
+def _check_file(path: str) -> None:
+    """Refuse a missing file here: with an override beside it, ml_collections ends in a traceback.
+
+    The path may go on with a colon and an argument of get_config().
+    """
+    if not os.path.isfile(path) and not os.path.isfile(path.rpartition(":")[0]):
+        raise UsageError(f"--config={path}: no such file")
 
 
 def _check_field(name: str) -> None:
@@ -94,8 +106,6 @@ def read(values: flags.FlagValues = flags.FLAGS) -> tuple[str, schema.Config]:
     if config is None:
         raise UsageError("give --config=FILE, such as --config=configs/transformer_base.py")
     path = config_flags.get_config_filename(values["config"])
-    if not os.path.isfile(path):
-        raise UsageError(f"--config={path}: no such file")
     if not isinstance(config, schema.Config):
         raise UsageError(f"--config={path}: its get_config() returns no configs.schema.Config")
     try:

@@ -30,6 +30,7 @@ from trainer.decoding import comparison
 from trainer.decoding.scoring import bleu_tokenizer, score, translate_lines
 from trainer.decoding.search import Decoder, search_options
 from trainer.distributed.strategy import all_gpus
+from trainer.metrics import boards
 from trainer.split_scores import SplitScorer
 from trainer.tasks.base import Scores
 
@@ -161,13 +162,6 @@ def _check(manifest: Manifest, loaded: LoadedModel) -> None:
             f"--split={_SPLIT.value}: {manifest.directory} has these splits to score: "
             f"{', '.join(held_out)}"
         )
-    for side, info in loaded.facts.tokenizers.items():
-        if manifest.tokenizers[side].sha256 != info.sha256:
-            raise UsageError(
-                f"{manifest.directory} was made with another {side} vocabulary than "
-                f"{_MODEL_DIR.value}; prepare it again with {info.file} of the model directory, "
-                "or score its own model"
-            )
     if loaded.facts.config.task != "translation" and (
         _TOKENIZED.value or _COMPARE.value or _PERTURB.value
     ):
@@ -215,14 +209,14 @@ def _evaluate_all(loaded: LoadedModel, evaluation: Evaluation) -> None:
         rows.append((step, metrics))
         with writer.as_default(step=step):
             for name, value in metrics.items():
-                if isinstance(value, int | float):
-                    tf.summary.scalar(f"quality/{name}", value)
+                if name in loaded.task.BEST:
+                    tf.summary.scalar(boards.tag_of(name), value)
     writer.close()
-    names = ("loss", *loaded.task.SCORES)
-    print("".join(f"{name:>12}" for name in ("step", *names)), file=sys.stderr)
+    names = dict.fromkeys(("loss", *loaded.task.SCORES, loaded.facts.config.train.best_metric))
+    print("".join(f"{name:>15}" for name in ("step", *names)), file=sys.stderr)
     for step, metrics in rows:
-        cells = "".join(f"{metrics[name]:>12.4g}" for name in names)
-        print(f"{step:>12,}{cells}", file=sys.stderr)
+        cells = "".join(f"{metrics[name]:>15.4g}" for name in names)
+        print(f"{step:>15,}{cells}", file=sys.stderr)
 
 
 def main(argv: list[str]) -> None:

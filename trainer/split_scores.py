@@ -3,13 +3,40 @@
 from collections.abc import Callable
 from typing import Any
 
+from common.errors import UsageError
 from data_pipeline.dataset.examples import read_examples
 from data_pipeline.dataset.manifest import Manifest
-from trainer.checkpoints.model_dir import LoadedModel
+from trainer.checkpoints.model_dir import LoadedModel, RunFacts
 from trainer.input.evaluation import evaluation_batches
 from trainer.step import Steps
 from trainer.tasks.base import Scores
 from trainer.validation import total_metrics
+
+
+def check_dataset(manifest: Manifest, facts: RunFacts) -> None:
+    """Check that a dataset is of the task, the vocabularies and the labels of a model.
+
+    Raises:
+        UsageError: it is not.
+    """
+    directory = manifest.directory
+    if manifest.task != facts.data_task:
+        raise UsageError(
+            f"{directory} is a dataset for {manifest.task}, and the model is for "
+            f"{facts.data_task}; name one that was made for it"
+        )
+    for sequence, info in facts.tokenizers.items():
+        if manifest.tokenizers[sequence].sha256 != info.sha256:
+            raise UsageError(
+                f"{directory} was made with another {sequence} vocabulary than the model; prepare "
+                f"it again with --tokenizer={info.file}, of the model directory, or score its own "
+                "model"
+            )
+    if list(manifest.labels) != list(facts.labels):
+        raise UsageError(
+            f"{directory} has the labels {', '.join(manifest.labels)}, and the model knows "
+            f"{', '.join(facts.labels)}; the numbers of both must agree"
+        )
 
 
 class SplitScorer:
@@ -20,9 +47,13 @@ class SplitScorer:
         manifest: of the dataset.
         split: "valid" or "test".
         quick: see `Task.scorer`.
+
+    Raises:
+        UsageError: the dataset does not fit the model.
     """
 
     def __init__(self, loaded: LoadedModel, manifest: Manifest, split: str, *, quick: bool):
+        check_dataset(manifest, loaded.facts)
         self._info = manifest.split(split)
         config, strategy = loaded.facts.config, loaded.strategy
         self._steps = Steps(

@@ -192,8 +192,9 @@ class _Model:
         source, target = self._tokenizers
         pairs = source.encode(lines), target.encode([value["translation"] for value in values])
         for value, looks, *ids in zip(values, forced.score(*pairs), *pairs, strict=True):
+            read = ids[0][: looks.attention.shape[1] - 1]  # the rest was cut
             value["alignment"] = word_alignment(
-                looks.attention, source.pieces(ids[0]), target.pieces(ids[1])
+                looks.attention, source.pieces(read), target.pieces(ids[1])
             )
 
 

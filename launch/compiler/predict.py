@@ -137,6 +137,8 @@ def cost(target: Target, step_seconds: float, steps: int, usd_per_chip_hour: flo
     return steps * step_seconds / 3600 * target.chips * usd_per_chip_hour
 
 
-def input_bytes_per_second(rows: int, length: int, target: Target, step_seconds: float) -> float:
-    """Return what each host has to deliver: source, target and the segments of both, int32."""
-    return 4 * 4 * rows * length * target.chips / target.hosts / step_seconds
+def input_bytes_per_second(
+    features: int, rows: int, length: int, target: Target, step_seconds: float
+) -> float:
+    """Return what each host has to deliver: rows of every feature of the task, int32."""
+    return 4 * features * rows * length * target.chips / target.hosts / step_seconds

@@ -153,7 +153,7 @@ class Preflight:
             "roofline_mfu": analytic / speed.roofline / peak,
             "input_tokens_per_second_per_host": per_host,
             "input_bytes_per_second_per_host": predict.input_bytes_per_second(
-                self.rows, self.length, target, here.step
+                len(self.programs.task.FEATURES), self.rows, self.length, target, here.step
             ),
             "slowest": report.slowest(compiled, target.chip, program.line),
             "scaling": [

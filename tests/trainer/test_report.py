@@ -8,7 +8,7 @@ import re
 import pytest
 
 from common.errors import UsageError
-from trainer.metrics import live
+from trainer.metrics import boards, live
 from trainer.metrics.goodput import PARTS
 from trainer.reporting import charts, page, records
 from trainer.reporting.document import make_report
@@ -137,14 +137,24 @@ def test_best_evaluation_follows_best_metric(tmp_path):
     assert records.best_line([], "bleu", higher=True) is None
 
 
+def test_outputs_of_fewer_sentences(tmp_path):
+    """A start with fewer `decode.validation_sentences`; or a file that is being written."""
+    directory = make_run(tmp_path / "model")
+    (directory / "translations" / "valid-40.txt").write_text("ein Wort\n")
+    text = page.render([records.read_run(str(directory), "model")])
+    assert "a &lt;b&gt;" in text and "second" not in text
+
+
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_tables_of_metrics_know_those_of_every_task(task):
-    """The report and the live table show them, and take the better one for the best."""
+    """The report, the live table and TensorBoard's first page show them; the report knows which
+    value is the better one."""
     lower = {metric for metric, higher in task.BEST.items() if not higher}
     assert lower == records.LOWER_IS_BETTER & set(task.BEST)
     wanted = {next(iter(task.BEST)), *task.SCORES, "loss"}
     charted = {valid for _, _, valid, _ in page.CHARTS["Does it learn?"]}
     assert wanted <= set(dict(page.SCORES)) and wanted <= charted and wanted <= set(live.SCORES)
+    assert wanted <= set(boards.FIRST_PAGE["Does it learn?"])
 
 
 def test_a_single_point_is_a_dot_and_no_point_no_chart():

@@ -23,7 +23,7 @@ from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 from trainer.step import Steps
 from trainer.tasks.base import DataFacts, Task
-from trainer.tasks.lookup import make_task
+from trainer.tasks.lookup import make_task, task_class
 
 VOCAB, BOS, EOS = 30, 2, 3
 LABELS = ("few", "some", "many")
@@ -33,15 +33,16 @@ Result = dict[str, np.ndarray]
 
 def task_of(config: schema.Config) -> Task:
     """The task of a configuration, on data of `VOCAB` tokens and `LABELS`."""
-    labels = LABELS if config.task == "classification" else ()
-    sizes = dict.fromkeys(SEQUENCES[config.task], VOCAB)
+    dataset = task_class(config.task).DATASET
+    labels = LABELS if dataset == "classification" else ()
+    sizes = dict.fromkeys(SEQUENCES[dataset], VOCAB)
     counts = dict(zip(labels, (1, 2, 3), strict=False))
-    return make_task(config, DataFacts(config.task, sizes, True, labels, BOS, EOS, counts))
+    return make_task(config, DataFacts(dataset, sizes, True, labels, BOS, EOS, counts))
 
 
 def closing_id(config: schema.Config) -> int | None:
     """As in `Manifest.closing_id`."""
-    return None if config.task == "language_model" else EOS
+    return None if task_class(config.task).DATASET == "language_model" else EOS
 
 
 def make_steps(strategy, config, *, jit_compile: bool = False, weights_seed: int = 3) -> Steps:

@@ -266,6 +266,7 @@ class LoadedModel:
         facts: of the run.
         step: of the checkpoint.
         strategy: whose devices have copies of the weights.
+        metrics: of the validation split, at this checkpoint; empty if it was not evaluated.
     """
 
     model: keras.Model
@@ -274,6 +275,7 @@ class LoadedModel:
     facts: RunFacts
     step: int
     strategy: tf.distribute.Strategy
+    metrics: Mapping[str, float]
 
 
 def load(model_dir: str, which: str) -> LoadedModel:
@@ -298,7 +300,7 @@ def load(model_dir: str, which: str) -> LoadedModel:
     found = checkpoint.find(model_dir, which, metric, task.BEST[metric])
     checkpoint.restore_model(model, found, facts.of_checkpoint())
     strategy = tf.distribute.get_strategy()
-    return LoadedModel(model, task, tokenizers, facts, found.step, strategy)
+    return LoadedModel(model, task, tokenizers, facts, found.step, strategy, found.metrics)
 
 
 def init_weights(model, source: str, facts: RunFacts) -> Checkpoint:

@@ -279,7 +279,7 @@ def sum_over_workers(strategy: tf.distribute.Strategy, values: ArrayLike) -> np.
         float64, in the shape of `values`.
     """
     array = np.array(values, np.float64)
-    if worker_of(strategy).count == 1:
+    if worker_of(strategy).count == 1 or not array.size:  # of nothing, the reduction would crash
         return array
     with PROGRESS:
         return _sum_function(strategy)(tf.constant(array)).numpy()

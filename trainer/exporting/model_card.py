@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -13,29 +14,40 @@ from configs import schema
 from trainer.checkpoints.model_dir import LoadedModel
 
 FILE = "README.md"
-_SPLITS = ("valid", "test")
-_NOT_SCORES = ("time", "split", "step", "evaluate_seconds")
+_NOT_SCORES = ("time", "split", "step", "evaluate_seconds", "goodput", "spent")
 
 
-def _scores(model_dir: str, step: int) -> dict[str, dict[str, Any]]:
-    """Return split -> its last scores at a step, without lists such as a confusion matrix."""
+def _scores(loaded: LoadedModel, model_dir: str) -> dict[str, dict[str, Any]]:
+    """Return split -> scores of the checkpoint, without lists such as a confusion matrix.
+
+    Those of the validation split are in the manifest of the checkpoint, an average too.
+    """
+    found = {"valid": _rounded(loaded.metrics)} if loaded.metrics else {}
     path = os.path.join(model_dir, "metrics.jsonl")
     if not tf.io.gfile.exists(path):
-        return {}
-    found = {}
+        return found
     for line in read_bytes(path).decode("utf-8").splitlines():
         values = json.loads(line)
-        if values["split"] in _SPLITS and values["step"] == step:
-            found[values["split"]] = {
-                key: round(value, 4) if isinstance(value, float) else value
-                for key, value in values.items()
-                if key not in _NOT_SCORES and not isinstance(value, list)
-            }
+        if values["step"] != loaded.step:
+            continue
+        if values["split"] == "test":
+            found["test"] = _rounded(values)
+        elif values["split"] == "valid" and "valid" in found and "signature" in values:
+            found["valid"]["signature"] = values["signature"]  # manifests hold numbers only
     return found
 
 
+def _rounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: round(value, 4) if isinstance(value, float) else value
+        for key, value in metrics.items()
+        if key not in _NOT_SCORES and not isinstance(value, list)
+    }
+
+
 def _table(values: dict[str, Any]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in values.items())]
+    cells = ((key, str(value).replace("|", r"\|")) for key, value in values.items())
+    return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells)]
 
 
 def write(loaded: LoadedModel, model_dir: str, directory: str, format_lines: list[str]) -> None:
@@ -58,7 +70,9 @@ def write(loaded: LoadedModel, model_dir: str, directory: str, format_lines: lis
     }
     # The hashes of the input files are left out: the fingerprint covers them.
     data = {
-        key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        key.replace(" pairs", " examples"): (
+            ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        )
         for key, value in facts.data.items()
         if not key.endswith(" input")
     }
@@ -69,7 +83,7 @@ def write(loaded: LoadedModel, model_dir: str, directory: str, format_lines: lis
         "sacrebleu": sacrebleu.__version__,
     }
     lines = [f"# Transformer: {what}", "", *_table(about), "", "## Use", "", *format_lines]
-    scores = _scores(model_dir, loaded.step)
+    scores = _scores(loaded, model_dir)
     for split, found in scores.items():
         lines += ["", f"## Scores of the {split} split", "", *_table(found)]
     if not scores:

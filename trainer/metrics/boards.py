@@ -30,8 +30,17 @@ _GROUPS = {
 }
 _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
 # The three questions of the first page, and the charts that answer them.
-_FIRST_PAGE = {
-    "Does it learn?": ("loss", "perplexity", "token_accuracy", "accuracy", "bleu", "chrf"),
+FIRST_PAGE = {
+    "Does it learn?": (
+        "loss",
+        "perplexity",
+        "bits_per_byte",
+        "token_accuracy",
+        "accuracy",
+        "macro_f1",
+        "bleu",
+        "chrf",
+    ),
     "Is it fast?": ("target_tokens_per_second", "tokens_per_second", "mfu", "input_wait"),
     "Is it healthy?": ("grad_norm", "learning_rate", "peak_memory_bytes"),
 }
@@ -60,7 +69,7 @@ def first_page(metrics: Collection[str]) -> Any:
         metrics: scores and rates of the task; others get no chart.
     """
     categories = []
-    for title, names in _FIRST_PAGE.items():
+    for title, names in FIRST_PAGE.items():
         charts = [
             layout_pb2.Chart(
                 title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag_of(name)}$"])

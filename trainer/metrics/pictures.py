@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_HEADS = 8  # drawn of each layer
 _MOST_LAYERS = 6
+_MOST_LABELS = 40  # named on an axis; more would make a picture that nobody can open
 _MOST_NUMBERS = 30  # classes of a confusion matrix with numbers in its cells
 _DPI = 130
 _WEIGHTS = "Blues"  # white for 0
@@ -150,12 +151,13 @@ def draw_confusion(counts: np.ndarray, labels: Sequence[str]) -> bytes:
         A PNG image.
     """
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    size = 0.45 * len(labels) + 2.0
+    named = _spread(len(labels), _MOST_LABELS)
+    size = 0.45 * min(len(labels), _MOST_LABELS) + 2.0
     with _figure(size + 0.6, size) as figure:
         axis = figure.subplots()
         drawn = axis.imshow(shares, cmap=_WEIGHTS, vmin=0.0, vmax=1.0)
-        axis.set_xticks(range(len(labels)), labels, rotation=90)
-        axis.set_yticks(range(len(labels)), labels)
+        axis.set_xticks(named, [labels[index] for index in named], rotation=90)
+        axis.set_yticks(named, [labels[index] for index in named])
         axis.set_xlabel("predicted")
         axis.set_ylabel("true")
         axis.tick_params(length=0, labelsize=8)

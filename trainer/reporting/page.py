@@ -19,7 +19,7 @@ _STEPS_SHOWN = 4  # outputs of each, from early to late in training
 # whether a logarithmic axis suits it.
 CHARTS: dict[str, list[tuple[str, str | None, str | None, bool]]] = {
     "Does it learn?": [
-        ("Loss per token, nats", "nll", "loss", False),
+        ("Loss, nats", "nll", "loss", False),
         ("Perplexity", "perplexity", "perplexity", True),
         ("Token accuracy", "token_accuracy", "token_accuracy", False),
         ("Accuracy", "accuracy", "accuracy", False),
@@ -168,7 +168,8 @@ def _series(runs: Sequence[RunRecord], train: str | None, valid: str | None) -> 
 
 def _samples(runs: Sequence[RunRecord]) -> str:
     """Return the same sentences for all runs; of a single run, how they came to be."""
-    lengths = [len(next(iter(run.outputs.values()))) for run in runs if run.outputs]
+    # One may be shorter: of a start with fewer `decode.validation_sentences`, or half written.
+    lengths = [len(lines) for run in runs for lines in run.outputs.values()]
     if not lengths or not min(lengths):
         return ""
     count = min(lengths)
@@ -287,7 +288,9 @@ def _about(runs: Sequence[RunRecord]) -> str:
         versions = ", ".join(f"{name} {text}" for name, text in facts.get("versions", {}).items())
         data = facts.get("data", {})
         sizes = ", ".join(
-            f"{value:,} {key}" for key, value in data.items() if key.endswith(("pairs", "examples"))
+            f"{value:,} {key.removesuffix(' pairs')}"
+            for key, value in data.items()
+            if key.endswith(" pairs")  # the name, whatever the task
         )
         when = (
             time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(last["time"])) if "time" in last else ""

@@ -3,7 +3,7 @@
 import dataclasses
 
 from common.errors import UsageError
-from configs.schema import Config
+from configs.schema import Config, flat
 from data_pipeline.dataset.manifest import SEQUENCES
 from data_pipeline.dataset.tokenizer import BOS_ID, EOS_ID
 from trainer.tasks.base import DataFacts, Task
@@ -15,6 +15,13 @@ TASKS: dict[str, type[Task]] = {
     "translation": Translation,
     "language_model": LanguageModel,
     "classification": Classification,
+}
+
+_OF_ONE_TASK = {
+    "train.rdrop_alpha": "translation",
+    "train.simcut_alpha": "translation",
+    "train.class_weights": "classification",
+    "data.attend_across_documents": "language_model",
 }
 
 
@@ -63,9 +70,16 @@ def resolve(config: Config) -> Config:
     """Return the configuration with the task's own choices for what it leaves open.
 
     Raises:
-        UsageError: there is no such task, or it has no such metric.
+        UsageError: there is no such task, or it has no such metric or setting.
     """
     best = task_class(config.task).BEST
+    given, defaults = flat(config), flat(Config())
+    for name, task in _OF_ONE_TASK.items():
+        if given[name] != defaults[name] and config.task != task:
+            raise UsageError(
+                f"--config.{name} is for --config.task={task}, and the task is {config.task}; "
+                "leave it out"
+            )
     metric = config.train.best_metric or next(iter(best))
     if metric not in best:
         raise UsageError(

@@ -210,6 +210,7 @@ sums = [cluster.sum_over_workers(strategy, [me.index + 1, i, 2**53 - 3 if me.is_
         for i in range(3)]
 traces = cluster._sum_function(strategy).experimental_get_tracing_count()
 chief = [cluster.from_chief(strategy, [me.index + 7.25, i]) for i in range(2)]
+nothing = cluster.from_chief(strategy, [])
 same = [cluster.same_everywhere(strategy, text) for text in ("a", f"a{me.index}", "a")]
 cluster.barrier(strategy)
 if me.index == 1:
@@ -222,7 +223,7 @@ print(json.dumps({
     "heartbeat": coordination.heartbeat_timeout_in_ms, "service": coordination.service_type,
     "leader": coordination.service_leader, "tasks": len(coordination.coordinated_job_list),
     "sums": [s.tolist() for s in sums], "chief": [c.tolist() for c in chief], "same": same,
-    "stop": stop.reason,
+    "stop": stop.reason, "nothing": nothing.tolist(),
 }), flush=True)
 cluster.leave(strategy)
 os._exit(0)  # as the trainer ends: at once, while others may still be receiving
@@ -279,6 +280,7 @@ def test_two_processes_agree():
             "leader": "/job:chief/replica:0/task:0",
             "tasks": 2,
             "sums": [[3, 2 * i, 2**53 - 1] for i in range(3)],
+            "nothing": [],
             "chief": [[7.25, 0], [7.25, 1]],
             "same": [True, False, True],
             "stop": "SIGTERM",

@@ -38,6 +38,7 @@ def trained(tiny_config, manifest, tmp_path_factory) -> str:
     checkpoints.save({"bleu": 1.0})
     checkpoints.wait()
     line = {"step": 5, "time": 0.0, "split": "test", "bleu": 1.25, "signature": "nrefs:1|tok:13a"}
+    line |= {"goodput": 0.9, "spent": {"steps": 1.0}}
     (directory / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     return str(directory)
 
@@ -68,10 +69,13 @@ def test_an_export_to_a_bucket(trained):
             "| float32 |",
             "tok:13a",
             "| bleu | 1.25 |",
+            "| bleu | 1.0 |",  # of the checkpoint itself, on valid
+            r"| signature | nrefs:1\|tok:13a |",
             "## Data",
             "| tensorflow (export)",
         ):
             assert part in card
+        assert "goodput" not in card and "spent" not in card
         assert "| int8 |" in done.stdout
         again = _export(trained, "safetensors", "gs://bucket/models/out", service.environ)
     assert again.returncode == 2

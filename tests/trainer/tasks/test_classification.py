@@ -65,6 +65,12 @@ def test_confusion():
     assert tf.io.decode_png(picture).shape[-1] == 4
 
 
+def test_the_picture_of_many_classes_stays_small():
+    labels = [f"class {number}" for number in range(1000)]
+    height, width, _ = tf.io.decode_png(draw_confusion(np.eye(1000, dtype=int), labels)).shape
+    assert height < 4000 and width < 4000
+
+
 def test_texts_come_back_in_order(tiny_config, seeded):
     """Whatever the packing, and as one at a time; an empty line and one that is cut too."""
     tokenizer = Tokenizer(train(["a b c d e f g"], 0, "char"))

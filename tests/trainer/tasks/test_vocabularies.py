@@ -1,5 +1,6 @@
 """Whole runs with a vocabulary for each language: train, load, evaluate, translate."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -17,6 +18,7 @@ from trainer import loop
 from trainer.checkpoints import model_dir
 from trainer.metrics.flops import Hardware
 from trainer.run import Run, assemble
+from trainer.split_scores import check_dataset
 from trainer.tasks import flops
 
 _ROOT = Path(__file__).parents[3]
@@ -112,6 +114,15 @@ def test_evaluate_and_translate(trained, manifest_of_two):
     assert len(translations) == 4 and translations[1] == translations[3] == ""
 
 
+def test_a_line_that_was_cut_is_aligned_as_far_as_it_was_read(trained):
+    flags = (f"--model_dir={trained}", "--json", "--alignments", "--beam_size=1")
+    done = command("trainer.translate", *flags, text="red dog " * 700 + "\n")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["cut"] and value["alignment"]
+    assert all(0 <= source < 1023 for source, _ in value["alignment"])
+
+
 def test_evaluate_refuses_a_dataset_of_other_vocabularies(trained, manifest):
     done = command(
         "trainer.evaluate",
@@ -122,6 +133,17 @@ def test_evaluate_refuses_a_dataset_of_other_vocabularies(trained, manifest):
     assert done.returncode == 2
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ") and "another source vocabulary than" in line
+
+
+def test_scores_need_a_dataset_of_the_models_task_and_labels(config, manifest_of_two):
+    facts = model_dir.facts_of(config, manifest_of_two, "float32")
+    check_dataset(manifest_of_two, facts)
+    other_task = dataclasses.replace(facts, data_task="classification")
+    with pytest.raises(UsageError, match="is a dataset for translation, and the model is for cla"):
+        check_dataset(manifest_of_two, other_task)
+    other_labels = dataclasses.replace(facts, labels=("bad", "good"))
+    with pytest.raises(UsageError, match="and the model knows bad, good;"):
+        check_dataset(manifest_of_two, other_labels)
 
 
 def test_each_tokenizer_has_to_be_the_one_of_the_run(config, manifest_of_two, tmp_path):
