@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import os
 import re
 import typing
@@ -43,7 +44,7 @@ def parse(
         absl.flags.Error: if another flag is wrong.
     """
     arguments = argv[1 : argv.index("--") if "--" in argv else None]
-    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, after in itertools.pairwise([*arguments, ""]):
         if named := re.match(r"--?config\.([^=]+)", argument):
             _check_field(named[1])
         elif given := re.fullmatch(r"--?config(?:=(.*))?", argument):

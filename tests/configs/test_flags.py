@@ -43,7 +43,7 @@ def test_a_file_and_the_small_model():
         ),
         ("", ["--config.model.norm=both"], "--config.model.norm is 'both', but must be one of"),
         ("", ["--config=absent.py"], "--config=absent.py: no such file"),
-        ("", ["--config", "absent.py", "--config.train.steps=2"], "--config=absent.py: no such file"),
+        ("", ["--config", "absent.py", "--config.train.seed=2"], "absent.py: no such file"),
         ("def get_config(): return 3", [], "returns no configs.schema.Config"),
         ("def get_config(: pass", [], "mine.py is not Python"),
     ],
