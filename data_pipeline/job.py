@@ -51,6 +51,7 @@ PARTITION_PAIRS = 50_000
 PARTITION_BYTES = 64 << 20
 # Rows that are read and checked together: some 100 to 300 KB.
 BLOCK_ROWS = 128
+_MOST_LABELS = 65_535  # the rows hold their numbers, from 1 on, in 16 bits
 
 Sources = Mapping[str, Sequence[tuple[Source, float]]]
 
@@ -88,7 +89,7 @@ def prepare(settings: Settings, beam_args: Sequence[str] = ()) -> Manifest:
 
     try:
         with lock.held(settings.output_dir):
-            with work_directory(settings, inputs, display) as work_dir:
+            with work_directory(settings, inputs, display, runner.shares_work) as work_dir:
                 manifest = Job(settings, runner, work_dir, display).run(sources, inputs)
             publish(manifest, work_dir, settings.keep_rejected)
     except (tf.errors.OpError, OSError) as error:
@@ -119,6 +120,11 @@ def _parse(settings: Settings) -> dict[str, list[tuple[Source, float]]]:
                 documents=settings.documents,
             )
             parsed[split] += [(source, weight) for source in sources]
+            if len(parsed[split]) > stages.MOST_SOURCES:
+                raise UsageError(
+                    f"--{split}: {len(parsed[split]):,} files or more; the most are "
+                    f"{stages.MOST_SOURCES:,}: join some of them"
+                )
     return parsed
 
 
@@ -257,6 +263,11 @@ class Job:
                 f"--train: every example has the label {labels[0]!r}; a classifier needs two "
                 "labels or more"
             )
+        if len(labels) > _MOST_LABELS:
+            raise UsageError(
+                f"--train: {len(labels):,} different labels, such as {labels[0]!r}; the most are "
+                f"{_MOST_LABELS:,}: a line holds the text, a tab and the label"
+            )
         for split, found in held_out.items():
             specs = ", ".join(self._settings.specs()[split])
             check_known_labels(split, found["labels"], labels, specs)
@@ -314,6 +325,7 @@ class Job:
             settings.segmentations,
             settings.sampling_alpha,
             settings.augmentation,
+            settings.user_symbols,
             settings.seed,
             settings.keep_rejected,
         )
@@ -358,6 +370,8 @@ class Job:
         misaligned = alignment_warning(cleaned["align"], "train")
         if misaligned:
             yield misaligned
+        if info and not info.rows:
+            yield f"train: no example fits into a row of {info.row_length}; raise --row_length"
         tokens = sum(info.tokens.values()) if info else 0
         if info and self._settings.task == "language_model" and tokens < info.row_length:
             yield (

@@ -26,8 +26,8 @@ UNITS = {"translation": "pairs", "language_model": "documents", "classification"
 # A document may be as long as it likes, since it is cut into pieces.
 _NOT_OF_DOCUMENTS = ("too_many_characters",)
 
-# Four specials and 256 bytes; characters come on top.
-_SMALLEST_VOCAB = 261
+_SPECIALS = 4
+_LARGEST_VOCAB = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -130,23 +130,27 @@ class Settings:
                 raise UsageError("--row_length=0: documents are cut into rows; set it to 1 or more")
             if self.segmentations > 1:
                 raise UsageError("--segmentations is for pairs and labelled texts, not documents")
-        if not 0 < self.character_coverage <= 1:
-            raise UsageError(f"--character_coverage={self.character_coverage}: expected 0 < x <= 1")
+        if not 0.98 <= self.character_coverage <= 1:  # SentencePiece's limits
+            raise UsageError(
+                f"--character_coverage={self.character_coverage}: expected 0.98 <= x <= 1"
+            )
         if not self.max_length_ratio >= 1:
             raise UsageError(f"--max_length_ratio={self.max_length_ratio}: must be at least 1")
         smallest = {
-            "vocab_size": _SMALLEST_VOCAB,
+            "vocab_size": _SPECIALS + 1 + (256 if self.byte_fallback else 0),
             "tokenizer_sample": 1,
             "num_shards": 1,
             "max_tokens": 1,
             "row_length": 0,
             "segmentations": 1,
+            "seed": 0,
         }
         for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise UsageError(f"--{name}={getattr(self, name)}: must be at least {least}")
-        if self.num_shards > 99_999:
-            raise UsageError(f"--num_shards={self.num_shards}: must be at most 99999")
+        for name, most in {"num_shards": 99_999, "vocab_size": _LARGEST_VOCAB}.items():
+            if getattr(self, name) > most:
+                raise UsageError(f"--{name}={getattr(self, name)}: must be at most {most}")
 
         self._check_tokenizer()
         self._check_augmentation()
@@ -162,7 +166,7 @@ class Settings:
                 f"--tokenizer={','.join(self.tokenizer)}: expected "
                 + (
                     "one model, or two with --nojoint_vocabulary"
-                    if self.joint_vocabulary
+                    if joint
                     else "two models, of the source and the target language"
                 )
             )
@@ -180,7 +184,7 @@ class Settings:
             raise UsageError(
                 "--augment is for pairs and labelled texts in packed rows: set --row_length"
             )
-        total = 0.0
+        shares: dict[str, float] = {}
         for text in self.augment:
             kind, _, share = text.partition(":")
             if kind not in KINDS or not _SHARE.fullmatch(share):
@@ -188,8 +192,10 @@ class Settings:
                     f"--augment={text}: expected KIND:SHARE such as typos:0.05; the kinds are "
                     f"{', '.join(KINDS)}"
                 )
-            total += float(share)
-        if total > 1:
+            if kind in shares:
+                raise UsageError(f"--augment={','.join(self.augment)}: {kind} is there twice")
+            shares[kind] = float(share)
+        if sum(shares.values()) > 1 + 1e-9:  # shares such as 0.55 are rounded
             raise UsageError(f"--augment={','.join(self.augment)}: the shares are more than 1")
 
     @property

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tensorflow.io import gfile
 
 from common import files
 from common.errors import UsageError
@@ -59,6 +58,7 @@ HELD_OUT_FILE = "held_out.txt"
 _FILTER_NAMES = tuple(FILTERS)
 # A line of a block is: number of the source, copy, tab, the fields.
 _POSITION_DIGITS = 5
+MOST_SOURCES = 10**_POSITION_DIGITS
 
 
 def rejected_lines(reasons: Sequence[str], examples: Sequence[Sequence[str]]) -> bytes:
@@ -150,7 +150,6 @@ class CleanTask:
         if isinstance(source, str):
             path = os.path.join(self.work_dir, RAW, source)
             yield source, pickle.loads(files.read_bytes(path))
-            gfile.remove(path)
             return
         for number, chunk in enumerate(source.chunks()):
             yield f"{position:05d}-{number:06d}", chunk
@@ -314,6 +313,7 @@ class EncodeTask:
             once, in the best one.
         sampling_alpha: how even the sampling is.
         augmentation: kind of perturbation -> share of the examples in the rows.
+        symbols: pieces that perturbations leave as they are.
         seed: of the order of the rows, the sampling and the perturbations.
         keep_rejected: whether to write what is dropped.
     """
@@ -327,6 +327,7 @@ class EncodeTask:
     segmentations: int
     sampling_alpha: float
     augmentation: Mapping[str, float]
+    symbols: tuple[str, ...]
     seed: int
     keep_rejected: bool
 
@@ -413,7 +414,7 @@ class EncodeTask:
             draw = random.Random(f"{self.seed} {originals[0]}")
             (kind,) = draw.choices([*kinds, ""], [*shares, max(0.0, 1 - sum(shares))])
             if kind:
-                changed = perturb(originals, kind, str(self.seed))
+                changed = perturb(originals, kind, str(self.seed), self.symbols)
                 for key, name, text in zip(texts, ids, changed, strict=True):
                     (ids[name][number],) = self.encoder.models[name].encode([text])
                     texts[key][number] = normalize_text(text).encode()

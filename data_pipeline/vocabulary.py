@@ -5,18 +5,22 @@ import os
 from collections.abc import Iterator, Sequence
 
 from common import files
+from common.errors import UsageError
 from data_pipeline.dataset.manifest import TokenizerInfo
 from data_pipeline.dataset.normalization import LINE_BREAK
 from data_pipeline.dataset.tokenizer import (
     JOINT_FILE,
     SOURCE_FILE,
     TARGET_FILE,
+    Tokenizer,
     check_model,
     train,
 )
 from data_pipeline.progress import tick
 from data_pipeline.settings import Settings
 from data_pipeline.stages import TEXT
+
+_PART_CHARACTERS = 1 << 18  # at most 1 MiB, which is the most that SentencePiece takes
 
 
 def make_tokenizers(settings: Settings, work_dir: str, partitions: int) -> dict[str, TokenizerInfo]:
@@ -39,7 +43,7 @@ def make_tokenizers(settings: Settings, work_dir: str, partitions: int) -> dict[
         if not files.exists(path):
             columns = (number,) if separate else tuple(range(len(sequences)))
             if settings.tokenizer:
-                check_model(settings.tokenizer[number])
+                _check_given(check_model(settings.tokenizer[number]), number, settings)
                 model = files.read_bytes(settings.tokenizer[number])
             else:
                 model = _train(settings, _sample(settings, work_dir, partitions, columns))
@@ -50,6 +54,24 @@ def make_tokenizers(settings: Settings, work_dir: str, partitions: int) -> dict[
         sequence: infos[names[number if separate else 0]]
         for number, sequence in enumerate(sequences)
     }
+
+
+def _check_given(tokenizer: Tokenizer, number: int, settings: Settings) -> None:
+    """Check that a given tokenizer does what the settings promise."""
+    path = settings.tokenizer[number]
+    if settings.task == "language_model" and not (
+        tokenizer.keeps_lines or settings.documents == "line"
+    ):
+        raise UsageError(
+            f"--tokenizer={path}: makes a space of a line break, and documents have line breaks; "
+            "use the tokenizer.model of a language model's dataset, or leave --tokenizer out"
+        )
+    for symbol in settings.user_symbols:
+        if not tokenizer.has_symbol(symbol):
+            raise UsageError(
+                f"--user_symbols: {symbol!r} is no such piece of --tokenizer={path}; leave it out, "
+                "or train a new tokenizer"
+            )
 
 
 def _train(settings: Settings, sentences: Iterator[str]) -> bytes:
@@ -73,5 +95,12 @@ def _sample(
     for line in itertools.islice(lines, settings.tokenizer_sample):
         fields = line.split("\t")[1:]
         for column in columns:
-            yield from fields[column].split(LINE_BREAK)
+            for text in fields[column].split(LINE_BREAK):
+                yield from _parts(text)
             tick(1)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield a text, a long one in parts: of those that are too long for it, none would be used."""
+    for start in range(0, max(1, len(text)), _PART_CHARACTERS):
+        yield text[start : start + _PART_CHARACTERS]

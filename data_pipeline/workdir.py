@@ -77,9 +77,12 @@ def find_finished(settings: Settings, inputs: Mapping[str, Sequence[str]]) -> Ma
 
 @contextlib.contextmanager
 def work_directory(
-    settings: Settings, inputs: Mapping[str, Sequence[str]], display: Display
+    settings: Settings, inputs: Mapping[str, Sequence[str]], display: Display, shares_work: bool
 ) -> Iterator[str]:
     """Make the work directory, or take the one that a killed job with the same plan has left.
+
+    A job whose workers share the cleaning of a file (`Runner.shares_work`) leaves other parts than
+    one that does not, and neither can continue from the other's.
 
     Bad input removes it again, and the output directory if it was made for this job; being
     interrupted does not.
@@ -91,6 +94,7 @@ def work_directory(
 
     work_dir = os.path.join(settings.output_dir, WORK_DIR)
     plan = {"schema": SCHEMA_VERSION, "settings": settings.recorded(), "inputs": dict(inputs)}
+    plan["shares_work"] = shares_work
     plan_path = os.path.join(work_dir, _PLAN_FILE)
     try:
         if tf.io.gfile.exists(plan_path) and files.read_json(plan_path) == plan:

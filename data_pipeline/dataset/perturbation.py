@@ -5,6 +5,7 @@ is done to its translation too; slips of the keyboard are not.
 """
 
 import random
+import re
 from collections.abc import Sequence
 
 _FINAL = ".!?\u2026\u3002\uff01\uff1f"
@@ -52,17 +53,25 @@ OF_THE_SOURCE = ("typos",)
 """Kinds that a translator should mend: the translation stays as it is."""
 
 
-def perturb(texts: Sequence[str], kind: str, seed: str) -> list[str]:
+def perturb(texts: Sequence[str], kind: str, seed: str, symbols: Sequence[str] = ()) -> list[str]:
     """Return the texts of an example perturbed.
 
     Args:
         texts: the source, and what it is translated to if it is.
         kind: a key of `KINDS`.
         seed: decides where the typos are, together with the source.
+        symbols: pieces of the tokenizer that nobody types, such as <2de>; they stay.
     """
     draw = random.Random(f"{seed} {kind} {texts[0]}")
-    changed = KINDS[kind](texts[0], draw)
-    rest = texts[1:]
-    if kind not in OF_THE_SOURCE:
-        rest = [KINDS[kind](text, draw) for text in rest]
-    return [changed, *rest]
+
+    def change(text: str) -> str:
+        if not any(symbol in text for symbol in symbols):
+            return KINDS[kind](text, draw)
+        between = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
+        parts = re.split(f"({between})", text)
+        only = slice(-1, None) if kind == "no_final_punctuation" else slice(None, None, 2)
+        parts[only] = [KINDS[kind](part, draw) for part in parts[only]]
+        return "".join(parts)
+
+    changed = [change(texts[0])]
+    return changed + [text if kind in OF_THE_SOURCE else change(text) for text in texts[1:]]

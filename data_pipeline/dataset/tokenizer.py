@@ -144,8 +144,8 @@ def _check_symbols(symbols: Sequence[str]) -> None:
             raise UsageError(f"--user_symbols: {symbol!r} {problem}; choose another, such as <2de>")
 
 
-def _explain(message: str, vocab_size: int) -> Exception:
-    """Turn SentencePiece's complaint about the vocabulary size into a UsageError."""
+def _explain(message: str, vocab_size: int) -> UsageError:
+    """Turn SentencePiece's complaint, mostly about the vocabulary size, into a UsageError."""
     largest = re.search(r"too high \(\d+\).*<= (\d+)", message)
     if largest:
         return UsageError(
@@ -158,7 +158,7 @@ def _explain(message: str, vocab_size: int) -> Exception:
             f"--vocab_size={vocab_size} is less than the {required[1]} that single characters, "
             "bytes, specials and symbols need; set it higher or --character_coverage lower"
         )
-    return RuntimeError(f"SentencePiece could not be trained: {message}")
+    return UsageError(f"--vocab_size={vocab_size}: SentencePiece cannot be trained: {message}")
 
 
 class Tokenizer:
@@ -197,6 +197,11 @@ class Tokenizer:
         if self.model_type == "byte":
             return not self._parsed.normalizer_spec.remove_extra_whitespaces
         return self._processor.piece_to_id("\n") != self._processor.unk_id()
+
+    def has_symbol(self, text: str) -> bool:
+        """Whether a text is a piece of the user's, which is never split."""
+        number = self._processor.piece_to_id(text)
+        return number != self._processor.unk_id() and bool(self._is_symbol[number])
 
     def encode_normalized(self, texts: list[str] | list[bytes]) -> list[list[int]]:
         """As `encode`, for text (or its UTF-8) that `normalize_text` would not change."""

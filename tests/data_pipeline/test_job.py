@@ -211,7 +211,10 @@ def test_augmentation_changes_a_share_of_the_rows(make_settings, tmp_path, datas
     again = prepare(make_settings(tmp_path / "again", augment=shares))
     assert again.fingerprint == manifest.fingerprint != dataset.fingerprint
     assert "augment" not in dataset.settings
-    for wrong in (("upper",), ("lower:0.1",), ("upper:2",), ("upper:0.6", "typos:0.6")):
+    of_steps = ("upper:0.05", "title:0.55", "typos:0.30", "no_final_punctuation:0.10")
+    make_settings(tmp_path / "x", augment=of_steps)  # 1, but for rounding
+    twice = ("upper:0.1", "upper:0.2")
+    for wrong in (("upper",), ("lower:0.1",), ("upper:2",), ("upper:0.6", "typos:0.6"), twice):
         with pytest.raises(UsageError, match="--augment="):
             make_settings(tmp_path / "x", augment=wrong)
 

@@ -16,7 +16,7 @@ from data_pipeline import inspect, job
 from data_pipeline.dataset.examples import load_tokenizers, read_examples, read_raw_text
 from data_pipeline.dataset.manifest import Manifest, load_manifest
 from data_pipeline.dataset.rows import find_blocks, read_block
-from data_pipeline.dataset.tokenizer import Tokenizer, train
+from data_pipeline.dataset.tokenizer import Tokenizer, load_tokenizer, train
 from data_pipeline.dataset.verify import verify
 from data_pipeline.job import prepare
 from data_pipeline.runners.local import Runner
@@ -145,6 +145,67 @@ def test_every_tokenizer_gives_the_text_back(tmp_path, model_type):
     assert sorted(documents_of(manifest, "train")) == sorted(DOCUMENTS)
     assert manifest.tokenizers["text"].model_type == model_type
     assert manifest.tokenizers["text"].vocab_size == {"byte": 261, "char": 299}.get(model_type, 300)
+
+
+def test_a_line_longer_than_sentencepiece_takes_trains_the_tokenizer(tmp_path):
+    """As of a corpus that is one line: of a longer one SentencePiece would use nothing."""
+    path = tmp_path / "a.txt"
+    path.write_text(f"{'xyz ' * 400_000}\n\n" + "\n\n".join(DOCUMENTS))
+    made = prepare(text_settings(tmp_path, f"text:{path}", model_type="char"))
+    tokenizer = load_tokenizer(f"{made.directory}/tokenizer.model")
+    assert not tokenizer.byte_mask()[tokenizer.encode(["xyz"])[0]].any()
+
+
+def test_a_given_tokenizer_has_to_keep_line_breaks_and_know_the_symbols(tmp_path):
+    """Otherwise the text would lose its lines, and symbols would be split, without a word."""
+    model = tmp_path / "t.model"
+    model.write_bytes(train(["a b c"], 0, "char", user_symbols=["<2de>"]))
+    spec = write_documents(tmp_path / "a.txt")
+
+    def settings(**fields):
+        return text_settings(tmp_path, spec, tokenizer=(str(model),), **fields)
+
+    with pytest.raises(UsageError, match="makes a space of a line break, and documents have line"):
+        prepare(settings())
+    with pytest.raises(UsageError, match="--user_symbols: '<2fr>' is no such piece of --tokeni"):
+        prepare(settings(documents="line", user_symbols=("<2fr>",)))
+    made = prepare(settings(documents="line", user_symbols=("<2de>",)))
+    assert made.splits["train"].kept > 0
+
+
+def test_rows_in_which_nothing_fits(tmp_path):
+    settings = text_settings(
+        tmp_path, "builtin:train?size=50", task="classification", row_length=2, vocab_size=300
+    )
+    warning = "train: no example fits into a row of 2; raise --row_length"
+    assert warning in prepare(settings).splits["train"].warnings
+
+
+def test_a_job_that_shares_its_work_starts_over_what_another_has_left(tmp_path, monkeypatch):
+    """The parts of one are not those of the other, and some are removed on the way."""
+
+    class Stop(BaseException):
+        pass
+
+    def settings(name):
+        return text_settings(tmp_path / name, "builtin:train?size=200", row_length=64)
+
+    original = job.Job._map
+
+    def stop_in_encode(self, label, *arguments, **options):
+        if label == "encode":
+            raise Stop
+        return original(self, label, *arguments, **options)
+
+    whole = prepare(settings("whole"))
+    for first in (False, True):
+        name = f"killed-{first}"
+        monkeypatch.setattr(Runner, "shares_work", first)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(job.Job, "_map", stop_in_encode)
+            prepare(settings(name))
+        monkeypatch.setattr(Runner, "shares_work", not first)
+        assert contents(prepare(settings(name)).directory) == contents(whole.directory)
 
 
 def test_a_byte_is_a_token():

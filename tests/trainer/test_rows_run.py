@@ -97,6 +97,15 @@ def test_other_rows_are_made_in_memory(with_rows, tiny_config, fields, reason):
     assert isinstance(data, trainer_input.InMemoryData) and data.origin.startswith(reason)
 
 
+@pytest.mark.parametrize("fields", [{"row_length": 8}, {"batching": "bucketed", "buckets": (8,)}])
+def test_rows_shorter_than_the_pieces_of_documents(with_rows, tiny_config, fields):
+    """Nearly all pieces are as long as a row, and would be left out."""
+    documents = dataclasses.replace(with_rows, task="language_model")
+    config = tiny_config(data=fields, train={"batch_tokens": 256})
+    with pytest.raises(UsageError, match=r"^rows of 8 tokens: the documents of .* of up to 16, wh"):
+        load_training_data(documents, config, 1)
+
+
 def test_a_dataset_without_rows(manifest, tiny_config):
     data = load_training_data(manifest, tiny_config(), 1)
     assert data.origin.startswith("packed in memory: the dataset has no packed rows; data_pipe")

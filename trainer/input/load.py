@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from common.errors import UsageError
 from configs.schema import Config
 from data_pipeline.dataset import examples
 from data_pipeline.dataset.manifest import Manifest
@@ -30,6 +31,13 @@ def load_training_data(
     """
     check_sizes(manifest)
     data, info = config.data, manifest.splits["train"].rows
+    if manifest.task == "language_model" and info and data.longest_row < info.row_length:
+        raise UsageError(
+            f"rows of {data.longest_row} tokens: the documents of {manifest.directory} were cut "
+            f"into pieces of up to {info.row_length}, which would be left out; use rows of "
+            f"{info.row_length}, or make the dataset with data_pipeline.main "
+            f"--row_length={data.longest_row}"
+        )
     if data.sampling_alpha:
         return resampled_data(examples.read_examples(manifest, "train"), manifest, config, replicas)
     if info and info.rows and data.batching == "packed" and data.row_length == info.row_length:

@@ -21,6 +21,16 @@ def test_forms(kind, source, target):
     assert perturb(PAIR, kind, "1") == [source, target]
 
 
+def test_symbols_stay():
+    """Those of a tokenizer, which nobody types."""
+    pair = ("<2de> The dog. <b>", "Der Hund. <b>")
+    symbols = ("<b>", "<2de>")
+    assert perturb(pair, "upper", "1", symbols) == ["<2de> THE DOG. <b>", "DER HUND. <b>"]
+    assert perturb(pair, "no_final_punctuation", "1", symbols) == list(pair)
+    last = ("<2de> The dog.", "Der Hund.")
+    assert perturb(last, "no_final_punctuation", "1", symbols) == ["<2de> The dog", "Der Hund"]
+
+
 def test_typos():
     """One word or more changes by one inner letter, the same one for the same seed."""
     words = ["trouble", "market", "garden", "the", "a"]
