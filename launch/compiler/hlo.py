@@ -16,6 +16,7 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_NUMBER = re.compile(r"\bconstant\((\d+)\)")
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
@@ -60,6 +61,7 @@ class _Computation:
     calls: list[str] = field(default_factory=list)  # computations fused into its operations
     label: str = ""  # the TensorFlow operation of its result
     sliced: dict[int, int] = field(default_factory=dict)  # parameter -> bytes, if it reads slices
+    below: int | None = None  # if its result is whether a number is below this constant
     _names: dict[str, int] = field(default_factory=dict)  # of the parameters
     _whole: set[int] = field(default_factory=set)  # parameters that are read whole
 
@@ -96,7 +98,7 @@ def operations(text: str, trips: int) -> list[Operation]:
 
     Args:
         text: an optimized and scheduled HLO module.
-        trips: iterations of a loop for which the text does not say the number.
+        trips: iterations of a loop whose number the text does not show.
     """
     computations, entry = _parse(text)
     found = []
@@ -131,8 +133,10 @@ def _executed(computations, name: str, times: int, trips: int) -> Iterator[tuple
     """Yield the computations that are run, with their number of runs."""
     yield name, times
     for condition, body, known in computations[name].loops:
+        # Loops of TensorFlow count up from 0.
+        inside = times * (known or computations[condition].below or trips)
         for inner in (condition, body):
-            yield from _executed(computations, inner, times * (known or trips), trips)
+            yield from _executed(computations, inner, inside, trips)
 
 
 def _products(computations, name: str) -> float:
@@ -145,12 +149,13 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
     computations: dict[str, _Computation] = {}
     entry = None
     shapes: dict[str, str] = {}
+    numbers: dict[str, int] = {}
     current = _Computation()
     for line in text.splitlines():
         if not line.startswith(" "):
             if found := _COMPUTATION.match(line):
                 current = computations[found[2]] = _Computation()
-                shapes = {}
+                shapes, numbers = {}, {}
                 entry = found[2] if found[1] else entry
             continue
         if not (found := _INSTRUCTION.match(line)):
@@ -163,8 +168,12 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
         products = _product_flops(shape, operands, shapes, line) if opcode == "dot" else 0.0
         current.products += products
         current.calls += [called[1]] if called else []
-        if found.group(0).lstrip().startswith("ROOT") and label:
-            current.label = label[1]
+        if opcode == "constant" and (number := _NUMBER.search(line)):
+            numbers[name] = int(number[1])
+        if found.group(0).lstrip().startswith("ROOT"):
+            current.label = label[1] if label else current.label
+            if opcode == "compare" and "direction=LT" in line:
+                current.below = numbers.get(_OPERAND.findall(operands)[1])
         kind = opcode.removesuffix("-done")  # whose shape is that of the result alone
         if kind in _COLLECTIVES:
             current.collectives.append((kind, memory_bytes(shape)))

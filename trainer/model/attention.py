@@ -13,8 +13,11 @@ import tensorflow as tf
 
 from trainer.model.attention_blocks import attention_in_blocks
 from trainer.model.dropout import Dropout
+from trainer.model.embeddings import is_compiled
 from trainer.model.encodings import Sight, rotate
 from trainer.model.norms import normalization
+
+_NEVER = -1e30
 
 _recorded: list[tf.Tensor] | None = None
 
@@ -75,33 +78,76 @@ def dot_product_attention(
         mask: bool, broadcastable to [B, N, Q, K]; True where the query may look.
         dropout: layer applied to the attention weights, or None.
         rng: int32 [2], the seed of this step's dropout; None switches dropout off.
-        bias: float32, broadcastable to [B, N, Q, K], or None.
+        bias: float32 [1, N, Q, K], or None.
 
     Returns:
         [B, N, Q, H] in the dtype of `value`.
     """
-    scale = 1.0 / math.sqrt(query.shape[-1])
-    shape, groups, keys = tf.shape(query), key.shape[1], tf.shape(key)[2]
-    query = query * scale
-    is_grouped = groups != query.shape[1]
-    if is_grouped:  # the queries of all heads of a group stand one after the other
-        query = tf.reshape(query, [shape[0], groups, -1, query.shape[3]])  # [B, G, N/G * Q, H]
-    logits = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32)
-    if is_grouped:
-        logits = tf.reshape(logits, [shape[0], shape[1], shape[2], keys])  # [B, N, Q, K]
-    if bias is not None:
-        logits += bias
-    # A large finite number in float32, put in by selection: adding it, or -inf, can end in NaN.
-    weights = tf.nn.softmax(tf.where(mask, logits, -1e30))  # [B, N, Q, K]
-    if _recorded is not None:
-        _recorded.append(weights)
-    if dropout is not None:
-        weights = dropout(weights, rng)
-    weights = tf.cast(weights, value.dtype)
-    if is_grouped:
-        weights = tf.reshape(weights, [shape[0], groups, -1, keys])  # [B, G, N/G * Q, K]
-        return tf.reshape(tf.matmul(weights, value), shape)  # [B, N, Q, H]
-    return tf.matmul(weights, value)  # [B, N, Q, H]
+    fused = is_compiled()
+    heads, groups = query.shape[1], key.shape[1]
+
+    def grouped(x: tf.Tensor) -> tf.Tensor:
+        """[B, N, Q, ...] to [B, G, N/G * Q, ...]: all queries of a group one after the other."""
+        if groups == heads:
+            return x
+        return tf.reshape(x, [tf.shape(x)[0], groups, -1, tf.shape(x)[3]])
+
+    def ungrouped(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+        """[B, G, N/G * Q, ...] to [B, N, Q, ...]."""
+        if groups == heads:
+            return x
+        return tf.reshape(x, [*tf.unstack(tf.shape(like)[:3]), tf.shape(x)[3]])
+
+    def dropped(weights: tf.Tensor) -> tf.Tensor:
+        return weights if dropout is None else dropout(weights, rng)
+
+    @tf.custom_gradient
+    def attend(query, key, value, *biases):
+        logits = ungrouped(tf.matmul(grouped(query), key, transpose_b=True), query)
+        logits = tf.cast(logits, tf.float32)  # [B, N, Q, K]
+        for one in biases:
+            logits += one
+        # A large finite number in float32, put in by selection: adding it, or -inf, can end in NaN.
+        logits = tf.where(mask, logits, _NEVER)
+        if fused:
+            peaks = tf.reduce_max(logits, axis=-1, keepdims=True)  # [B, N, Q, 1]
+            exponentials = tf.exp(logits - peaks)
+            totals = tf.reduce_sum(exponentials, axis=-1, keepdims=True)  # [B, N, Q, 1]
+            weights = exponentials / totals
+        else:
+            weights = tf.nn.softmax(logits)  # [B, N, Q, K]
+        if _recorded is not None:
+            _recorded.append(weights)
+        halves = tf.cast(dropped(weights), value.dtype)
+        mixed = ungrouped(tf.matmul(grouped(halves), value), query)  # [B, N, Q, H]
+
+        def gradient(of_mixed):
+            again, of_weighted = weights, of_mixed
+            if fused:
+                # XLA keeps the logits, in the dtype of the product. Said in the words of the
+                # forward pass, this would make it keep the weights too, in float32.
+                again = tf.exp(logits - (peaks + tf.math.log(totals)))
+                blind = tf.where(peaks > _NEVER, 1.0, 1.0 / totals)  # where these weights are all 1
+                of_weighted *= tf.cast(blind, of_mixed.dtype)
+            of_weights = tf.matmul(grouped(of_mixed), value, transpose_b=True)
+            of_weights = dropped(tf.cast(ungrouped(of_weights, query), tf.float32))  # [B, N, Q, K]
+            # The sum of a query's weights times their gradients (Dao et al. 2022, section 3.1).
+            means = tf.cast(of_mixed, tf.float32) * tf.cast(mixed, tf.float32)
+            means = tf.reduce_sum(means, axis=-1, keepdims=True)  # [B, N, Q, 1]
+            of_logits = tf.where(mask, again * (of_weights - means), 0.0)  # [B, N, Q, K]
+            of_products = grouped(tf.cast(of_logits, query.dtype))
+            halves = grouped(tf.cast(dropped(again), value.dtype))
+            return (
+                ungrouped(tf.matmul(of_products, key), query),
+                tf.matmul(of_products, grouped(query), transpose_a=True),
+                tf.matmul(halves, grouped(of_weighted), transpose_a=True),
+                *(tf.reduce_sum(of_logits, axis=0, keepdims=True) for _ in biases),
+            )
+
+        return mixed, gradient
+
+    query = query * (1.0 / math.sqrt(query.shape[-1]))
+    return attend(query, key, value, *([] if bias is None else [bias]))
 
 
 class MultiHeadAttention(keras.layers.Layer):
@@ -177,19 +223,19 @@ class MultiHeadAttention(keras.layers.Layer):
         Returns:
             keys and values, each [B, G, K, H].
         """
-        keys = self._split(self.key(memory), self.kv_heads)
+        keys = self._heads(self.key, memory, self.kv_heads)
         if self.key_norm is not None:
             keys = self.key_norm(keys)
         if rotation is not None:
             keys = rotate(keys, rotation)
-        return keys, self._split(self.value(memory), self.kv_heads)
+        return keys, self._heads(self.value, memory, self.kv_heads)
 
     def attend(self, queries, keys, values, sight: Sight, rng=None, block: int = 0) -> tf.Tensor:
         """Do the rest of `call`, with keys and values of `keys_and_values`.
 
         Blocks take static lengths and no bias, and have no weights to record.
         """
-        query = self._split(self.query(queries), self.heads)
+        query = self._heads(self.query, queries, self.heads)
         if self.query_norm is not None:
             query = self.query_norm(query)
         if sight.rotation is not None:
@@ -200,14 +246,31 @@ class MultiHeadAttention(keras.layers.Layer):
             mixed = attention_in_blocks(block, *arguments)
         else:
             mixed = dot_product_attention(*arguments, sight.bias)
-        return self.output_projection(self._merge(mixed))
+        return self._output(mixed)
 
-    def _split(self, x: tf.Tensor, heads: int) -> tf.Tensor:
-        batch, length, width = tf.shape(x)[0], tf.shape(x)[1], x.shape[-1]
-        x = tf.reshape(x, [batch, length, heads, width // heads])  # [B, L, N or G, H]
-        return tf.transpose(x, [0, 2, 1, 3])  # [B, N or G, L, H]
+    # XLA lays heads out as the products of attention want them if a projection is one product of
+    # three axes. Without XLA, one of two axes and a transpose are faster.
 
-    def _merge(self, x: tf.Tensor) -> tf.Tensor:
-        batch, length, size = tf.shape(x)[0], tf.shape(x)[2], x.shape[-1]
-        x = tf.transpose(x, [0, 2, 1, 3])  # [B, Q, N, H]
-        return tf.reshape(x, [batch, length, self.heads * size])  # [B, Q, D]
+    def _heads(self, projection, x: tf.Tensor, heads: int) -> tf.Tensor:
+        """Return the projection of x, [B, L, D], as [B, N or G, L, H]."""
+        size = projection.units // heads
+        if is_compiled():
+            kernel, bias = (tf.cast(one, x.dtype) for one in (projection.kernel, projection.bias))
+            kernel = tf.reshape(kernel, [-1, heads, size])  # [D, N or G, H]
+            return tf.einsum("bld,dnh->bnlh", x, kernel) + tf.reshape(bias, [heads, 1, size])
+        x = projection(x)
+        x = tf.reshape(x, [tf.shape(x)[0], tf.shape(x)[1], heads, size])  # [B, L, N or G, H]
+        return tf.transpose(x, [0, 2, 1, 3])
+
+    def _output(self, mixed: tf.Tensor) -> tf.Tensor:
+        """Return [B, Q, D] of [B, N, Q, H]."""
+        projection, size = self.output_projection, mixed.shape[-1]
+        if is_compiled():
+            kernel, bias = (
+                tf.cast(one, mixed.dtype) for one in (projection.kernel, projection.bias)
+            )
+            kernel = tf.reshape(kernel, [self.heads, size, -1])  # [N, H, D]
+            return tf.einsum("bnlh,nhd->bld", mixed, kernel) + bias
+        mixed = tf.transpose(mixed, [0, 2, 1, 3])  # [B, Q, N, H]
+        shape = [tf.shape(mixed)[0], tf.shape(mixed)[1], self.heads * size]
+        return projection(tf.reshape(mixed, shape))

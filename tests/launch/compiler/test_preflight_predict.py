@@ -56,6 +56,16 @@ def test_a_trip_count_in_the_text_comes_first():
     assert {one.times for one in hlo.operations(known, trips=7)} == {1, 3}
 
 
+def test_a_condition_that_compares_with_a_constant_shows_the_trips():
+    """As of the loop over chunks of the loss, for which the TPU's compiler writes no count."""
+    compared = HLO.replace(
+        "compare(%p.1, %p.1)", "compare(%p.1, %constant.5), direction=LT"
+    ).replace("  ROOT %less", "  %constant.5 = s32[]{:T(128)} constant(12)\n  ROOT %less")
+    assert {one.times for one in hlo.operations(compared, trips=7)} == {1, 12}
+    other = compared.replace("direction=LT", "direction=GE")
+    assert {one.times for one in hlo.operations(other, trips=7)} == {1, 7}
+
+
 # As the GPU's compiler writes it: products in fused computations, one inside of another.
 GPU_HLO = """HloModule step, is_scheduled=true
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.model.attention import MultiHeadAttention, dot_product_attention
+from trainer.model.dropout import Dropout
 from trainer.model.encodings import Sight
 
 B, N, Q, K, H = 2, 3, 4, 5, 8
@@ -71,6 +72,96 @@ def test_half_precision_inputs():
     assert result.dtype == tf.bfloat16
     expected = reference(*(tf.cast(x, tf.float32) for x in half), mask)
     np.testing.assert_allclose(tf.cast(result, tf.float32), expected, rtol=0.05, atol=0.03)
+
+
+def plain_attention(query, key, value, mask, dropped, bias):
+    """The same formula with the gradients that TensorFlow derives from it."""
+    key, value = (tf.repeat(x, query.shape[1] // x.shape[1], axis=1) for x in (key, value))
+    logits = tf.matmul(query, key, transpose_b=True) / np.sqrt(H) + bias
+    weights = tf.nn.softmax(tf.where(mask, logits, -1e30))
+    return tf.matmul(dropped(weights), value)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("groups", [4, 2, 1])
+def test_gradients(groups, jit_compile):
+    """Of queries, keys, values and bias; with dropout, and with queries that see nothing."""
+    rng, heads = np.random.default_rng(5), 4
+    shapes = (
+        [B, heads, Q, H],
+        [B, groups, K, H],
+        [B, groups, K, H],
+        [1, heads, Q, K],
+        [B, heads, Q, H],
+    )
+    *inputs, weights = (tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes)
+    mask, dropout, seed = random_inputs()[3], Dropout(0.3), tf.constant([1, 2])
+    assert not mask.any(-1).all()
+
+    def gradients(attend):
+        @tf.function(jit_compile=jit_compile, autograph=False)
+        def run(*inputs):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                result = attend(*inputs)
+                loss = tf.reduce_sum(result * weights)
+            return [result, *tape.gradient(loss, inputs)]
+
+        return [x.numpy() for x in run(*inputs)]
+
+    ours = gradients(
+        lambda q, k, v, bias: dot_product_attention(q, k, v, mask, dropout, seed, bias)
+    )
+    expected = gradients(
+        lambda q, k, v, bias: plain_attention(q, k, v, mask, lambda x: dropout(x, seed), bias)
+    )
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(tf.bfloat16, 0.02), (tf.float16, 0.003)])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_gradients_in_half_precision(jit_compile, dtype, error):
+    """A few units of the last place away from those in float32."""
+    inputs, mask = [tf.cast(x, dtype) for x in random_inputs()[:3]], random_inputs()[3]
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def run(*inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            loss = tf.reduce_sum(tf.cast(dot_product_attention(*inputs, mask), tf.float32) ** 2)
+        return tape.gradient(loss, inputs)
+
+    for one, other in zip(
+        run(*inputs), run(*(tf.cast(x, tf.float32) for x in inputs)), strict=True
+    ):
+        assert one.dtype == dtype
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(tf.cast(one, tf.float32), other, rtol=error, atol=error * scale)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_xla_computes_the_same_layer(kv_heads):
+    """It projects by other products: results, and gradients of inputs and weights."""
+    rng, layer = np.random.default_rng(6), MultiHeadAttention(16, 4, kv_heads=kv_heads)
+    for variable in layer.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape) * 0.3)
+    queries, memory = (tf.constant(rng.normal(size=[B, n, 16]), tf.float32) for n in (Q, K))
+    sight = Sight(tf.constant(random_inputs()[3]))
+
+    def compute(queries, memory):
+        with tf.GradientTape() as tape:
+            tape.watch([queries, memory])
+            result = layer(queries, memory, sight=sight)
+            loss = tf.reduce_sum(result**2)
+        sources = [queries, memory, *(one.value for one in layer.trainable_variables)]
+        return [result, *tape.gradient(loss, sources)]
+
+    expected = compute(queries, memory)
+    assert len(expected) == 11
+    compiled = tf.function(compute, jit_compile=True, autograph=False)(queries, memory)
+    for one, other in zip(compiled, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def numpy_multi_head(layer, queries, memory, mask):
