@@ -83,32 +83,51 @@ def dot_product_attention(
     Returns:
         [B, N, Q, H] in the dtype of `value`.
     """
+    shape, groups, keys = tf.shape(query), key.shape[1], tf.shape(key)[2]
+    query = query * (1.0 / math.sqrt(query.shape[-1]))
+    is_grouped = groups != query.shape[1]
+    if is_grouped:  # the queries of all heads of a group stand one after the other
+        query = tf.reshape(query, [shape[0], groups, -1, query.shape[3]])  # [B, G, N/G * Q, H]
+    logits = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32)
+    if is_grouped:
+        logits = tf.reshape(logits, [shape[0], shape[1], shape[2], keys])  # [B, N, Q, K]
+    if bias is not None:
+        logits += bias
+    # A large finite number in float32, put in by selection: adding it, or -inf, can end in NaN.
+    logits = tf.where(mask, logits, _NEVER)
+    if _recorded is not None:
+        _recorded.append(tf.nn.softmax(logits))
+    if is_grouped:
+        logits = tf.reshape(logits, [shape[0], groups, -1, keys])  # [B, G, N/G * Q, K]
+    mixed = _softmax_product(logits, value, dropout, rng)
+    return tf.reshape(mixed, shape) if is_grouped else mixed  # [B, N, Q, H]
+
+
+def _softmax_product(
+    logits: tf.Tensor, value: tf.Tensor, dropout: Dropout | None, rng: tf.Tensor | None
+) -> tf.Tensor:
+    """Return softmax(logits) value, with a gradient that reads [Q, K] matrices as seldom as it can.
+
+    The softmax's gradient subtracts from each weight's gradient the mean of those of its query.
+    That is the product of the result and its gradient, both [Q, H] (Dao et al. 2022,
+    FlashAttention, appendix B.2).
+
+    Args:
+        logits: float32 [B, N, Q, K].
+        value: [B, N, K, H].
+        dropout: as for `dot_product_attention`.
+        rng: as for `dot_product_attention`.
+
+    Returns:
+        [B, N, Q, H] in the dtype of `value`.
+    """
     fused = is_compiled()
-    heads, groups = query.shape[1], key.shape[1]
 
-    def grouped(x: tf.Tensor) -> tf.Tensor:
-        """[B, N, Q, ...] to [B, G, N/G * Q, ...]: all queries of a group one after the other."""
-        if groups == heads:
-            return x
-        return tf.reshape(x, [tf.shape(x)[0], groups, -1, tf.shape(x)[3]])
-
-    def ungrouped(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-        """[B, G, N/G * Q, ...] to [B, N, Q, ...]."""
-        if groups == heads:
-            return x
-        return tf.reshape(x, [*tf.unstack(tf.shape(like)[:3]), tf.shape(x)[3]])
-
-    def dropped(weights: tf.Tensor) -> tf.Tensor:
-        return weights if dropout is None else dropout(weights, rng)
+    def dropped(x: tf.Tensor) -> tf.Tensor:
+        return x if dropout is None else dropout(x, rng)
 
     @tf.custom_gradient
-    def attend(query, key, value, *biases):
-        logits = ungrouped(tf.matmul(grouped(query), key, transpose_b=True), query)
-        logits = tf.cast(logits, tf.float32)  # [B, N, Q, K]
-        for one in biases:
-            logits += one
-        # A large finite number in float32, put in by selection: adding it, or -inf, can end in NaN.
-        logits = tf.where(mask, logits, _NEVER)
+    def multiply(logits, value):
         if fused:
             peaks = tf.reduce_max(logits, axis=-1, keepdims=True)  # [B, N, Q, 1]
             exponentials = tf.exp(logits - peaks)
@@ -116,38 +135,30 @@ def dot_product_attention(
             weights = exponentials / totals
         else:
             weights = tf.nn.softmax(logits)  # [B, N, Q, K]
-        if _recorded is not None:
-            _recorded.append(weights)
-        halves = tf.cast(dropped(weights), value.dtype)
-        mixed = ungrouped(tf.matmul(grouped(halves), value), query)  # [B, N, Q, H]
+        result = tf.matmul(tf.cast(dropped(weights), value.dtype), value)  # [B, N, Q, H]
 
-        def gradient(of_mixed):
-            again, of_weighted = weights, of_mixed
+        def gradient(of_result):
+            again, of_weighted = weights, of_result
             if fused:
                 # XLA keeps the logits, in the dtype of the product. Said in the words of the
                 # forward pass, this would make it keep the weights too, in float32.
                 again = tf.exp(logits - (peaks + tf.math.log(totals)))
-                blind = tf.where(peaks > _NEVER, 1.0, 1.0 / totals)  # where these weights are all 1
-                of_weighted *= tf.cast(blind, of_mixed.dtype)
-            of_weights = tf.matmul(grouped(of_mixed), value, transpose_b=True)
-            of_weights = dropped(tf.cast(ungrouped(of_weights, query), tf.float32))  # [B, N, Q, K]
-            # The sum of a query's weights times their gradients (Dao et al. 2022, section 3.1).
-            means = tf.cast(of_mixed, tf.float32) * tf.cast(mixed, tf.float32)
+                # Where all is masked, these are 1.
+                shares = tf.where(peaks > _NEVER, 1.0, 1.0 / totals)
+                of_weighted *= tf.cast(shares, of_result.dtype)
+            of_weights = tf.matmul(of_result, value, transpose_b=True)  # [B, N, Q, K]
+            of_weights = dropped(tf.cast(of_weights, tf.float32))
+            means = tf.cast(of_result, tf.float32) * tf.cast(result, tf.float32)
             means = tf.reduce_sum(means, axis=-1, keepdims=True)  # [B, N, Q, 1]
-            of_logits = tf.where(mask, again * (of_weights - means), 0.0)  # [B, N, Q, K]
-            of_products = grouped(tf.cast(of_logits, query.dtype))
-            halves = grouped(tf.cast(dropped(again), value.dtype))
+            weighted = tf.cast(dropped(again), value.dtype)
             return (
-                ungrouped(tf.matmul(of_products, key), query),
-                tf.matmul(of_products, grouped(query), transpose_a=True),
-                tf.matmul(halves, grouped(of_weighted), transpose_a=True),
-                *(tf.reduce_sum(of_logits, axis=0, keepdims=True) for _ in biases),
+                again * (of_weights - means),
+                tf.matmul(weighted, of_weighted, transpose_a=True),
             )
 
-        return mixed, gradient
+        return result, gradient
 
-    query = query * (1.0 / math.sqrt(query.shape[-1]))
-    return attend(query, key, value, *([] if bias is None else [bias]))
+    return multiply(logits, value)
 
 
 class MultiHeadAttention(keras.layers.Layer):
