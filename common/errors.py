@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import math
 import sys
 from collections.abc import Callable
 
@@ -87,6 +88,9 @@ def _parsed(parse: Callable, argv: list[str]) -> list[str]:
         arguments = parse(argv)
     except SystemExit:  # --help has been answered; absl ends with 1
         sys.exit(EXIT_DONE)
+    for name, value in flags.FLAGS.flag_values_dict().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{name}={value}: give a finite number")
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # or TensorFlow logs how it writes a checkpoint
     return arguments

@@ -142,14 +142,22 @@ def check_output(path: str, flag: str) -> None:
         flag: that names it, for the message.
 
     Raises:
-        UsageError: when `path` is a directory, or its own directory does not exist.
+        UsageError: when `path` is a directory, or nothing can be written into its own.
     """
     from tensorflow.io import gfile
 
     if gfile.isdir(path):
         raise UsageError(f"--{flag}={path} is a directory; name a file")
-    if "://" not in path and not os.path.isdir(os.path.dirname(path) or "."):
+    if "://" in path or (os.path.exists(path) and not os.path.isfile(path)):  # a device or a pipe
+        return
+    directory = os.path.dirname(path) or "."
+    if not os.path.isdir(directory):
         raise UsageError(f"--{flag}={path}: its directory does not exist; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UsageError(f"--{flag}={path} cannot be written: {error.strerror}") from error
 
 
 def write_output(path: str, content: bytes, flag: str) -> None:

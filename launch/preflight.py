@@ -22,7 +22,7 @@ import trainer
 from common.errors import UsageError, no_arguments, run_app
 from configs import flags as config_flags
 from data_pipeline.dataset.manifest import load_manifest
-from launch.compiler import compiler, gpus, report, run, tpus
+from launch.compiler import batch, compiler, gpus, report, run, tpus
 from launch.compiler.run import PROGRAMS
 from launch.compiler.target import Target
 
@@ -88,9 +88,12 @@ def main(argv: list[str]) -> int:
         )
     if _USD.value is not None and facts["prediction"]:
         run.add_cost(facts, target, config.train.steps, _USD.value)
-    if _FIND_BATCH.value and not facts["problems"]:
-        facts["largest_batch"] = preflight.largest_batch()
     facts["notes"] = [_EMPTY, _DECODE_ON_HOST] if _TPU.value else [_EMPTY]
+    if _FIND_BATCH.value and not facts["problems"]:
+        try:
+            facts["largest_batch"] = preflight.largest_batch()
+        except batch.SearchError as error:  # the report took minutes
+            facts["notes"].append(f"--find_batch: {error}")
     if config.data.batching != "packed":
         facts["notes"].append(_BUCKETS)
     facts["preflight_seconds"] = time.monotonic() - trainer.STARTED

@@ -20,10 +20,9 @@ import yaml
 from absl import flags
 
 from common.errors import UsageError, run_app
-from configs import flags as config_flags
-from configs import schema
 from launch.cloud import slices
 from launch.clusters import manifests as clusters
+from launch.trainer_flags import check_config
 
 TARGETS = ("slurm", "jobset", "gke_tpu", "vertex")
 _OURS = ("strategy", "cluster", "tpu", "tpu_type", "grace_seconds", "num_virtual_devices")
@@ -68,18 +67,6 @@ def parse_flags(argv: list[str]) -> list[str]:
     return [rest[1], *argv[end + 1 :]]
 
 
-def read_config(trainer_flags: list[str]) -> schema.Config:
-    """Return the configuration that the trainer would make of these flags.
-
-    Raises:
-        UsageError: if it is not valid.
-    """
-    wanted = [flag for flag in trainer_flags if re.match(r"--?config[.=]", flag)]
-    own = flags.FlagValues()
-    config_flags.parse(["trainer.main", *wanted], config_flags.DEMO_FILE, own)
-    return config_flags.read(own)[1]
-
-
 def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:
     """Check the trainer's flags, except for the configuration.
 
@@ -100,8 +87,10 @@ def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:
     for name in _OURS:
         if name in values:
             raise UsageError(f"--{name} after --: launch.render sets it; leave it out")
-    for name in ("data_dir", "model_dir"):
+    for name in ("data_dir", "model_dir", "init_from"):
         if name not in values:
+            if name == "init_from":
+                continue
             raise UsageError(f"after --: --{name}=... is missing; all machines have to share it")
         if needs_bucket and not values[name].startswith(("gs://", f"{clusters.MOUNT}/")):
             raise UsageError(
@@ -112,12 +101,6 @@ def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:
             raise UsageError(f"--{name}={values[name]} needs --claim=NAME, the volume to mount")
 
 
-def _check_batch(config: schema.Config, replicas: int) -> None:
-    from trainer.input.protocol import batch_rows  # imported late: TensorFlow takes seconds
-
-    batch_rows(config.train, config.data.longest_row, replicas)
-
-
 def main(argv: list[str]) -> int:
     """Print the job description."""
     target, trainer_flags = argv[0], argv[1:]
@@ -125,12 +108,17 @@ def main(argv: list[str]) -> int:
         raise UsageError("--name=... is missing, or not of lower-case letters, digits and hyphens")
     if target != "slurm" and not _IMAGE.value:
         raise UsageError(f"{target} needs --image=..., with this project installed")
+    if _CLAIM.value and target in ("slurm", "vertex"):
+        raise UsageError(f"--claim is for Kubernetes; {target} mounts no PersistentVolumeClaim")
     check_flags(trainer_flags, needs_bucket=target != "slurm")
-    config = read_config(trainer_flags)
-    tpu = slices.parse(_TPU_TYPE.value) if target == "gke_tpu" and _TPU_TYPE.value else None
+    tpu = (
+        slices.parse(_TPU_TYPE.value, "tpu_type")
+        if target == "gke_tpu" and _TPU_TYPE.value
+        else None
+    )
     if target == "gke_tpu" and (tpu is None or _WORKERS.value > 1 or _GPUS.value):
         raise UsageError("gke_tpu needs --tpu_type=..., and has neither --workers nor --gpus")
-    _check_batch(config, tpu.chips if tpu else _WORKERS.value * max(1, _GPUS.value))
+    check_config(trainer_flags, tpu.replicas if tpu else _WORKERS.value * max(1, _GPUS.value))
     training = clusters.Training(
         name=_NAME.value or "",
         flags=tuple(trainer_flags),

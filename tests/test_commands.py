@@ -154,6 +154,27 @@ def test_evaluate_prints_one_json_line(data_dir, model_dir, tmp_path):
     code, output, err = run_command("trainer.evaluate", f"--model_dir={model_dir}", *files)
     assert code == 2 and output == ""
     _assert_one_error_line(err, "--reference", "1 lines for 20 sentences")
+    compared = (f"--compare_with={tmp_path / 'target'}", f"--output={tmp_path / 'out.txt'}")
+    code, output, err = run_command("trainer.evaluate", f"--model_dir={model_dir}", *compared)
+    assert code == 2 and output == "" and not (tmp_path / "out.txt").exists()
+    _assert_one_error_line(err, "--compare_with", "1 lines for 20 sentences")
+
+
+@pytest.mark.parametrize(
+    ("module", "flag", "message"),
+    [
+        ("trainer.translate", "--checkpoint=", "--checkpoint= is empty; give best"),
+        ("trainer.translate", "--temperature=nan", "--temperature=nan: give a finite number"),
+        pytest.param("trainer.serve", "--host=a..b", "--host=a..b", marks=pytest.mark.export),
+        pytest.param(
+            "trainer.serve", "--max_queue=9", "has no room for a", marks=pytest.mark.export
+        ),
+    ],
+)
+def test_flags_that_cannot_work(model_dir, module, flag, message):
+    code, output, err = run_command(module, f"--model_dir={model_dir}", flag)
+    assert (code, output) == (2, "")
+    _assert_one_error_line(err, message)
 
 
 _BAD_LINES = [

@@ -27,7 +27,7 @@ def average(
         loaded: a model of the run; it has the averaged weights afterwards.
         model_dir: of the run.
         manifest: of the dataset.
-        checkpoints: by rising step.
+        checkpoints: intact, by rising step.
         decay: see `averages.load_average`.
         between: called after every batch; what it raises ends the work.
     """
@@ -50,16 +50,19 @@ def average_at_end(
 
     Returns:
         a line that says how good the average is beside the best checkpoint; None where there are
-        not enough checkpoints, or the average is there already.
+        not enough intact checkpoints, or the average is there already.
     """
     facts = model_directory.read_facts(model_dir)
     train = facts.config.train
     directory = os.path.join(model_dir, "checkpoints")
-    found = files.read_manifests(directory)[-train.average_checkpoints :]
+    newest_first = files.read_manifests(directory)[::-1]
     metric = train.best_metric
-    if train.average_checkpoints < 2 or len(found) < 2 or metric not in found[-1].metrics:
+    if train.average_checkpoints < 2 or not newest_first or metric not in newest_first[0].metrics:
         return None
-    if found[-1].step in files.steps(os.path.join(model_dir, saver.AVERAGED)):
+    if newest_first[0].step in files.steps(os.path.join(model_dir, saver.AVERAGED)):
+        return None
+    found = averages.intact(directory, newest_first, train.average_checkpoints)
+    if len(found) < 2:
         return None
     loaded = model_directory.load(model_dir, "latest")
     higher = loaded.task.BEST[metric]

@@ -75,24 +75,37 @@ class Evaluation:
     """
 
     def __init__(self, loaded: LoadedModel, manifest: Manifest, split: str):
-        self._manifest, self._split = manifest, split
+        self._manifest = manifest
         self._decode = loaded.facts.config.decode
-        self._translates = loaded.facts.config.task == "translation"
+        self._references: list[str] = []
+        self._other: list[str] | None = None
+        if loaded.facts.config.task == "translation":
+            self._references = read_raw_text(manifest, split)["target"]
+            self._other = _other_lines(len(self._references))
         self._scorer = SplitScorer(loaded, manifest, split, quick=False)
 
     def score(self) -> tuple[dict[str, Any], Scores]:
         """Return the metrics of the model as it is now, and its outputs."""
         result, scores = self._scorer.score()
         metrics = {key: round(value, 5) for key, value in result.items()} | dict(scores.metrics)
-        if self._translates:
-            references = read_raw_text(self._manifest, self._split)["target"]
+        if self._references:
             language = self._manifest.languages["target"]
-            metrics |= _more_scores(scores.outputs, references, language, self._decode)
+            given = scores.outputs, self._references, self._other
+            metrics |= _more_scores(*given, language, self._decode)
         return metrics, scores
 
 
+def _other_lines(count: int) -> list[str] | None:
+    """Return the lines of --compare_with, of which there have to be `count`."""
+    return _read_lines("compare_with", _COMPARE.value, count) if _COMPARE.value else None
+
+
 def _more_scores(
-    outputs: Sequence[str], references: Sequence[str], language: str, decode: DecodeConfig
+    outputs: Sequence[str],
+    references: Sequence[str],
+    other: Sequence[str] | None,
+    language: str,
+    decode: DecodeConfig,
 ) -> dict[str, Any]:
     """Return how it was translated, and the scores that take longer."""
     more: dict[str, Any] = {
@@ -103,8 +116,7 @@ def _more_scores(
     more |= comparison.edit_rate(outputs, references)
     if _TOKENIZED.value:
         more |= comparison.tokenized_bleu(outputs, references)
-    if _COMPARE.value:
-        other = _read_lines("compare_with", _COMPARE.value, len(references))
+    if other is not None:
         tokenizer = bleu_tokenizer(language)
         more |= comparison.paired_bootstrap(outputs, other, references, tokenizer)
     return more
@@ -135,6 +147,7 @@ def _score_files(loaded: LoadedModel) -> tuple[dict[str, Any], list[str]]:
         raise UsageError("--perturb and --data_dir are for splits, not for --source")
     sources = _read_lines("source", _SOURCE.value)
     references = _read_lines("reference", _REFERENCE.value, len(sources))
+    other = _other_lines(len(references))
     decode, language = loaded.facts.config.decode, loaded.facts.languages["target"]
     decoder = Decoder(loaded.model, search_options(decode))
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
@@ -142,7 +155,7 @@ def _score_files(loaded: LoadedModel) -> tuple[dict[str, Any], list[str]]:
     outputs = [one.text for one in translated]
     metrics = score(outputs, references, bleu_tokenizer(language))
     metrics["cut_translations"] = sum(one.cut for one in translated)
-    return metrics | _more_scores(outputs, references, language, decode), outputs
+    return metrics | _more_scores(outputs, references, other, language, decode), outputs
 
 
 def _load(which: str) -> LoadedModel:
@@ -176,7 +189,8 @@ def _perturbed_scores(loaded: LoadedModel, manifest: Manifest) -> dict[str, dict
     tokenizer = bleu_tokenizer(manifest.languages["target"])
     found = {}
     for kind in KINDS:
-        sources, references = zip(*(perturb(pair, kind, "1") for pair in pairs), strict=True)
+        changed = (perturb(pair, kind, "1", tokenizers[0].symbols) for pair in pairs)
+        sources, references = zip(*changed, strict=True)
         translations = [one.text for one in translate_lines(sources, tokenizers, decoder)]
         scores = score(translations, references, tokenizer)
         found[kind] = {name: scores[name] for name in ("bleu", "chrf")}

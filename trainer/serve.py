@@ -36,9 +36,10 @@ def _listen() -> socket.socket:
         found = socket.getaddrinfo(_HOST.value, _PORT.value, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
         return socket.create_server(address, family=family, backlog=_CONNECTIONS)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"cannot listen on --host={_HOST.value} --port={_PORT.value}: {error.strerror}"
+            f"cannot listen on --host={_HOST.value} --port={_PORT.value}: {why}"
         ) from error
 
 
@@ -55,6 +56,11 @@ def main(argv: list[str]) -> None:
         ) from error
     from trainer.serving.engines import load_engine
 
+    if _QUEUE.value < _SENTENCES.value:
+        raise UsageError(
+            f"--max_queue={_QUEUE.value} has no room for a request of "
+            f"--max_sentences={_SENTENCES.value}"
+        )
     limits = Limits(
         body_bytes=_BODY_BYTES.value,
         sentences=_SENTENCES.value,

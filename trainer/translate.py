@@ -160,9 +160,8 @@ class _Model:
         if _SAMPLES.value:
             from trainer.decoding.risk import least_risk
 
-            texts = [one.texts[least_risk(one.texts)] if one.texts else "" for one in found]
-        else:
-            texts = [one.text for one in found]
+            found = [one.led_by(least_risk(one.texts)) if one.texts else one for one in found]
+        texts = [one.text for one in found]
         if not _JSON.value:
             return texts, found
         values = [self._value(*pair) for pair in zip(lines, texts, found, strict=True)]
@@ -270,6 +269,8 @@ def main(argv: list[str]) -> None:
     files = _INPUT.value or _OUTPUT.value
     if files and _INTERACTIVE.value:
         raise UsageError("--interactive is for a terminal, without --input and --output")
+    if not _CHECKPOINT.value:
+        raise UsageError("--checkpoint= is empty; give best, latest, or a checkpoint's path")
     if _OUTPUT.value:
         check_output(_OUTPUT.value, "output")
     with open_input(_INPUT.value, "input") if _INPUT.value else nullcontext(sys.stdin) as file:

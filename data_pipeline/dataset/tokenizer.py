@@ -266,6 +266,12 @@ class Tokenizer:
     def _parsed(self) -> Any:
         return _model_class().FromString(self._processor.serialized_model_proto())
 
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The user's pieces, which are never split."""
+        pieces = self.pieces(np.flatnonzero(self._is_symbol).tolist())
+        return tuple(piece for piece in pieces if piece != "\n")  # which is that of `keeps_lines`
+
     @functools.cached_property
     def _is_symbol(self) -> np.ndarray:
         """bool [vocab_size]: true for the user's symbols."""

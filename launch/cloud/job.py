@@ -37,7 +37,10 @@ _INSTALL = {
 
 
 def _git(*arguments: str) -> bytes:
-    done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True)
+    try:
+        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True)
+    except FileNotFoundError as error:
+        raise UsageError("train ships a commit and needs git, which is not installed") from error
     if done.returncode:
         message = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise UsageError(

@@ -53,34 +53,41 @@ class Slice:
     single_host: bool
     image: str
 
+    @property
+    def replicas(self) -> int:
+        """Devices that TensorFlow sees: the cores of v2 and v3, the chips of later ones."""
+        return 2 * self.chips if self.accelerator_type.startswith(("v2-", "v3-")) else self.chips
 
-def parse(accelerator_type: str) -> Slice:
+
+def parse(accelerator_type: str, flag: str = "accelerator_type") -> Slice:
     """Return the slice of an accelerator type.
+
+    Args:
+        accelerator_type: its name in the Cloud TPU API.
+        flag: that gives it, for messages.
 
     Raises:
         UsageError: if there is no such type, or the Cloud TPU API does not offer it.
     """
     match = re.fullmatch(r"(v\d+[a-z]*)-(\d+)", accelerator_type)
     if match and match[1] in ("v5e", "v5lite"):
-        raise UsageError(
-            f"--accelerator_type={accelerator_type}: Cloud TPU calls it v5litepod-{match[2]}"
-        )
+        raise UsageError(f"--{flag}={accelerator_type}: Cloud TPU calls it v5litepod-{match[2]}")
     if accelerator_type.startswith(("tpu7", "v7")):
         raise UsageError(
-            f"--accelerator_type={accelerator_type}: the Cloud TPU API ends with v6e; later TPUs "
+            f"--{flag}={accelerator_type}: the Cloud TPU API ends with v6e; later TPUs "
             "are available only through Compute Engine and Kubernetes Engine"
         )
     family = _FAMILIES.get(match[1]) if match else None
     if match is None or family is None:
-        raise UsageError(
-            f"--accelerator_type={accelerator_type} is unknown; give one such as {EXAMPLES}"
-        )
+        raise UsageError(f"--{flag}={accelerator_type} is unknown; give one such as {EXAMPLES}")
     chips, rest = divmod(int(match[2]), family.cores)
-    # Sizes are 1, 2, 4 ... chips; if the number counts cores, the smallest slice is a whole host.
-    if rest or chips < (1 if family.cores == 1 else family.host_chips):
+    # Flat slices have 1, 4, 8, 16 ... chips; of the others the smallest is a whole host.
+    is_flat = family.cores == 1
+    wrong = chips & (chips - 1) or chips == 2 if is_flat else rest or chips % family.host_chips
+    if not chips or wrong:
+        sizes = "1, 4, 8, 16 ..." if is_flat else f"multiples of {family.host_chips * family.cores}"
         raise UsageError(
-            f"--accelerator_type={accelerator_type}: no slice has that size; the smallest is "
-            f"{match[1]}-{1 if family.cores == 1 else family.host_chips * family.cores}"
+            f"--{flag}={accelerator_type}: no slice has that size; {match[1]} has {sizes}"
         )
     single = chips <= family.host_chips
     return Slice(accelerator_type, chips, single, family.image if single else family.pod_image)

@@ -70,8 +70,20 @@ def slurm(training: Training, python: str, hours: float, options: tuple[str, ...
         python: path, on all nodes, of the interpreter that has the project installed.
         hours: time limit of one allocation, after which the job returns to the queue.
         options: more options of sbatch, such as "--partition=gpu".
+
+    Raises:
+        UsageError: if the time limit leaves no time to train before the signal to stop.
     """
     minutes = max(1, round(hours * 60))
+    if 60 * minutes < 2 * training.grace_seconds:
+        raise UsageError(
+            f"--hours={hours:g} ends before a training that is stopped {training.grace_seconds} s "
+            "earlier gets anywhere; give more hours or fewer --grace_seconds"
+        )
+    # Once a worker has ended, the others have this long, and one that stands still is killed. It is
+    # more than the 600 s in which they wait to meet, so that they end by themselves where one had
+    # bad input: its code 2 is then the highest, which is what srun returns.
+    wait = max(660, training.grace_seconds)
     settings = [
         f"--job-name={training.name}",
         f"--nodes={training.workers}",
@@ -95,7 +107,7 @@ def slurm(training: Training, python: str, hours: float, options: tuple[str, ...
 restarts=0
 while true; do
     began=$SECONDS
-    srun --label --distribution=block --kill-on-bad-exit=0 --wait=0 \\
+    srun --label --distribution=block --kill-on-bad-exit=0 --wait={wait} \\
         {command}
     code=$?
     case $code in
@@ -207,16 +219,18 @@ def gke_tpu(training: Training, tpu_type: str) -> Manifest:
         UsageError: if the slice has several hosts, or GKE does not offer it.
     """
     family = tpu_type.partition("-")[0]
-    chips = slices.parse(tpu_type).chips
+    found = slices.parse(tpu_type, "tpu_type")
+    chips = found.chips
     if family not in _GKE_TPUS:
         raise UsageError(f"--tpu_type={tpu_type}: GKE offers {', '.join(_GKE_TPUS)}")
     accelerator, topologies = _GKE_TPUS[family]
     if chips not in topologies:
-        raise UsageError(
-            f"--tpu_type={tpu_type} is a multi-host slice, for which TensorFlow needs servers that "
-            "only Cloud TPU's images have; use launch.tpu, or "
-            f"{', '.join(f'{chips} chips' for chips in topologies)}"
-        )
+        why = "GKE offers no such slice; use"
+        if not found.single_host:
+            why = "a multi-host slice needs servers of TensorFlow's that only Cloud TPU's images "
+            why += "have; use launch.tpu, or"
+        offered = ", ".join(f"{chips} chips" for chips in topologies)
+        raise UsageError(f"--tpu_type={tpu_type}: {why} {offered}")
     where = ("--strategy=tpu", "--tpu=local", f"--tpu_type={tpu_type}")
     pod = _pod(training, training.arguments(*where), {"google.com/tpu": chips}, [])
     pod["nodeSelector"] = {

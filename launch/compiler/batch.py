@@ -9,6 +9,10 @@ _FINEST = 16  # the result is within a sixteenth of the best
 _MOST_TRIES = 8
 
 
+class SearchError(Exception):
+    """The search had to end."""
+
+
 @dataclass(frozen=True)
 class Largest:
     """The result of a search, in rows per chip.
@@ -39,7 +43,7 @@ def find_largest(
         multiple: the number of micro-batches, which has to divide the rows.
 
     Raises:
-        RuntimeError: if a program does not compile for a reason other than memory.
+        SearchError: if a program does not compile for a reason other than memory.
     """
     tried: dict[int, int] = {}
     fits, too_many = 0, None
@@ -47,7 +51,7 @@ def find_largest(
     for _ in range(_MOST_TRIES):
         program = compile_rows(rows)
         if program.error and not program.needs:
-            raise RuntimeError(program.error)
+            raise SearchError(f"{rows} rows per chip do not compile: {program.error}")
         tried[rows] = program.memory
         fixed = fixed or float(program.arguments + program.code)
         if not program.error and program.memory <= available:

@@ -38,7 +38,7 @@ class Preflight:
     def __init__(self, config, task, target: Target, precision: str):
         # Imported late: TensorFlow takes seconds, and bad usage should be reported before.
         from launch.compiler.programs import Programs
-        from trainer.input.protocol import batch_rows
+        from trainer.input.batch_size import batch_rows
         from trainer.optim import sharding
 
         self.config, self.target, self.task = config, target, task
@@ -163,12 +163,21 @@ class Preflight:
         }
 
     def largest_batch(self) -> dict[str, Any]:
-        """Return the most rows per chip for which the train step fits."""
+        """Return the most rows per chip for which the train step fits.
+
+        Raises:
+            SearchError: it does not compile for a reason other than memory.
+        """
+        from launch.compiler.programs import ExportError
 
         def compile_rows(rows: int) -> Compiled:
             say(f"compiling {rows} rows per chip ...")
             program = self.programs.train(rows, self.length)
-            return compiler.compile_program(program.stablehlo(), self.target, trips=program.trips)
+            try:
+                exported = program.stablehlo()
+            except ExportError as error:
+                return Compiled(error=str(error))
+            return compiler.compile_program(exported, self.target, trips=program.trips)
 
         found = batch.find_largest(
             compile_rows,

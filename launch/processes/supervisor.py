@@ -220,7 +220,8 @@ def supervise(
             pause = pause_before(restarts)
             why = "stopped by themselves" if code == EXIT_STOPPED else "failed"
             say(f"the workers {why}; restart {restarts} of {max_restarts} in {pause:g} s")
-            if signals.wait(pause):
+            if signals.wait(pause):  # nothing runs, and all that was saved is there
+                code = EXIT_STOPPED
                 break
     _report(code)
     return code

@@ -22,6 +22,10 @@ def test_a_place_for_no_file(tmp_path):
         check_output(str(tmp_path), "output")
     with pytest.raises(UsageError, match=r"^--output=.*/no/x: its directory does not exist"):
         check_output(str(tmp_path / "no" / "x"), "output")
+    with pytest.raises(UsageError, match=r"^--output=/proc/x cannot be written: "):
+        check_output("/proc/x", "output")
+    check_output(str(tmp_path / "x"), "output")
+    assert not os.listdir(tmp_path)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

@@ -20,7 +20,7 @@ from trainer.checkpoints.files import Checkpoint, Facts
 def choose(
     model_dir: str, *, last: int = 0, best: int = 0, metric: str = "bleu", higher: bool = True
 ) -> list[Checkpoint]:
-    """Return the newest or the best checkpoints of a run, in the order of their steps.
+    """Return the newest or the best intact checkpoints of a run, in the order of their steps.
 
     Args:
         model_dir: written by trainer.main.
@@ -32,15 +32,30 @@ def choose(
     Raises:
         UsageError: there are fewer than two.
     """
-    found = files.read_manifests(os.path.join(model_dir, "checkpoints"))
-    ranked = files.ranked(found, metric, higher)
-    chosen = found[-last:] if last else ranked[:best]
+    directory = os.path.join(model_dir, "checkpoints")
+    found = files.read_manifests(directory)
+    ranked = found[::-1] if last else files.ranked(found, metric, higher)
+    chosen = intact(directory, ranked, last or best)
     if len(chosen) < 2:
         raise UsageError(
             f"{model_dir} has {len(chosen)} checkpoint(s) to average and it takes two; keep more "
             "with --config.train.keep_checkpoints or keep_best"
         )
-    return sorted(chosen, key=lambda one: one.step)
+    return chosen
+
+
+def intact(directory: str, ranked: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
+    """Return the first `count` intact ones of some checkpoints, by rising step.
+
+    A warning names each damaged one among those before.
+    """
+    found: list[Checkpoint] = []
+    order = [one.step for one in ranked]
+    while order and len(found) < count:
+        checkpoint, damaged = files.first_intact(directory, order)
+        found += [checkpoint] if checkpoint else []
+        order = order[len(damaged) + 1 :]
+    return sorted(found, key=lambda one: one.step)
 
 
 def load_average(
@@ -50,7 +65,7 @@ def load_average(
 
     Args:
         model: built.
-        checkpoints: by rising step.
+        checkpoints: intact, by rising step.
         facts: of the run.
         decay: the newest checkpoint has weight 1 and each one before `decay` times that of the
             one after it; 1 for the plain mean (Vaswani et al. 2017, section 6.1).
@@ -59,8 +74,7 @@ def load_average(
     weights /= weights.sum()
     total = [np.zeros(variable.shape, np.float64) for variable in model.weights]
     for checkpoint, weight in zip(checkpoints, weights, strict=True):
-        intact = files.verified(os.path.dirname(checkpoint.path), checkpoint.step)
-        saver.restore_model(model, intact, facts)
+        saver.restore_model(model, checkpoint, facts)
         for place, variable in enumerate(model.weights):
             total[place] += weight * variable.numpy().astype(np.float64)
     for variable, value in zip(model.weights, total, strict=True):

@@ -78,6 +78,7 @@ class ForcedDecoder:
             sources: token ids without special tokens; the tail of a very long one is cut.
             targets: token ids without special tokens.
         """
+        sources = [ids[: MAX_SOURCE - 1] for ids in sources]
         longest = [max(len(s), len(t)) + 1 for s, t in zip(sources, targets, strict=True)]
         order = sorted(range(len(longest)), key=lambda number: longest[number])
         results: dict[int, Forced] = {}
@@ -85,7 +86,7 @@ class ForcedDecoder:
             width = longest[order[-1]] + -longest[order[-1]] % _MULTIPLE
             rows = max(1, self._batch_tokens // width)
             chunk, order = order[-rows:], order[:-rows]
-            source = self._pad([sources[number][: MAX_SOURCE - 1] for number in chunk], width)
+            source = self._pad([sources[number] for number in chunk], width)
             target = self._pad([targets[number] for number in chunk], width)
             with tf.device(self._device):
                 log_p, attention = self._function(tf.constant(source), tf.constant(target))

@@ -1,5 +1,6 @@
 """Translating lines and splits, and scoring them with sacreBLEU on detokenised text."""
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ class Translated:
     def cut(self) -> bool:
         """Whether the translation reached the longest length before its end."""
         return bool(self.hypotheses) and not self.hypotheses[0].ended
+
+    def led_by(self, number: int) -> "Translated":
+        """Return the same with the hypothesis of this number as the first, and as the text."""
+        hypotheses, texts = list(self.hypotheses), list(self.texts)
+        hypotheses.insert(0, hypotheses.pop(number))
+        texts.insert(0, texts.pop(number))
+        return dataclasses.replace(self, text=texts[0], hypotheses=hypotheses, texts=texts)
 
 
 def translate_lines(

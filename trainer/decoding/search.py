@@ -97,6 +97,7 @@ class Decoder:
         self._strategy = strategy
         self._worker = cluster.worker_of(strategy) if strategy else cluster.Worker(0, 1)
         self._samples = sampling.samples if sampling else 1
+        self._searched = 0  # sentences before those of this search
         predictor: Predictor = model
         models: Sequence[Any] = []
         if isinstance(model, list | tuple) or hasattr(model, "encode"):
@@ -189,6 +190,7 @@ class Decoder:
             if between and len(own) < len(batches[:: worker.count]):
                 between(0)
             self._gather(found)
+        self._searched += len(found)
         return found
 
     def _gather(self, found: list[list[Hypothesis]]) -> None:
@@ -278,7 +280,8 @@ class Decoder:
         uniform = np.zeros([len(batch.source), self._samples, length], np.float32)
         for row, number in enumerate(batch.numbers):
             for sample in range(self._samples):
-                uniform[row, sample] = uniform_numbers(self.sampling, number, sample, length)
+                whole = self._searched + number
+                uniform[row, sample] = uniform_numbers(self.sampling, whole, sample, length)
         return uniform.reshape([-1, length])
 
     def _hypotheses(self, tokens, scores, log_p, ended) -> list[Hypothesis]:

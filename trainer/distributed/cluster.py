@@ -43,6 +43,15 @@ _REFUSED_JOBS = {
 }
 
 
+def _is_name(address: str) -> bool:
+    """Return whether a host's name can be looked up: none of its labels is empty or too long."""
+    try:
+        address.rpartition(":")[0].encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Worker:
     """This process among those that train together: number `index` of `count`."""
@@ -79,7 +88,7 @@ class Cluster:
     def __post_init__(self):
         for address in self.addresses:
             match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-            if not match or not 0 < int(match[1]) < 65536:
+            if not match or not 0 < int(match[1]) < 65536 or not _is_name(address):
                 raise UsageError(f"{self.where}: {address!r} is not an address like host:2222")
         tasks = len(self.jobs.get(self.task_type, []))
         if not 0 <= self.task_index < tasks:

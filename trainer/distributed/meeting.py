@@ -59,6 +59,7 @@ def code_facts() -> dict[str, str]:
         file
         for package in ("common", "configs", "data_pipeline", "trainer")
         for file in root.glob(f"{package}/**/*.py")
+        if not file.name.startswith(".")  # such as an editor's lock, a link to nowhere
     )
     return {
         file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()[:12]

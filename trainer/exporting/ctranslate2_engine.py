@@ -23,6 +23,10 @@ BEST = "int8"
 """Which of the precisions stands for the whole export."""
 
 SIDES = ("source", "target")
+
+POSITIONS = 2 * MAX_SOURCE
+"""Rows of an export's table of positions: CTranslate2 fails beyond them."""
+
 _NEVER = ("<pad>", "<unk>", "<s>")
 
 # The OpenMP of CTranslate2 reads this when it is loaded. Its threads otherwise wait for each other
@@ -128,7 +132,7 @@ class Engine:
         source, target = self.tokenizers
         ids = source.encode(lines)
         sources = [source.pieces(line[: MAX_SOURCE - 1]) for line in ids]
-        limits = [self.options.longest(len(pieces) + 1) for pieces in sources]
+        limits = [min(self.options.longest(len(pieces) + 1), POSITIONS) for pieces in sources]
         beam_size = beam_size or self.options.beam_size
         results = self._search(sources, max(limits, default=1), beam_size, attention)
         # CTranslate2 has one limit for a batch. What is longer than its own is searched again, so
@@ -164,7 +168,7 @@ class Engine:
             # their ranks in the end; without any penalty it would stop at the first one.
             num_hypotheses=beam_size if gnmt else 1,
             length_penalty=1.0 if gnmt else options.length_penalty,
-            min_decoding_length=options.min_length,
+            min_decoding_length=min(options.min_length, limit),
             no_repeat_ngram_size=options.no_repeat_ngram,
             max_decoding_length=limit,
             max_batch_size=64,

@@ -16,13 +16,12 @@ import tensorflow as tf
 from common.errors import UsageError
 from common.files import write_bytes, write_json
 from configs.schema import ModelConfig
-from trainer.decoding.options import MAX_SOURCE, SearchOptions
+from trainer.decoding.options import SearchOptions
 from trainer.decoding.scoring import Tokenizers
-from trainer.exporting.ctranslate2_engine import FACTS_FILE, FORMAT, SIDES
+from trainer.exporting.ctranslate2_engine import FACTS_FILE, FORMAT, POSITIONS, SIDES
 from trainer.model.encodings import sinusoidal_positions
 
 QUANTIZATIONS = ("float32", "float16", "int8")
-_POSITIONS = 2 * MAX_SOURCE
 _EPSILON = 1e-6
 
 # Fields of the configuration that change shapes, or nothing in a trained model.
@@ -87,7 +86,7 @@ def specification(model: Any, tokenizers: Tokenizers) -> Any:
         alignment_layer=max(0, config.decoder_layers - 2),
         alignment_heads=config.heads,
     )
-    places = tf.range(_POSITIONS)[tf.newaxis]  # [1, L]
+    places = tf.range(POSITIONS)[tf.newaxis]  # [1, L]
     positions = sinusoidal_positions(places, config.width)[0].numpy()  # [L, D]
     embeddings = (spec.encoder.embeddings[0], model.source_embedding)
     for target, layer in (embeddings, (spec.decoder.embeddings, model.target_embedding)):

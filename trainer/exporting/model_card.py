@@ -9,9 +9,10 @@ import keras
 import sacrebleu
 import tensorflow as tf
 
-from common.files import read_bytes, write_bytes
+from common.files import write_bytes
 from configs import schema
 from trainer.checkpoints.model_dir import LoadedModel
+from trainer.reporting.records import read_metrics
 
 FILE = "README.md"
 _NOT_SCORES = ("time", "split", "step", "evaluate_seconds", "goodput", "spent")
@@ -23,11 +24,7 @@ def _scores(loaded: LoadedModel, model_dir: str) -> dict[str, dict[str, Any]]:
     Those of the validation split are in the manifest of the checkpoint, an average too.
     """
     found = {"valid": _rounded(loaded.metrics)} if loaded.metrics else {}
-    path = os.path.join(model_dir, "metrics.jsonl")
-    if not tf.io.gfile.exists(path):
-        return found
-    for line in read_bytes(path).decode("utf-8").splitlines():
-        values = json.loads(line)
+    for values in read_metrics(model_dir):
         if values["step"] != loaded.step:
             continue
         if values["split"] == "test":

@@ -14,6 +14,7 @@ import numpy as np
 from common.errors import UsageError
 from data_pipeline.dataset.examples import read_raw_text
 from data_pipeline.dataset.manifest import load_manifest
+from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.checkpoints.model_dir import LoadedModel
 from trainer.decoding.generation import TextGenerator
 from trainer.decoding.options import SamplingOptions, SearchOptions
@@ -116,8 +117,9 @@ def _check_language_model(loaded: LoadedModel, saved: Any, texts: list[str]) -> 
 
     tokenizer, room = loaded.tokenizers["text"], loaded.facts.config.data.longest_row
     generator = TextGenerator(loaded.model, SamplingOptions(top_k=1), room)
-    prompts = [text[:_PROMPT_CHARACTERS] for text in texts[:_PROMPTS]]
     length = min(_LENGTH, room // 2)
+    # A SavedModel stops at the end of the row; our generator would go on.
+    prompts = [_beginning(text, tokenizer, room - length - 1) for text in texts[:_PROMPTS]]
     ours = []
     for ids in tokenizer.encode(prompts):
         new = generator.generate(np.array([ids], np.int32), length)[0]
@@ -130,6 +132,14 @@ def _check_language_model(loaded: LoadedModel, saved: Any, texts: list[str]) -> 
         f"{len(prompts)} beginnings of validation texts were continued by {length} tokens at a "
         f"temperature of 0: {same:.1%} alike."
     ]
+
+
+def _beginning(text: str, tokenizer: Tokenizer, most: int) -> str:
+    """Return the beginning of a text, of no more than so many tokens."""
+    text = text[:_PROMPT_CHARACTERS]
+    while len(tokenizer.encode([text])[0]) > most:
+        text = text[:-1]
+    return text
 
 
 class CTranslate2Check:

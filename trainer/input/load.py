@@ -7,8 +7,9 @@ from configs.schema import Config
 from data_pipeline.dataset import examples
 from data_pipeline.dataset.manifest import Manifest
 from data_pipeline.dataset.verify import check_sizes
+from trainer.input.batch_size import batch_rows
 from trainer.input.memory import training_data
-from trainer.input.protocol import TrainingData, batch_rows
+from trainer.input.protocol import TrainingData
 from trainer.input.resampled import resampled_data
 from trainer.input.rows import StreamedData
 

@@ -9,8 +9,8 @@ from common.errors import UsageError
 from configs.schema import Config
 from data_pipeline.dataset import packing
 from data_pipeline.dataset.examples import Examples
+from trainer.input.batch_size import batch_rows
 from trainer.input.distribution import endless
-from trainer.input.protocol import batch_rows
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from data_pipeline.dataset import packing
 from data_pipeline.dataset.examples import Examples, load_tokenizers
 from data_pipeline.dataset.manifest import Manifest
 from data_pipeline.dataset.tokenizer import UNK_ID, Tokenizer
+from trainer.input.batch_size import batch_rows
 from trainer.input.distribution import endless
-from trainer.input.protocol import batch_rows
 
 
 @dataclass(frozen=True)

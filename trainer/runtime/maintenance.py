@@ -43,17 +43,18 @@ def watch(host: str, tell: Callable[[str], None], seconds: float = _SECONDS) -> 
 
 def _watch(host: str, tell, seconds: float, end: threading.Event) -> None:
     known: set[str] = set()
-    first, failed = True, False
+    failed: set[str] = set()
+    first = True
     while first or not end.wait(seconds):
         for key, bad in _NOTICES.items():
             try:
                 value = _read(host, key)
             except (OSError, urllib.error.URLError) as error:
-                if not failed:
+                if key not in failed:
                     warn(f"the metadata server {host} does not answer: {error}; still asking")
-                failed = True
+                failed.add(key)
                 continue
-            failed = False
+            failed.discard(key)
             if value != bad:
                 known.discard(key)
             elif first:

@@ -16,7 +16,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -130,6 +130,9 @@ def make_app(engine: TranslationEngine, limits: Limits) -> Starlette:
         except HTTPException as error:
             status = error.status_code
             raise
+        except ClientDisconnect:
+            status = 499  # as nginx counts it; nobody reads the answer
+            return Response(status_code=status)
         except QueueFullError as error:
             status = 503
             text = "Too many sentences wait already; try again."

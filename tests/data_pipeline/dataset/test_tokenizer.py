@@ -120,6 +120,7 @@ def test_user_symbols_are_never_split(texts, model_type):
     """The first free ids are theirs, and they are found inside words too."""
     made = Tokenizer(tokenizer.train(texts, VOCAB_SIZE, model_type, user_symbols=SYMBOLS))
     assert made.pieces([4, 5, 6]) == [*SYMBOLS, "<0x00>"] and made.vocab_size == VOCAB_SIZE
+    assert made.symbols == SYMBOLS
     text = "<2de> the dog<2de>s @x,y,@x,y <2d e>"
     (ids,) = made.encode([text])
     assert [i for i in ids if i in (4, 5)] == [4, 4, 5, 5]

@@ -183,6 +183,22 @@ def test_a_config_that_git_does_not_know_is_refused(repository):
     job.check_config(commit, {})
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.train.stepz=5", "train.stepz"),
+        ("--config.train.batch_tokens=777", "--config.train.batch_tokens=777 makes "),
+    ],
+)
+def test_a_configuration_that_cannot_run_is_refused_before_it_costs_money(flag, message):
+    place = "--accelerator_type=v5litepod-8"
+    job_flags = "--config=configs/transformer_base.py", flag
+    code, out, err = run(
+        "train", "--dry_run", "--allow_dirty", *HERE, *WHERE[:2], place, "--", *job_flags
+    )
+    assert code == 2 and "job.json" not in out and message in err and err.count("\n") == 1
+
+
 def test_outside_of_a_repository(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "_ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))

@@ -28,7 +28,9 @@ FOLDER = "gs://bucket/jobs/mine"
     ],
 )
 def test_accelerator_types(name, chips, single, image):
-    assert slices.parse(name) == slices.Slice(name, chips, single, image)
+    found = slices.parse(name)
+    assert found == slices.Slice(name, chips, single, image)
+    assert found.replicas == chips * (2 if name[:2] in ("v2", "v3") else 1)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +40,8 @@ def test_accelerator_types(name, chips, single, image):
         ("tpu7x-8", "ends with v6e"),
         ("a100", "is unknown; give one such as v5litepod-8"),
         ("v9-8", "is unknown"),
-        ("v4-4", "the smallest is v4-8"),
-        ("v6e-0", "the smallest is v6e-1"),
+        ("v4-4", "v4 has multiples of 8"),
+        ("v6e-0", "v6e has 1, 4, 8, 16"),
     ],
 )
 def test_accelerator_types_that_do_not_exist(name, message):

@@ -151,8 +151,13 @@ def test_gke_tpu(tpu_type, selector, chips):
 
 
 def test_a_slice_of_several_hosts_is_not_for_gke():
-    with pytest.raises(UsageError, match=r"v5litepod-16 is a multi-host slice"):
-        clusters.gke_tpu(training(workers=1, gpus=0), "v5litepod-16")
+    for tpu_type, message in (
+        ("v5litepod-16", "--tpu_type=v5litepod-16: a multi-host slice needs servers"),
+        ("v5litepod-2", r"--tpu_type=v5litepod-2: no slice has that size; .* has 1, 4, 8, 16"),
+        ("v5x-8", "--tpu_type=v5x-8 is unknown"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            clusters.gke_tpu(training(workers=1, gpus=0), tpu_type)
 
 
 def test_vertex():
@@ -240,6 +245,15 @@ def test_slurm(tmp_path, plan, code, starts, pauses):
     assert log.count("scontrol") == (code == 42)
 
 
+def test_slurm_kills_a_worker_that_stands_still():
+    """Not before the others have had the time to end by themselves."""
+    for grace, wait in ((300, 660), (900, 900)):
+        made = clusters.slurm(training(grace_seconds=grace), "trainer", 12.0, ())
+        assert f" --wait={wait} " in made
+    with pytest.raises(UsageError, match=r"--hours=1 ends before .* stopped 7200 s earlier"):
+        clusters.slurm(training(grace_seconds=7200), "trainer", 1.0, ())
+
+
 def test_the_command():
     arguments = ("jobset", "--name=mine", "--workers=2", "--image=i", "--")
     code, out, err = run_command(
@@ -258,6 +272,9 @@ def test_the_command():
         (("jobset", "--name=M", "--image=i", "--", *FLAGS), "--name=... is missing, or not"),
         (("vertex", "--name=m", "--image=i", "--", *FLAGS[1:], "--data_dir=/d"), "use gs://"),
         (("gke_tpu", "--name=m", "--image=i", "--", *FLAGS), "gke_tpu needs --tpu_type"),
+        (("vertex", "--name=m", "--image=i", "--claim=c", "--", *FLAGS), "--claim is for Kuber"),
+        (("jobset", "--name=m", "--image=i", "--", *FLAGS, "--init_from=m/x"), "--init_from=m/x: "),
+        (("slurm", "--name=m", "--hours=inf", "--", *FLAGS), "--hours=inf: give a finite number"),
         (("slurm", "--name=m", "--", *FLAGS, "--config.train.stepz=1"), "stepz"),
         (("slurm", "--name=m", "--workers=7", "--", *FLAGS), "7 replica(s) cannot share equally"),
         (("cloud", "--name=m"), "usage: python -m launch.render slurm|jobset|gke_tpu|vertex"),

@@ -214,9 +214,11 @@ def test_stopped_workers_with_no_restarts_left_give_42(launch):
     assert run.starts() == [1, 1]
 
 
-def test_a_signal_ends_the_pause_before_a_restart(launch):
+@pytest.mark.parametrize("ended", [42, 1])
+def test_a_signal_ends_the_pause_before_a_restart(launch, ended):
+    """Stopped on request, whatever the restart is for."""
     constants = {"_FIRST_PAUSE_SECONDS": 50.0}
-    run = launch("sys.exit(42)", constants=constants)
+    run = launch(f"sys.exit({ended})", constants=constants)
     while "restart 1 of 3 in 50 s" not in (line := run.process.stderr.readline()):
         assert line
     run.process.terminate()

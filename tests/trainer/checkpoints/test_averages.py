@@ -71,3 +71,15 @@ def test_one_checkpoint_is_no_average(make_run, tmp_path):
     make_run(seed=0, step=5).save()
     with pytest.raises(UsageError, match="1 checkpoint\\(s\\) to average and it takes two"):
         choose(str(tmp_path), last=5)
+
+
+def test_a_damaged_checkpoint_is_left_out(three, tmp_path, capsys):
+    with open(tmp_path / "checkpoints" / "ckpt-2.index", "ab") as file:
+        file.write(b"x")
+    assert [one.step for one in choose(str(tmp_path), last=2)] == [1, 3]
+    assert "ckpt-2 is damaged" in capsys.readouterr().err
+    assert [one.step for one in choose(str(tmp_path), best=2)] == [1, 3]
+    with open(tmp_path / "checkpoints" / "ckpt-3.index", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(UsageError, match="1 checkpoint\\(s\\) to average"):
+        choose(str(tmp_path), last=2)

@@ -14,7 +14,8 @@ from trainer.decoding.forced import ForcedDecoder
 from trainer.decoding.options import SamplingOptions, SearchOptions
 from trainer.decoding.risk import expected_chrf, least_risk
 from trainer.decoding.sampling import candidate_probabilities
-from trainer.decoding.search import Decoder
+from trainer.decoding.scoring import Translated
+from trainer.decoding.search import Decoder, Hypothesis
 from trainer.decoding.words import word_alignment
 
 EOS = 3
@@ -210,6 +211,15 @@ def test_the_score_of_a_search_is_that_of_forced_decoding(make_model, sentences,
         assert len(score.token_log_probabilities) == len(one.ids) + 1
 
 
+def test_a_very_long_source_is_cut_before_the_rows_are_made(model):
+    """Rows as wide as the uncut source would need the square of its length."""
+    forced = ForcedDecoder([model])
+    function, shapes = forced._function, []
+    forced._function = lambda *rows: shapes.append([x.shape[1] for x in rows]) or function(*rows)
+    (found,) = forced.score([[5] * 5000], [[6, 7]])
+    assert found.attention.shape == (3, 1024) and shapes == [[1024, 1024]]
+
+
 def test_an_ensemble(make_model, model, sentences):
     """One model, twice or alone, is that model; two are scored by the mean probability."""
     options = SearchOptions(beam_size=2, length_penalty=2.0)
@@ -284,6 +294,25 @@ def test_samples_do_not_depend_on_the_batch(model, sentences):
         for one in (one for one in three if one.ended):
             score = forced.score([source], [one.ids])[0]
             assert one.log_probability == pytest.approx(score.log_probability, rel=1e-3)
+
+
+def test_samples_do_not_depend_on_how_the_sentences_come(model, sentences):
+    """Each sentence of a decoder has numbers of its own, in whatever pieces it is given them."""
+    options, sampling = SearchOptions(**SHORT), SamplingOptions(samples=2)
+    whole = Decoder(model, options, sampling=sampling).search([sentences[0]] * 4)
+    decoder = Decoder(model, options, sampling=sampling)
+    parts = [decoder.search([sentences[0]] * count) for count in (1, 3)]
+    texts = [[one.ids for one in two] for two in whole]
+    assert texts == [[one.ids for one in two] for part in parts for two in part]
+    assert len({str(one) for one in texts}) > 1
+
+
+def test_the_chosen_sample_is_the_translation():
+    """Its end counts, not that of the first that was drawn."""
+    samples = [Hypothesis([number], -1.0, -1.0, ended) for number, ended in ((5, True), (6, False))]
+    found = Translated("a", samples, ["a", "b"]).led_by(1)
+    assert (found.text, found.texts, found.cut) == ("b", ["b", "a"], True)
+    assert [one.ids for one in found.hypotheses] == [[6], [5]]
 
 
 @pytest.mark.parametrize(

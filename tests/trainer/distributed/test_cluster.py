@@ -94,6 +94,8 @@ def test_resolver():
         (tf_config({"worker": ["grpc://a:1"]}), "'grpc://a:1' is not an address"),
         (tf_config({"worker": ["a b:1"]}), "'a b:1' is not an address"),
         (tf_config({"worker": [1]}), "1 is not an address"),
+        (tf_config({"worker": ["train-0..ns:1"]}), "'train-0..ns:1' is not an address"),
+        (tf_config({"worker": [f"{'a' * 64}:1"]}), "is not an address"),
         (kubernetes("0", "a:1,,b:1"), "WORKER_HOSTS: '' is not an address"),
         (kubernetes("2", "a:1,b:1"), "WORKER_HOSTS: .*worker 2, but there are 2"),
         (kubernetes("first", "a:1,b:1"), "needs JOB_COMPLETION_INDEX"),

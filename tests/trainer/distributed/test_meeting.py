@@ -294,6 +294,15 @@ def test_code_facts():
     assert "data_pipeline/dataset/examples.py" in facts
 
 
+def test_code_facts_beside_an_editor(tmp_path, monkeypatch):
+    """Its lock is a link to nowhere."""
+    monkeypatch.setattr("trainer.distributed.meeting.__file__", str(tmp_path / "a" / "b" / "c.py"))
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "step.py").write_text("")
+    (tmp_path / "trainer" / ".#step.py").symlink_to("me@host.12:1")
+    assert list(code_facts()) == ["trainer/step.py"]
+
+
 def test_lines():
     """Parts of lines wait for the rest; the end is seen."""
     with socket.create_server(("localhost", 0)) as server:

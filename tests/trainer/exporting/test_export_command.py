@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from common.errors import UsageError
+from data_pipeline.dataset.tokenizer import Tokenizer, train
 from tests.commands import run_command
 from tests.services.gcs import GcsService
 from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.files import Keep
 from trainer.checkpoints.saver import Checkpoints
-from trainer.exporting import parity, saved_model
+from trainer.exporting import model_card, parity, saved_model
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
 
@@ -105,6 +107,24 @@ def test_weights_as_keras_saves_them(trained, tmp_path):
     assert len(expected) > 10
     for one, other in zip(model.trainable_variables, expected, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_the_card_of_a_run_that_is_writing_its_metrics(trained, tmp_path):
+    """Half a line at the end of metrics.jsonl, as a killed run leaves it, does not count."""
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "spl')
+    found = model_card._scores(model_directory.load(str(copy), "best"), str(copy))
+    assert found["test"]["bleu"] == 1.25
+
+
+def test_the_beginning_of_a_text_fits_into_a_row():
+    """Counted in tokens, of which a character may have several."""
+    tokenizer = Tokenizer(train([], vocab_size=260, model_type="byte"))
+    text = parity._beginning("\u043f\u0440\u0438\u0432\u0435\u0442, the world", tokenizer, 9)
+    assert text == "\u043f\u0440\u0438\u0432" and len(tokenizer.encode([text])[0]) <= 9
+    assert parity._beginning("the world of beginnings", tokenizer, 99) == "the world of beginni"
 
 
 def test_an_export_that_answers_otherwise_is_refused(trained, tmp_path):

@@ -81,6 +81,27 @@ def test_ctranslate2_translates_alike(make_model, tokenizers, tmp_path, fields, 
     assert long.source_cut and len(long.pieces[0]) == 1023
 
 
+@pytest.mark.parametrize(("least", "limits"), [(30, [4, 6]), (5000, [4, 1540])])
+def test_longest_lengths_that_ctranslate2_has_no_room_for(
+    make_model, tokenizers, tmp_path, monkeypatch, least, limits
+):
+    """A minimum above a line's own longest length, and a longest length beyond the positions."""
+    from trainer.exporting import ctranslate2_engine, ctranslate2_model
+
+    model = make_model(vocab=280, scale=2.0, heads=4)
+    ratio = 0.5 if least == 30 else 3.0
+    options = SearchOptions(
+        beam_size=1, min_length=least, max_length_ratio=ratio, max_length_offset=4
+    )
+    ctranslate2_model.save(model, tokenizers, str(tmp_path), "float32", options, FACTS)
+    engine = ctranslate2_engine.Engine(str(tmp_path), threads=1)
+    short, long = engine.translate(["", "dog" if least == 30 else "\u4f60" * 400])
+    assert not short.pieces[1] and long.cut
+    assert len(long.pieces[1]) == (
+        ctranslate2_engine.POSITIONS if least == 5000 else options.longest(len(long.pieces[0]) + 1)
+    )
+
+
 def test_the_command_translates_with_an_export(make_model, tokenizers, tmp_path):
     """As its engine does, and without TensorFlow; what only a model directory can do is refused."""
     from trainer.exporting import ctranslate2_engine, ctranslate2_model

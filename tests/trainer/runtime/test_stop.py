@@ -215,3 +215,14 @@ def test_libtpu_asks_for_metadata_where_there_are_some(monkeypatch, tmp_path, pr
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "0")
     google_cloud.spare_questions()
     assert os.environ["TPU_SKIP_MDS_QUERY"] == "0"
+
+
+def test_a_key_that_is_never_served_is_warned_about_once(metadata, capsys):
+    host, values, asked = metadata
+    del values["preempted"]
+    end = maintenance.watch(host, lambda _: None, seconds=0.01)
+    try:
+        _wait_for(lambda: len(asked) > 8)
+    finally:
+        end.set()
+    assert capsys.readouterr().err.count("does not answer") == 1
