@@ -53,7 +53,11 @@ def half_sentences(paths: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for path in paths:
         for block, _ in read_lines(path):
-            for line in block.decode("utf-8").split("\n"):
+            try:
+                text = block.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UsageError(f"{path} is no UTF-8 text") from error
+            for line in text.split("\n"):
                 words = line.split("\t")[0].split()
                 if len(words) > 1:
                     found[" ".join(words[: (len(words) + 1) // 2])] = None

@@ -79,7 +79,7 @@ def measure(manifest: Manifest, info: RowsInfo, batch_tokens: int, seconds: floa
     tokens, batches = tf.zeros([], tf.int64), 0
     read, began = bytes_read(), time.perf_counter()
     while time.perf_counter() - began < seconds:
-        tokens += tf.math.count_nonzero(next(iterator)["target_segments"])
+        tokens += tf.math.count_nonzero(next(iterator)[f"{manifest.sequences[-1]}_segments"])
         batches += 1
     passed, read = time.perf_counter() - began, bytes_read() - read
     count = batches * data.batch_rows

@@ -35,7 +35,7 @@ from data_pipeline.sources.spec import parse_spec
 _TRAIN = flags.DEFINE_string("train", "builtin:train", "SPEC of training text.")
 _SOURCE_LANG = flags.DEFINE_string("source_lang", "en", "Source language.")
 _TARGET_LANG = flags.DEFINE_string("target_lang", "de", "Target language.")
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 8000, "Size of the vocabulary.")
+_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 4000, "Size of the vocabulary.")
 _RUNS = flags.DEFINE_integer("runs", 5, "Runs of each contender.", 1)
 _WORKERS = flags.DEFINE_integer("workers", 0, "Compare whole processes with 1 and this many.", 0)
 

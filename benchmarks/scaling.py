@@ -45,12 +45,12 @@ def tokens_per_second(workers: int, trainer_flags: list[str]) -> float:
         ]
         done = subprocess.run(
             command,
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
         if done.returncode:
-            raise UsageError(f"{' '.join(command)} ended with {done.returncode}: {done.stdout}")
+            raise UsageError(f"{' '.join(command)} ended with {done.returncode}; see above")
         with open(os.path.join(model_dir, "metrics.jsonl"), encoding="utf-8") as file:
             lines = [json.loads(line) for line in file]
     speeds = [line.get("target_tokens_per_second") for line in lines if line["split"] == "train"]

@@ -86,8 +86,11 @@ def _ask_together(port: int, lines: list[str]) -> dict:
 def main(argv: list[str]) -> None:
     """Start, ask, stop."""
     no_arguments(argv)
-    with open(_LINES.value, encoding="utf-8") as file:
-        lines = [line.strip() for line in file if line.strip()]
+    try:
+        with open(_LINES.value, encoding="utf-8") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--lines={_LINES.value} cannot be read as UTF-8 text") from error
     if not lines:
         raise UsageError(f"--lines={_LINES.value} holds no sentence")
     words = " ".join(lines).split()

@@ -132,6 +132,8 @@ def main(argv: list[str]) -> None:
     load = machine.load_average()
     manifest = load_manifest(_DATA_DIR.value)
     manifest.split("valid")  # the trainer needs one
+    if manifest.task != "translation":
+        raise UsageError(f"{_DATA_DIR.value} is a dataset for {manifest.task}, not translation")
     if not manifest.joint_vocabulary:
         raise UsageError(
             f"{_DATA_DIR.value} has two vocabularies, and the contenders share one embedding; "

@@ -44,6 +44,9 @@ def start_ours(
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     loaded = model_directory.load(model_dir, checkpoint)
+    if loaded.facts.config.task != "translation":
+        task = loaded.facts.config.task
+        raise UsageError(f"{model_dir} holds a model for {task}, not for translation")
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
     sentences = tokenizers[0].encode(lines)
 

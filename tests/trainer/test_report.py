@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import json
+import math
 import re
 
 import pytest
@@ -23,7 +24,8 @@ def make_run(directory, *, steps=40, bleu=(10.0, 31.25), dropout=0.1):
     (data / "valid.en.txt").write_text("a <b>\nsecond\n")
     (data / "valid.de.txt").write_text("ein gutes Wort\nzweitens\n")
     names = [{"name": "valid.en.txt"}, {"name": "valid.de.txt"}]
-    (data / "dataset.json").write_text(json.dumps({"splits": {"valid": {"raw_text": names}}}))
+    made = {"splits": {"valid": {"raw_text": names}}, "fingerprint": "f" * 64}
+    (data / "dataset.json").write_text(json.dumps(made))
     config = {
         "config": {"model": {"dropout": dropout}, "train": {"steps": steps, "best_metric": "bleu"}},
         "precision": "float32",
@@ -98,6 +100,21 @@ def test_page_of_one_run_stands_alone_and_has_its_scores_and_samples(tmp_path):
     assert "zweitens <mark>20</mark>" in text and "zweitens <mark>40</mark>" in text
     assert parsed.tags.count("svg") == 3  # loss, BLEU, input_wait, and no empty one
     assert "Where it looks" not in text
+
+
+def test_text_of_another_dataset_is_not_shown(tmp_path):
+    """The dataset was made again, in the same directory; the outputs are shown alone."""
+    run = make_run(tmp_path / "model")
+    manifest = tmp_path / "data" / "dataset.json"
+    assert records.read_run(str(run), "model").sources == ["a <b>", "second"]
+    for content in (manifest.read_text().replace("fff", "fef"), "[]"):
+        manifest.write_text(content)
+        assert records.read_run(str(run), "model").sources is None
+
+
+def test_an_evaluation_that_is_no_number_is_not_the_best(tmp_path):
+    run = make_run(tmp_path / "model", bleu=(math.nan, 31.25))
+    assert records.read_run(str(run), "model").best()["bleu"] == 31.25
 
 
 def test_pictures_of_attention_are_in_the_page(tmp_path):

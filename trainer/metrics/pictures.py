@@ -184,7 +184,9 @@ def _figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(dict[str, Any](matplotlib.rcParamsDefault)):
+    # Pieces and labels are text: a dollar in them begins no formula.
+    style = {**matplotlib.rcParamsDefault, "text.parse_math": False}
+    with matplotlib.rc_context(dict[str, Any](style)):
         figure = Figure(figsize=(width, height), layout=layout)
         FigureCanvasAgg(figure)
         yield figure

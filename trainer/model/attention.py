@@ -78,7 +78,7 @@ def dot_product_attention(
         mask: bool, broadcastable to [B, N, Q, K]; True where the query may look.
         dropout: layer applied to the attention weights, or None.
         rng: int32 [2], the seed of this step's dropout; None switches dropout off.
-        bias: float32 [1, N, Q, K], or None.
+        bias: float32, broadcastable to [B, N, Q, K], or None.
 
     Returns:
         [B, N, Q, H] in the dtype of `value`.

@@ -23,5 +23,5 @@ def make_report(directories: Sequence[str], output: str) -> list[str]:
     check_output(output, "output")
     names = names_of(directories)
     runs = [read_run(path, name) for path, name in zip(directories, names, strict=True)]
-    write_output(output, render(runs).encode(), "output")
+    write_output(output, render(runs).encode("utf-8", "backslashreplace"), "output")
     return names

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,11 @@ def best_line(lines: Sequence[dict[str, Any]], metric: str, higher: bool) -> dic
         metric: what makes an evaluation the best.
         higher: whether a higher value of it is better.
     """
-    found = [line for line in lines if line["split"] == "valid" and metric in line]
+    found = [
+        line
+        for line in lines
+        if line["split"] == "valid" and math.isfinite(line.get(metric, math.nan))
+    ]
     sign = 1 if higher else -1
     return max(
         found,
@@ -109,7 +113,7 @@ def read_run(directory: str, name: str) -> RunRecord:
             f"{directory} has no metrics yet; wait for the first lines of metrics.jsonl"
         )
     outputs = _outputs(directory)
-    sources, references = _raw_text(str(facts.get("data_dir", "")))
+    sources, references = _raw_text(facts)
     attention = _attention(directory)
     return RunRecord(name, directory, facts, lines, outputs, sources, references, attention)
 
@@ -196,12 +200,18 @@ def _attention(model_dir: str) -> dict[str, bytes]:
     return found
 
 
-def _raw_text(data_dir: str) -> tuple[list[str] | None, list[str] | None]:
-    """Return the validation text of the dataset, if it is still where it was."""
-    manifest = _text(os.path.join(data_dir, "dataset.json")) if data_dir else None
-    if manifest is None:
+def _raw_text(facts: Mapping[str, Any]) -> tuple[list[str] | None, list[str] | None]:
+    """Return the validation text of a run's dataset, if it is still where it was."""
+    data_dir = str(facts.get("data_dir", ""))
+    content = _text(os.path.join(data_dir, "dataset.json")) if data_dir else None
+    manifest = _json(content, f"{data_dir}/dataset.json") if content is not None else None
+    if not isinstance(manifest, dict):
         return None, None
-    split = _json(manifest, f"{data_dir}/dataset.json").get("splits", {}).get("valid", {})
+    # A run in stages has a fingerprint of all its datasets.
+    stages = facts.get("config", {}).get("data", {}).get("stages", "")
+    if not stages and manifest.get("fingerprint") != facts.get("data_fingerprint"):
+        return None, None  # made again from other text
+    split = manifest.get("splits", {}).get("valid", {})
     texts = [_text(os.path.join(data_dir, file["name"])) for file in split.get("raw_text", ())]
     lines = [None if text is None else text.split("\n")[:-1] for text in texts]
     return (lines[0], lines[1]) if len(lines) == 2 else (None, None)

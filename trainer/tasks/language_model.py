@@ -148,7 +148,9 @@ class LanguageModel(Task):
                 {"prompt": prompt, "continuation": text}
                 for prompt, text in zip(tokenizer.decode(prompts.tolist()), written, strict=True)
             ]
-            lines = [" ".join(sample.values()).replace("\n", "\\n") for sample in samples]
+            whole = np.concatenate([prompts, found], axis=1)  # a character may have begun in one
+            lines = tokenizer.decode([row[row > 0] for row in whole])
+            lines = [line.replace("\n", "\\n") for line in lines]
             return Scores(metrics={}, summary="", details="", outputs=lines, samples=samples)
 
         return score

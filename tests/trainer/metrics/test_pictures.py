@@ -72,6 +72,19 @@ def test_picture_of_attention_is_dark_where_the_weight_is(tmp_path):
     assert dark.sum() == pytest.approx(grid * 2 / 7, rel=0.1)
 
 
+@pytest.mark.parametrize("names", [["$$", "x"], ["$10_$50", "$50_$99"]])
+def test_dollars_are_text(names):
+    """To Matplotlib they would begin a formula."""
+    weights = np.full((1, 1, 2, 2), 0.5, np.float32)
+    found = AttentionMap("encoder", weights, names, names)
+    drawn = [
+        pictures.draw_attention(found, "$_$"),
+        pictures.draw_one_head(found, 0, 0, "$_$"),
+        pictures.draw_confusion(np.eye(2, dtype=np.int64), names),
+    ]
+    assert all(tf.io.decode_png(one).shape[0] > 100 for one in drawn)
+
+
 def test_pictures_of_positions_and_schedule_are_of_their_size():
     schedule = Schedule(OptimizerConfig(warmup_steps=10, learning_rate=0.5), 100)
     for drawn, size in (
