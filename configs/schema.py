@@ -396,6 +396,13 @@ def validate(config: Config) -> None:
             f"--config.train.shard_optimizer is for --config.optimizer.name={', '.join(others)} or "
             f"{last}; {config.optimizer.name} needs whole matrices: leave it out"
         )
+    if config.data.batching == "bucketed" and len(config.data.buckets) > 1:
+        for name in ("train.loss_chunk_tokens", "model.attention_block"):
+            if flat(config)[name]:
+                raise ValueError(
+                    f"--config.{name} is for rows of one length, and --config.data.buckets has "
+                    f"{len(config.data.buckets)}: leave it out, use --config.data.batching=packed"
+                )
     _validate_model(config.model, config.data.longest_row)
 
 

@@ -55,7 +55,7 @@ def average_at_end(
     facts = model_directory.read_facts(model_dir)
     train = facts.config.train
     directory = os.path.join(model_dir, "checkpoints")
-    newest_first = files.read_manifests(directory)[::-1]
+    newest_first = files.without_extra(files.read_manifests(directory))[::-1]
     metric = train.best_metric
     if train.average_checkpoints < 2 or not newest_first or metric not in newest_first[0].metrics:
         return None

@@ -89,6 +89,8 @@ class Loop:
             except BadStepsError as error:
                 self._roll_back(error)
         self._finish_saving()
+        if self._profiles:
+            self._stop_profiler()
         if stops:
             run.say(f"{run.stops.reason}: saved at step {self._step:,}; start again to go on")
             return EXIT_STOPPED
@@ -135,9 +137,13 @@ class Loop:
             tf.profiler.experimental.start(os.path.join(self._run.model_dir, "tensorboard"))
             self._profiles = True
         elif self._step == last and self._profiles:
-            tf.profiler.experimental.stop()
-            self._profiles = False
-            self._run.say(f"profile of steps {first + 1:,} to {last:,} written for TensorBoard")
+            self._stop_profiler()
+
+    def _stop_profiler(self) -> None:
+        tf.profiler.experimental.stop()
+        self._profiles = False
+        first = self._run.profile_steps[0]
+        self._run.say(f"profile of steps {first + 1:,} to {self._step:,} written for TensorBoard")
 
     def _is_asked_to_stop(self, call: Call) -> bool:
         """Return whether to stop; if not, agree on how many steps the next call may take.
@@ -163,16 +169,18 @@ class Loop:
                     result = self._run.validation.evaluate(self._step)
             except StopAskedError:
                 stops = True  # the next start evaluates
-        self._save(result)
+        due = self._step % self._config.checkpoint_every == 0
+        due |= self._run.validation.is_due(self._step)
+        self._save(result, extra=not due)
         return stops
 
-    def _save(self, result: dict[str, float] | None) -> None:
+    def _save(self, result: dict[str, float] | None, *, extra: bool = False) -> None:
         run = self._run
         run.checkpoints.state.seconds.assign(run.stopwatch.seconds)
         run.writer.flush()  # first: whoever resumes from the checkpoint needs all metrics up to it
         with run.ledger.during("checkpoint"), run.optimizer.whole():
             if run.worker.is_chief:
-                run.checkpoints.save(result)
+                run.checkpoints.save(result, extra=extra)
 
     def _roll_back(self, error: BadStepsError) -> None:
         """Go back to the last checkpoint, if `train.bad_steps` says so.

@@ -142,7 +142,7 @@ def _train(stop: StopRequest, watch: Watch) -> int:
             stop=stop,
             grace_seconds=_GRACE.value,
             pictures=_PICTURES.value,
-            profile_steps=profile_steps(_PROFILE.value),
+            profile_steps=profile_steps(_PROFILE.value, config.train.steps),
         )
         watch.saving = made.checkpoints.wait
         with live_table(config.train.steps, made.writer, made.reporter):
@@ -155,17 +155,20 @@ def _train(stop: StopRequest, watch: Watch) -> int:
     return code
 
 
-def profile_steps(texts: list[str]) -> tuple[int, ...]:
+def profile_steps(texts: list[str], most: int) -> tuple[int, ...]:
     """Return the two steps of --profile_steps, or none.
 
     Raises:
-        UsageError: they are not two rising numbers.
+        UsageError: they are not two rising numbers up to the last step.
     """
     if not texts:
         return ()
     steps = tuple(int(text) if text.isdecimal() else 0 for text in texts)
-    if len(steps) != 2 or not 1 <= steps[0] < steps[1]:
-        raise UsageError(f"--profile_steps={','.join(texts)}: two rising steps, such as 10,20")
+    if len(steps) != 2 or not 1 <= steps[0] < steps[1] <= most:
+        raise UsageError(
+            f"--profile_steps={','.join(texts)}: two rising steps up to the last, {most:,}, such "
+            "as 10,20"
+        )
     return steps
 
 

@@ -115,6 +115,17 @@ def test_sizes_that_do_not_fit(model, message):
 
 
 @pytest.mark.parametrize(
+    "setting", [{"train": {"loss_chunk_tokens": 64}}, {"model": {"attention_block": 8}}]
+)
+def test_rows_of_several_lengths(setting):
+    """What needs static shapes is refused with several buckets, and taken with one."""
+    data = {"batching": "bucketed", "buckets": (8, 16)}
+    with pytest.raises(ValueError, match="is for rows of one length, and .*buckets has 2"):
+        schema.from_dict({**setting, "data": data})
+    schema.from_dict({**setting, "data": {**data, "buckets": (16,)}})
+
+
+@pytest.mark.parametrize(
     "name", ["optimizer.clip_norm", "optimizer.warmup_steps", "train.seed", "model.dropout"]
 )
 def test_zero_may_be(name):

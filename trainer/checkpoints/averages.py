@@ -34,7 +34,7 @@ def choose(
     """
     directory = os.path.join(model_dir, "checkpoints")
     found = files.read_manifests(directory)
-    ranked = found[::-1] if last else files.ranked(found, metric, higher)
+    ranked = files.without_extra(found)[::-1] if last else files.ranked(found, metric, higher)
     chosen = intact(directory, ranked, last or best)
     if len(chosen) < 2:
         raise UsageError(

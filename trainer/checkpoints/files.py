@@ -52,6 +52,7 @@ class Checkpoint:
         averages: whether it holds a moving average of the weights, which is then what was
             evaluated.
         facts: what it depends on.
+        extra: whether a stop made it, at a step at which no checkpoint was due.
     """
 
     path: str
@@ -61,6 +62,7 @@ class Checkpoint:
     metrics: dict[str, float]
     averages: bool
     facts: Facts
+    extra: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Keep:
     """Which checkpoints stay: those that one of these rules keeps.
 
     Attributes:
-        newest: number of newest checkpoints.
+        newest: number of newest checkpoints of those that a run without stops has too.
         best: number of best ones by `metric`, of those that were evaluated.
         every_hours: hours from each one that stays to the next, beginning with the first; 0 for
             none.
@@ -85,7 +87,7 @@ class Keep:
     def select(self, checkpoints: list[Checkpoint]) -> set[int]:
         """Return the steps of those that stay."""
         by_step = sorted(checkpoints, key=lambda one: one.step)
-        kept = {one.step for one in by_step[-self.newest :]}
+        kept = {one.step for one in without_extra(by_step)[-self.newest :]}
         kept |= {one.step for one in ranked(by_step, self.metric, self.higher)[: self.best]}
         last = -math.inf
         for one in by_step if self.every_hours else []:
@@ -93,6 +95,14 @@ class Keep:
                 kept.add(one.step)
                 last = one.time
         return kept
+
+
+def without_extra(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """Return the checkpoints, by rising step, that a run without stops would have, and the newest.
+
+    So a run that was stopped keeps, and averages, what an undisturbed one does.
+    """
+    return [one for one in checkpoints if not one.extra or one is checkpoints[-1]]
 
 
 def ranked(checkpoints: list[Checkpoint], metric: str, higher: bool) -> list[Checkpoint]:

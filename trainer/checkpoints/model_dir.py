@@ -92,9 +92,11 @@ class RunFacts:
         """Return the facts that a checkpoint of this run depends on."""
         facts: Facts = {"model": {}, "run": {}}
         for name, value in schema.flat(self.config).items():
+            if name in _FREE:
+                continue
             if name.startswith("model.") and not name.endswith("dropout"):
                 facts["model"][name] = value
-            elif not name.startswith(_OUTSIDE) and name not in _FREE:
+            elif not name.startswith(_OUTSIDE):
                 facts["run"][name] = value
         for name, info in self.tokenizers.items():
             vocabulary = f"{info.vocab_size} pieces, sha256 {info.sha256[:12]}"

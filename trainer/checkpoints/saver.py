@@ -204,7 +204,7 @@ class Checkpoints:
                 warn(f"{files.prefix(self._directory, step)} stays: {error_text(error)}")
         return checkpoint.step
 
-    def save(self, metrics: dict[str, Any] | None = None) -> None:
+    def save(self, metrics: dict[str, Any] | None = None, *, extra: bool = False) -> None:
         """Begin to write a checkpoint, unless this step has one that holds as much.
 
         Return when the values are copied; the one before is finished by then. A write that fails
@@ -213,6 +213,7 @@ class Checkpoints:
 
         Args:
             metrics: of the evaluation at this step, if there was one.
+            extra: whether only a stop asks for it; see `files.Checkpoint`.
 
         Raises:
             UsageError: when the first checkpoint cannot be written.
@@ -229,7 +230,7 @@ class Checkpoints:
             for name, value in (metrics or {}).items()
             if isinstance(value, int | float) and math.isfinite(value)
         }
-        self._pending = self._thread.submit(self._write, self._copy, step, numbers)
+        self._pending = self._thread.submit(self._write, self._copy, step, numbers, extra)
         if self._saved is None:
             self.wait()
 
@@ -239,7 +240,7 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def _write(self, copy: _Copy, step: int, metrics: dict[str, float]) -> None:
+    def _write(self, copy: _Copy, step: int, metrics: dict[str, float], extra: bool) -> None:
         path = files.prefix(self._directory, step)
         try:
             tf.io.gfile.makedirs(self._directory)
@@ -248,9 +249,8 @@ class Checkpoints:
             copy.write(path)
             described = files.describe_files(self._directory, step)
             averages = bool(self._optimizer.averages)
-            files.write_manifest(
-                Checkpoint(path, step, time.time(), described, metrics, averages, self._facts)
-            )
+            contents = described, metrics, averages, self._facts, extra
+            files.write_manifest(Checkpoint(path, step, time.time(), *contents))
         except (OSError, tf.errors.OpError, UsageError) as error:
             self.failure = f"checkpoint {path} could not be written: {error_text(error)}"
             self._tidy(files.remove, step)

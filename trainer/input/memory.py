@@ -146,7 +146,12 @@ def training_data(
             f"all {len(examples)} training examples are longer than a row; "
             f"raise --config.data.{setting}"
         )
-    buckets = [Bucket(rows, batch_rows(config.train, rows.length, replicas)) for rows in layouts]
+    given = (data.row_length,) if data.batching == "packed" else data.buckets
+    buckets = []
+    for rows in layouts:
+        # One that ends earlier than it was told to has as many rows as if it did not.
+        length = next(length for length in given if length >= rows.length)
+        buckets.append(Bucket(rows, batch_rows(config.train, length, replicas)))
     return InMemoryData(buckets, config.train.seed, too_long)
 
 

@@ -178,10 +178,12 @@ class Gallery:
         """
         *_, tokenizer = self._tokenizers.values()
         layers = self._model._flatten_layers()
-        tables = [layer for layer in layers if isinstance(layer, keras.layers.Embedding)]
-        if not tables:
+        tables = {
+            layer.name: layer for layer in layers if isinstance(layer, keras.layers.Embedding)
+        }
+        table = tables.get("target_embedding", tables.get("embedding"))
+        if table is None:
             return None
-        table = max(tables, key=lambda layer: layer.input_dim)  # the others are of positions
         vectors = table.embeddings.numpy()[:_EMBEDDINGS]
         return tokenizer.pieces(range(len(vectors))), vectors
 

@@ -40,7 +40,7 @@ class Dropout(keras.layers.Layer):
     """
 
     def __init__(self, rate: float, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # attention's weights are float32
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"a dropout rate is in [0, 1), not {rate}")
         self.drop_below = min(255, round(rate * 256))

@@ -17,11 +17,12 @@ TASKS: dict[str, type[Task]] = {
     "classification": Classification,
 }
 
-_OF_ONE_TASK = {
-    "train.rdrop_alpha": "translation",
-    "train.simcut_alpha": "translation",
-    "train.class_weights": "classification",
-    "data.attend_across_documents": "language_model",
+_OF_SOME_TASKS = {
+    "train.rdrop_alpha": ("translation",),
+    "train.simcut_alpha": ("translation",),
+    "train.class_weights": ("classification",),
+    "train.loss_chunk_tokens": ("translation", "language_model"),
+    "data.attend_across_documents": ("language_model",),
 }
 
 
@@ -74,11 +75,11 @@ def resolve(config: Config) -> Config:
     """
     best = task_class(config.task).BEST
     given, defaults = flat(config), flat(Config())
-    for name, task in _OF_ONE_TASK.items():
-        if given[name] != defaults[name] and config.task != task:
+    for name, tasks in _OF_SOME_TASKS.items():
+        if given[name] != defaults[name] and config.task not in tasks:
             raise UsageError(
-                f"--config.{name} is for --config.task={task}, and the task is {config.task}; "
-                "leave it out"
+                f"--config.{name} is for --config.task={' or '.join(tasks)}, and the task is "
+                f"{config.task}; leave it out"
             )
     metric = config.train.best_metric or next(iter(best))
     if metric not in best:

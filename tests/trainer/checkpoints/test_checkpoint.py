@@ -1,5 +1,6 @@
 """Checkpoints: everything comes back, and the right ones stay."""
 
+import dataclasses
 import math
 import os
 import threading
@@ -167,6 +168,15 @@ def test_keep(keep, expected):
     # What is kept stays kept when the others are gone.
     left = [one for one in checkpoints if one.step in expected]
     assert keep.select(left[::-1]) == expected
+
+
+def test_a_checkpoint_of_a_stop_stays_while_it_is_the_newest():
+    """So a run that was stopped keeps what an undisturbed one does."""
+    regular = [written(step) for step in (2, 4, 6)]
+    stop = dataclasses.replace(written(5), extra=True)
+    keep = Keep(newest=2, best=0)
+    assert keep.select([*regular[:2], stop]) == {4, 5}
+    assert keep.select([*regular, stop]) == keep.select(regular) == {4, 6}
 
 
 def test_a_step_is_saved_once(make_run, tmp_path):

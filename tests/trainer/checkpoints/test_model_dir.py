@@ -52,14 +52,16 @@ def changed(facts, group: str, **fields):
         ("train", {"keep_checkpoints": 2, "early_stopping_patience": 4}),
         ("train", {"keep_best": 2, "keep_every_hours": 0.5}),
         ("decode", {"beam_size": 8, "length_penalty": 1.0}),
+        ("model", {"attention_block": 32}),
     ],
 )
 def test_what_may_change(tmp_path, facts, manifest, group, fields):
-    """And config.json then says the new value."""
+    """And config.json then says the new value; the checkpoints are of the same run."""
     model_dir.start(str(tmp_path), facts, manifest)
     new = changed(facts, group, **fields)
     model_dir.start(str(tmp_path), new, manifest)
     assert model_dir.read_facts(str(tmp_path)) == new
+    assert new.of_checkpoint() == facts.of_checkpoint()
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,10 @@ def test_too_few_long_pairs_take_in_the_next_longest(make_pairs, tiny_config):
     )
     data = trainer_input.training_data(make_pairs(lengths), config, EOS, replicas=1)
     assert [(b.rows.length, len(b.rows)) for b in data.buckets] == [(4, 64), (14, 6), (32, 2)]
+    # As many rows as of 16, whatever the number of replicas: 128 // 14 is 9.
+    assert [b.batch_rows for b in data.buckets] == [32, 8, 4]
+    again = trainer_input.training_data(make_pairs(lengths), config, EOS, replicas=4)
+    assert [b.batch_rows for b in again.buckets] == [32, 8, 4]
     assert data.left_out() == 0
 
 

@@ -140,6 +140,38 @@ def test_gradients_in_half_precision(jit_compile, dtype, error):
         np.testing.assert_allclose(tf.cast(one, tf.float32), other, rtol=error, atol=error * scale)
 
 
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(("block", "jit_compile"), [(0, False), (0, True), (2, False)])
+def test_dropout_of_weights_in_half_precision(precision, block, jit_compile):
+    """The weights stay float32 until they are multiplied; the gradients are those in float32."""
+    keras.config.set_dtype_policy(precision)
+    try:
+        layers = [MultiHeadAttention(16, 4, dropout=0.3, block=block)]
+        keras.config.set_dtype_policy("float32")
+        layers.append(MultiHeadAttention(16, 4, dropout=0.3, block=block))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for one, other in zip(*(layer.trainable_variables for layer in layers), strict=True):
+        other.assign(one.numpy())
+    x = tf.constant(np.random.default_rng(7).normal(size=[B, K, 16]), tf.float32)
+    sight, seed = Sight(tf.ones([1, 1, K, K], tf.bool)), tf.constant([1, 2])
+
+    def gradients(layer):
+        @tf.function(jit_compile=jit_compile, autograph=False)
+        def run(x):
+            with tf.GradientTape() as tape:
+                result = tf.cast(layer(x, x, sight=sight, rng=seed), tf.float32)
+                loss = tf.reduce_sum(result**2)
+            return tape.gradient(loss, [one.value for one in layer.trainable_variables])
+
+        return run(x)
+
+    ours, expected = map(gradients, layers)
+    scale = max(np.abs(one).max() for one in expected)  # that of the keys' bias is 0
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=0.02 * scale)
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_xla_computes_the_same_layer(kv_heads):
     """It projects by other products: results, and gradients of inputs and weights."""
