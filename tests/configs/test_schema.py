@@ -120,7 +120,7 @@ def test_sizes_that_do_not_fit(model, message):
 def test_rows_of_several_lengths(setting):
     """What needs static shapes is refused with several buckets, and taken with one."""
     data = {"batching": "bucketed", "buckets": (8, 16)}
-    with pytest.raises(ValueError, match="is for rows of one length, and .*buckets has 2"):
+    with pytest.raises(ValueError, match=r"is for rows of one length, and .*buckets has 2"):
         schema.from_dict({**setting, "data": data})
     schema.from_dict({**setting, "data": {**data, "buckets": (16,)}})
 
