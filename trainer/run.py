@@ -36,6 +36,7 @@ from trainer.metrics.gallery import Gallery
 from trainer.metrics.goodput import Ledger
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.writer import MetricsWriter
+from trainer.model.attention import suit_tpu
 from trainer.model.dropout import use_device_generator
 from trainer.model.seeds import seeded_weights
 from trainer.optim import sharding
@@ -211,6 +212,8 @@ def assemble(
             found = model_directory.init_weights(model, init_from, facts)
             optimizer.reset_averages(model.trainable_variables)
             state += f", weights of {found.path}"
+    if compiles_itself(strategy):
+        suit_tpu(model)
     if draws_on_device(config.train.fast_dropout, strategy, jit_compile):
         use_device_generator(model)
     steps = Steps(strategy, task, model, optimizer, loss_scale, config, jit_compile=jit_compile)

@@ -18,6 +18,7 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.distribute import one_device_strategy
 
 from launch.compiler.compiler import ALL_GATHER
+from trainer.model.attention import suit_tpu
 from trainer.model.dropout import use_device_generator
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
@@ -194,6 +195,8 @@ class Programs:
                 shard=config.train.shard_optimizer,
             )
             scale = LossScale(precision == "mixed_float16")
+            if tpu:
+                suit_tpu(self.model)
             fast = config.train.fast_dropout
             if fast == "on" or (fast == "auto" and tpu):
                 use_device_generator(self.model)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.model.attention import MultiHeadAttention, dot_product_attention
+from trainer.model.attention import MultiHeadAttention, dot_product_attention, suit_tpu
 from trainer.model.dropout import Dropout
 from trainer.model.encodings import Sight
 
@@ -82,9 +82,9 @@ def plain_attention(query, key, value, mask, dropped, bias):
     return tf.matmul(dropped(weights), value)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(("jit_compile", "on_tpu"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("groups", [4, 2, 1])
-def test_gradients(groups, jit_compile):
+def test_gradients(groups, jit_compile, on_tpu):
     """Of queries, keys, values and bias; with dropout, and with queries that see nothing."""
     rng, heads = np.random.default_rng(5), 4
     shapes = (
@@ -109,8 +109,9 @@ def test_gradients(groups, jit_compile):
 
         return [x.numpy() for x in run(*inputs)]
 
+    arguments = mask, dropout, seed
     ours = gradients(
-        lambda q, k, v, bias: dot_product_attention(q, k, v, mask, dropout, seed, bias)
+        lambda q, k, v, bias: dot_product_attention(q, k, v, *arguments, bias, on_tpu=on_tpu)
     )
     expected = gradients(
         lambda q, k, v, bias: plain_attention(q, k, v, mask, lambda x: dropout(x, seed), bias)
@@ -120,8 +121,8 @@ def test_gradients(groups, jit_compile):
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(tf.bfloat16, 0.02), (tf.float16, 0.003)])
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_gradients_in_half_precision(jit_compile, dtype, error):
+@pytest.mark.parametrize(("jit_compile", "on_tpu"), [(False, False), (True, True)])
+def test_gradients_in_half_precision(jit_compile, on_tpu, dtype, error):
     """A few units of the last place away from those in float32."""
     inputs, mask = [tf.cast(x, dtype) for x in random_inputs()[:3]], random_inputs()[3]
 
@@ -129,7 +130,8 @@ def test_gradients_in_half_precision(jit_compile, dtype, error):
     def run(*inputs):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            loss = tf.reduce_sum(tf.cast(dot_product_attention(*inputs, mask), tf.float32) ** 2)
+            result = dot_product_attention(*inputs, mask, on_tpu=on_tpu)
+            loss = tf.reduce_sum(tf.cast(result, tf.float32) ** 2)
         return tape.gradient(loss, inputs)
 
     for one, other in zip(
@@ -141,8 +143,8 @@ def test_gradients_in_half_precision(jit_compile, dtype, error):
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize(("block", "jit_compile"), [(0, False), (0, True), (2, False)])
-def test_dropout_of_weights_in_half_precision(precision, block, jit_compile):
+@pytest.mark.parametrize(("block", "on_tpu"), [(0, False), (0, True), (2, False)])
+def test_dropout_of_weights_in_half_precision(precision, block, on_tpu):
     """The weights stay float32 until they are multiplied; the gradients are those in float32."""
     keras.config.set_dtype_policy(precision)
     try:
@@ -157,7 +159,9 @@ def test_dropout_of_weights_in_half_precision(precision, block, jit_compile):
     sight, seed = Sight(tf.ones([1, 1, K, K], tf.bool)), tf.constant([1, 2])
 
     def gradients(layer):
-        @tf.function(jit_compile=jit_compile, autograph=False)
+        layer.on_tpu = on_tpu
+
+        @tf.function(jit_compile=on_tpu, autograph=False)
         def run(x):
             with tf.GradientTape() as tape:
                 result = tf.cast(layer(x, x, sight=sight, rng=seed), tf.float32)
@@ -173,7 +177,7 @@ def test_dropout_of_weights_in_half_precision(precision, block, jit_compile):
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_xla_computes_the_same_layer(kv_heads):
+def test_a_tpu_computes_the_same_layer(kv_heads):
     """It projects by other products: results, and gradients of inputs and weights."""
     rng, layer = np.random.default_rng(6), MultiHeadAttention(16, 4, kv_heads=kv_heads)
     for variable in layer.trainable_variables:
@@ -191,6 +195,8 @@ def test_xla_computes_the_same_layer(kv_heads):
 
     expected = compute(queries, memory)
     assert len(expected) == 11
+    suit_tpu(layer)
+    assert layer.on_tpu
     compiled = tf.function(compute, jit_compile=True, autograph=False)(queries, memory)
     for one, other in zip(compiled, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
