@@ -13,9 +13,10 @@ import tensorflow as tf
 
 from common.errors import run_app
 from launch.compiler.programs import forbidden, graphs_of
-from trainer import loop, main, step
+from trainer import loop, main, run, step
 
 seen: dict = {"calls": [], "arguments": [], "forbidden": [], "functions": [], "compiled": []}
+seen["suited"] = []
 
 
 class Resolver:
@@ -75,6 +76,8 @@ tf.config.experimental_connect_to_cluster = connect
 tf.tpu.experimental.initialize_tpu_system = initialize
 tf.distribute.TPUStrategy = Strategy
 # As on a TPU. The rest of the step is built as for other devices: so it is equal to the bit.
+run.compiles_itself = lambda strategy: True
+run.suit_tpu = lambda model: seen["suited"].append(type(model).__name__)
 step.Steps._norms = tf.autograph.experimental.do_not_convert(
     lambda self: self._first_of(self.strategy.run(self.replica_norms))
 )
