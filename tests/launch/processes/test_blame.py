@@ -61,7 +61,10 @@ def test_a_port_that_somebody_took(launch):
 if attempt:
     sys.exit()
 if index == 0:
+    open("waiting", "w").close()  # its first start has been counted
     wait()
+while not os.path.exists("waiting"):
+    time.sleep(0.01)
 report({{"port_in_use": 7}})
 sys.exit(2)
 """
