@@ -87,11 +87,10 @@ def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:
     for name in _OURS:
         if name in values:
             raise UsageError(f"--{name} after --: launch.render sets it; leave it out")
-    for name in ("data_dir", "model_dir", "init_from"):
+    for name in ("data_dir", "model_dir"):
         if name not in values:
-            if name == "init_from":
-                continue
             raise UsageError(f"after --: --{name}=... is missing; all machines have to share it")
+    for name in filter(values.__contains__, ("data_dir", "model_dir", "init_from")):
         if needs_bucket and not values[name].startswith(("gs://", f"{clusters.MOUNT}/")):
             raise UsageError(
                 f"--{name}={values[name]}: the machines do not have it; use gs://BUCKET/... or, on "
