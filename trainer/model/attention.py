@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from trainer.model.attention_blocks import attention_in_blocks
 from trainer.model.dropout import Dropout
+from trainer.model.embeddings import float32_product
 from trainer.model.encodings import Sight, rotate
 from trainer.model.norms import normalization
 
@@ -129,6 +130,8 @@ def _softmax_product(
         [B, N, Q, H] in the dtype of `value`.
     """
 
+    size = value.shape[-1]
+
     def dropped(x: tf.Tensor) -> tf.Tensor:
         return x if dropout is None else dropout(x, rng)
 
@@ -137,16 +140,25 @@ def _softmax_product(
         if on_tpu:
             peaks = tf.reduce_max(logits, axis=-1, keepdims=True)  # [B, N, Q, 1]
             exponentials = tf.exp(logits - peaks)
-            totals = tf.reduce_sum(exponentials, axis=-1, keepdims=True)  # [B, N, Q, 1]
-            weights = exponentials / totals
+            if dropout is None and size % 128:
+                # A product of fewer columns than the unit for products has gives the sum of the
+                # exponentials for nothing, as one more column.
+                columns = tf.concat([value, tf.ones_like(value[..., :1])], axis=-1)
+                mixed = float32_product(tf.cast(exponentials, value.dtype), columns)
+                mixed, totals = mixed[..., :size], mixed[..., size:]
+            else:
+                totals = tf.reduce_sum(exponentials, axis=-1, keepdims=True)  # [B, N, Q, 1]
+                mixed = float32_product(tf.cast(dropped(exponentials), value.dtype), value)
+            result = tf.cast(mixed / totals, value.dtype)  # [B, N, Q, H]
         else:
-            weights = tf.nn.softmax(logits)  # [B, N, Q, K]
-        weights = tf.cast(weights, value.dtype)
-        result = tf.matmul(dropped(weights), value)  # [B, N, Q, H]
+            weights = tf.cast(tf.nn.softmax(logits), value.dtype)  # [B, N, Q, K]
+            result = tf.matmul(dropped(weights), value)  # [B, N, Q, H]
 
         def gradient(of_result):
-            again, of_weighted = tf.cast(weights, tf.float32), of_result
-            if on_tpu:
+            of_weighted = of_result
+            if not on_tpu:
+                again = tf.cast(weights, tf.float32)
+            else:
                 # A TPU's compiler then keeps the logits alone, in the dtype of the product, and
                 # computes the weights twice: a third less time. Said in the words of the forward
                 # pass, this would make it keep the weights.
@@ -297,7 +309,8 @@ class MultiHeadAttention(keras.layers.Layer):
 
 
 def suit_tpu(model: keras.Model) -> None:
-    """Let every attention of `model` compute in the way that a TPU is fast at."""
+    """Let the loss and every attention of `model` compute in the way that a TPU is fast at."""
+    model.on_tpu = True
     for layer in model._flatten_layers():
         if isinstance(layer, MultiHeadAttention):
             layer.on_tpu = True

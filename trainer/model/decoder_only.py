@@ -48,6 +48,7 @@ class DecoderOnly(keras.Model):
         self.decoder_norm = final_norm(config, "decoder_norm")
         self.positions = PositionEncoding(config, causal=True, name="positions")
         number_dropouts(self)
+        self.on_tpu = False  # set by `suit_tpu`
         self.built = True
 
     def call(self, text, text_segments, rng=None):

@@ -85,6 +85,7 @@ class Transformer(keras.Model):
         self.encoder_positions = PositionEncoding(config, causal=False, name="encoder_positions")
         self.decoder_positions = PositionEncoding(config, causal=True, name="decoder_positions")
         number_dropouts(self)
+        self.on_tpu = False  # set by `suit_tpu`
         self.built = True
 
     def call(self, source, source_segments, target, target_segments, rng=None):

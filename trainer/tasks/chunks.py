@@ -23,6 +23,11 @@ Sums = dict[str, tf.Tensor]
 SumsOfLogits = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Sums]
 """(logits float32 [P, C, V], targets int32 [P, C], weights float32 [P, C]) -> float32 scalars."""
 
+SumsAndGradients = Callable[
+    [tf.Tensor, Projection, tf.Tensor, tf.Tensor], tuple[Sums, tf.Tensor, tf.Tensor]
+]
+"""As `trainer.tasks.tpu_losses.token_sums_and_gradients`."""
+
 
 def chunked_sums(
     function: SumsOfLogits,
@@ -35,6 +40,7 @@ def chunked_sums(
     passes: int = 1,
     training: bool,
     chunk_tokens: int = 0,
+    at_once: SumsAndGradients | None = None,
 ) -> Sums:
     """Return the sums of a function of the logits, over all tokens.
 
@@ -48,16 +54,18 @@ def chunked_sums(
         passes: P.
         training: whether "loss" has a gradient. The other sums have none.
         chunk_tokens: most tokens of a chunk; 0 for all logits at once.
+        at_once: computes in training what `function` does, and the gradients; for one pass only.
 
     Returns:
         float32 scalars.
     """
-    if not chunk_tokens:
+    at_once = at_once if training and passes == 1 else None
+    if not chunk_tokens and at_once is None:
         of_passes = (tf.concat([x] * passes, axis=0) for x in (targets, weights))  # [P B, T] each
         return function(projection.logits(hidden), *of_passes)
     tokens, width = math.prod(targets.shape), hidden.shape[-1]
     length = targets.shape[1]
-    count = -(-tokens // chunk_tokens)
+    count = -(-tokens // (chunk_tokens or tokens))
     size = -(-tokens // count)
 
     def split(x: tf.Tensor, inner: list[int]) -> tf.Tensor:
@@ -74,16 +82,20 @@ def chunked_sums(
         chunks, cast_matrix = split(hidden, [width]), tf.cast(matrix, hidden.dtype)
 
         def add_chunk(number, sums, of_states, of_matrix):
-            chunk = chunks[number]  # [P, C, D]
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                logits = Projection(cast_matrix, projection.transposed).logits(chunk)
-                tape.watch(logits)  # [P, C, V]
-                tokens_of_pass = targets[number], weights[number]  # [1, C] each
-                new = function(logits, *(tf.repeat(x, passes, axis=0) for x in tokens_of_pass))
+            chunk, cast = chunks[number], projection._replace(matrix=cast_matrix)  # [P, C, D]
+            tokens_of_pass = targets[number], weights[number]  # [1, C] each
+            of_chunk = None
+            if at_once is not None:
+                new, of_chunk, of_logits = at_once(chunk, cast, *tokens_of_pass)
+            else:
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    logits = cast.logits(chunk)
+                    tape.watch(logits)  # [P, C, V]
+                    new = function(logits, *(tf.repeat(x, passes, axis=0) for x in tokens_of_pass))
+                of_logits = tape.gradient(new["loss"], logits) if training else None
             sums = [total + new[name] for total, name in zip(sums, names, strict=True)]
             if training:
-                of_logits = tape.gradient(new["loss"], logits)
-                of_chunk, more = _gradients(of_logits, chunk, cast_matrix, projection.transposed)
+                of_chunk, more = _gradients(of_logits, chunk, cast, of_chunk)
                 of_states = of_states.write(number, of_chunk)
                 of_matrix = [of_matrix[0] + more]
             return number + 1, sums, of_states, of_matrix
@@ -122,17 +134,22 @@ def chunked_sums(
     return dict(zip(names, sums, strict=True))
 
 
-def _gradients(of_logits, states, matrix, transposed: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the gradients of `states` and `matrix`, float32, from those of their logits."""
+def _gradients(
+    of_logits: tf.Tensor, states: tf.Tensor, projection: Projection, of_states: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the gradients of `states` and the matrix, float32, from those of their logits.
+
+    `of_states` are those of the states, if they are known already.
+    """
+    matrix, transposed = projection
     scale = _FLOAT16_SCALE if states.dtype == tf.float16 else 1.0
     flat = tf.reshape(states, [-1, states.shape[-1]])  # [P * C, D]
     of_logits = tf.reshape(of_logits, [flat.shape[0], -1])  # [P * C, V]
     of_logits = tf.cast(of_logits * scale if scale != 1.0 else of_logits, states.dtype)
-    of_states = _product(of_logits, matrix, transpose_b=not transposed)  # [P * C, D]
+    if of_states is None:
+        of_states = _product(of_logits, matrix, transpose_b=not transposed) / scale  # [P * C, D]
     left, right = (of_logits, flat) if transposed else (flat, of_logits)
-    of_matrix = _product(left, right, transpose_a=True)  # [V, D] or [D, V]
-    if scale != 1.0:
-        of_states, of_matrix = of_states / scale, of_matrix / scale
+    of_matrix = _product(left, right, transpose_a=True) / scale  # [V, D] or [D, V]
     return tf.reshape(of_states, states.shape), of_matrix
 
 

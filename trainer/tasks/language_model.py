@@ -19,6 +19,7 @@ from trainer.model.decoder_only import DecoderOnly
 from trainer.tasks import flops, losses
 from trainer.tasks.base import Batch, DataFacts, Decoding, Scorer, Scores, Task
 from trainer.tasks.chunks import chunked_sums
+from trainer.tasks.tpu_losses import token_sums_and_gradients
 
 _SAMPLES = 8  # pieces of documents that are continued from their start
 _PROMPT = 16  # tokens of each that are given
@@ -82,6 +83,7 @@ class LanguageModel(Task):
             segments = tf.cast(segments > 0, tf.int32)
         weights = tf.cast(segments > 0, tf.float32)
         smoothing = self.config.train.label_smoothing if training else 0.0
+        at_once = functools.partial(token_sums_and_gradients, label_smoothing=smoothing)
         result = chunked_sums(
             functools.partial(losses.token_sums, label_smoothing=smoothing),
             losses.SUMS,
@@ -91,6 +93,7 @@ class LanguageModel(Task):
             weights,
             training=training,
             chunk_tokens=self.config.train.loss_chunk_tokens,
+            at_once=at_once if model.on_tpu else None,
         )
         result["positions"] = tf.cast(tf.size(weights), tf.float32)
         return result

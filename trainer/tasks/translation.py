@@ -21,6 +21,7 @@ from trainer.model.transformer import Transformer
 from trainer.tasks import flops, losses
 from trainer.tasks.base import Batch, DataFacts, Decoding, Scorer, Scores, Task
 from trainer.tasks.chunks import chunked_sums
+from trainer.tasks.tpu_losses import token_sums_and_gradients
 
 FEATURES = packing.features(("source", "target"))
 
@@ -114,6 +115,7 @@ class Translation(Task):
         train = self.config.train
         smoothing = train.label_smoothing if training else 0.0
         function = functools.partial(losses.token_sums, label_smoothing=smoothing)
+        at_once = functools.partial(token_sums_and_gradients, label_smoothing=smoothing)
         passes, kept = self._passes(training), (None, None)
         features = [tf.concat([batch[name]] * passes, axis=0) for name in FEATURES]  # [P B, L]
         if training and train.rdrop_alpha:
@@ -135,6 +137,7 @@ class Translation(Task):
             passes=passes,
             training=training,
             chunk_tokens=self.config.train.loss_chunk_tokens,
+            at_once=at_once if model.on_tpu else None,
         )
         source = tf.cast(batch["source_segments"] > 0, tf.float32)
         result["source_tokens"] = tf.reduce_sum(source)

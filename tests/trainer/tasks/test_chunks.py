@@ -10,6 +10,7 @@ import tensorflow as tf
 from trainer.model.embeddings import Projection
 from trainer.tasks import losses
 from trainer.tasks.chunks import chunked_sums
+from trainer.tasks.tpu_losses import token_sums_and_gradients
 
 B, T, D, V = 3, 5, 8, 11
 
@@ -38,11 +39,11 @@ def with_gradients(sums_of, hidden, matrix, factor: float = 1.0):
     return sums, [tf.convert_to_tensor(one) for one in tape.gradient(loss, [hidden, matrix])]
 
 
-def assert_same(chunked, whole, rtol: float) -> None:
+def assert_same(chunked, whole, rtol: float, sums_rtol: float = 1e-6) -> None:
     (sums, gradients), (expected, expected_gradients) = chunked, whole
     assert list(sums) == list(expected) == list(losses.SUMS)
     for name, value in expected.items():
-        np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(sums[name], value, rtol=sums_rtol, err_msg=name)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
         ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
@@ -82,6 +83,54 @@ def test_sums_and_gradients(tokens, chunk_tokens, function, passes):
 
     arguments = (hidden, matrix, 0.25)
     assert_same(with_gradients(chunked, *arguments), with_gradients(whole, *arguments), 2e-6)
+
+
+@pytest.mark.parametrize("chunk_tokens", [0, 4])
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "sums_rtol"),
+    [("float32", 2e-6, 1e-6), ("bfloat16", 8e-3, 1e-3), ("float16", 1e-3, 1e-4)],
+)
+def test_the_order_for_tpus(tokens, chunk_tokens, transposed, dtype, rtol, sums_rtol):
+    """Two equal logits are the highest of some tokens: only the first is the argmax."""
+    targets, weights = tokens
+    hidden, matrix = states(1, tf.as_dtype(dtype))
+    matrix = tf.concat([matrix[:5], matrix[:4], matrix[9:]], axis=0)
+    best = np.argmax(np.asarray(tf.cast(hidden, tf.float32)) @ np.asarray(matrix).T, axis=-1)
+    assert (best < 4).any()
+    targets = np.where(best < 4, best, targets)
+    targets[2] = np.where(best[2] < 4, best[2] + 5, targets[2])
+    targets = targets.astype(np.int32)
+    whole = functools.partial(losses.token_sums, label_smoothing=0.1)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def on_tpu(hidden, matrix):
+        return with_gradients(
+            lambda hidden, matrix: chunked_sums(
+                whole,
+                losses.SUMS,
+                hidden,
+                Projection(matrix if transposed else tf.transpose(matrix), transposed),
+                targets,
+                weights,
+                training=True,
+                chunk_tokens=chunk_tokens,
+                at_once=functools.partial(token_sums_and_gradients, label_smoothing=0.1),
+            ),
+            hidden,
+            matrix,
+            0.25,
+        )
+
+    expected, gradients = with_gradients(
+        lambda hidden, matrix: whole(tf.matmul(hidden, matrix, transpose_b=True), targets, weights),
+        tf.cast(hidden, tf.float32),
+        matrix,
+        0.25,
+    )
+    assert 0 < expected["correct"] < expected["tokens"]
+    gradients[0] = tf.cast(gradients[0], hidden.dtype)
+    assert_same(on_tpu(hidden, matrix), (expected, gradients), rtol, sums_rtol)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
