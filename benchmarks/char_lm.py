@@ -100,7 +100,7 @@ def train_torch(connection, data_dir: str, config: Config) -> None:
             trainer.step(text)
             tokens += int(np.count_nonzero(text))
         connection.send((tokens, time.perf_counter() - began))
-    rows = packing.one_a_row(
+    rows = packing.one_per_row(
         read_examples(manifest, "valid"), (config.data.row_length,), manifest.closing_id
     )[0]
     text = rows.arrays["text"]

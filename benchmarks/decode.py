@@ -19,7 +19,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -28,6 +27,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.peers import decoders
+from common.console import say_on_stderr
 from common.errors import UsageError, no_arguments, run_app
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
@@ -74,7 +74,7 @@ def measure(threads: int, beam_sizes: list[int], lines: list[str]) -> list[dict[
             and os.path.exists(os.path.join(folder, decoders.FILES[name]))
         ]
         for name in peers:
-            _say(f"starting {name}")
+            say_on_stderr(f"starting {name}")
             pools[name] = ProcessPoolExecutor(1, context)
             pools[name].submit(decoders.start_peer, name, folder, threads, sentences).result()
         found = []
@@ -83,7 +83,7 @@ def measure(threads: int, beam_sizes: list[int], lines: list[str]) -> list[dict[
             outputs: dict[str, list[list[int]]] = {}
             for number in range(_ROUNDS.value + 1):
                 for name, pool in pools.items():
-                    _say(f"{threads} thread(s), beam {beam_size}, round {number}: {name}")
+                    say_on_stderr(f"{threads} thread(s), beam {beam_size}, round {number}: {name}")
                     spent, outputs[name] = pool.submit(decoders.translate, beam_size).result()
                     seconds[name] += [spent] if number else []
             facts = {"threads": threads, "beam_size": beam_size, "sentences": len(sentences)}
@@ -135,10 +135,6 @@ def _table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(argv: list[str]) -> None:
     """Measure, and write a JSON line for each setting and a table."""
     no_arguments(argv)
@@ -148,7 +144,7 @@ def main(argv: list[str]) -> None:
         for result in measure(number, beam_sizes, lines):
             print(json.dumps(result), flush=True)
             results.append(result)
-    _say(_table(results))
+    say_on_stderr(_table(results))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ import multiprocessing
 import os
 import signal
 import statistics
-import sys
 import threading
 import time
 import traceback
 from typing import Any
 
 from benchmarks.common import Meter, Setting
+from common.console import say_on_stderr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def measure(contenders: list[Contender], rounds: int, seconds: float) -> list[di
     results: list[dict[str, Any]] = [{"name": contender.name} for contender in contenders]
     workers: dict[int, _Worker] = {}
     for index, (contender, result) in enumerate(zip(contenders, results, strict=True)):
-        _say(f"warming up {contender.name}")
+        say_on_stderr(f"warming up {contender.name}")
         try:
             workers[index] = _Worker(contender)
             result |= workers[index].facts | {"rounds": []}
@@ -121,7 +121,7 @@ def measure(contenders: list[Contender], rounds: int, seconds: float) -> list[di
             result["missing"] = str(error)
     for number in range(rounds):
         for index, worker in list(workers.items()):
-            _say(f"round {number + 1} of {rounds}: {contenders[index].name}")
+            say_on_stderr(f"round {number + 1} of {rounds}: {contenders[index].name}")
             try:
                 results[index]["rounds"].append(worker.run(seconds))
             except _WorkerError as error:
@@ -139,7 +139,3 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
     speeds = [turn["tokens"] / turn["seconds"] for turn in result["rounds"]]
     median = statistics.median(speeds)
     return {**result, "tokens_per_second": median, "min": min(speeds), "max": max(speeds)}
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -107,7 +107,7 @@ def keep_descriptors() -> None:
     """Occupy the descriptors of standard streams that are closed, so that no file gets them.
 
     TensorFlow would write its messages into a checkpoint that happened to be descriptor 2. As in
-    Gnulib's stdopen, each is opened the wrong way round: whoever uses it is told so.
+    Gnulib's stdopen, each is opened in the opposite mode, so that any use of it fails.
     """
     for number, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
@@ -129,5 +129,10 @@ def warn(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print at once."""
+    """Print a line on standard output, unbuffered."""
     print(text, flush=True)
+
+
+def say_on_stderr(text: str) -> None:
+    """Print a line on standard error, unbuffered: progress beside a result on standard output."""
+    print(text, file=sys.stderr, flush=True)

@@ -13,18 +13,18 @@ from common import console
 # Exit codes of every command. A supervisor starts a command again on EXIT_RETRY and EXIT_STOPPED.
 EXIT_DONE = 0
 EXIT_RETRY = 1  # another worker or the storage failed, or there is a bug
-EXIT_USAGE = 2  # bad usage or bad input: no new start can help
+EXIT_USAGE = 2  # bad usage or bad input: a restart cannot help
 EXIT_STOPPED = 42  # stopped on request, and everything is saved
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE: nobody reads the result any more
 
 
 class UsageError(ValueError):
-    """Bad usage or bad input, told in one line: what is wrong, where, and how to mend it."""
+    """Bad usage or bad input, reported in one line: what is wrong, where, and how to fix it."""
 
 
 class RetryError(Exception):
-    """A failure that may pass by itself, told in one line; the command may be started again."""
+    """A failure that may be transient, reported in one line; the command may be restarted."""
 
 
 def run_app(
@@ -47,7 +47,7 @@ def run_app(
             that goes on when its messages cannot be written.
     """
     console.guard_streams(result_on_stdout)
-    # Python's last search for garbage would take a second, in all that TensorFlow has made.
+    # Python's final garbage collection would spend a second on the objects of TensorFlow.
     atexit.register(gc.freeze)
     try:
         try:

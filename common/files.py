@@ -139,10 +139,10 @@ def check_output(path: str, flag: str) -> None:
 
     Args:
         path: the file.
-        flag: that names it, for the message.
+        flag: the flag that names it, for the message.
 
     Raises:
-        UsageError: when `path` is a directory, or nothing can be written into its own.
+        UsageError: when `path` is a directory, or its parent directory cannot be written to.
     """
     from tensorflow.io import gfile
 

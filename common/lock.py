@@ -1,6 +1,6 @@
 """One process at a time in a directory: its file in_use.json names the process that holds it.
 
-Object stores have no locks, and those of network file systems are not to be relied on. So the
+Object stores have no locks, and the locks of network file systems are unreliable. So the
 holder writes a new time stamp every few seconds. Another process finds the holder dead
 
 * on the same machine: when there is no process of that number and start time;
@@ -25,8 +25,8 @@ from common.errors import EXIT_RETRY, UsageError
 FILE = "in_use.json"
 _REFRESH_SECONDS = 10.0
 _EXPIRY_SECONDS = 45.0
-_LONG_DEAD_SECONDS = 600.0  # no two clocks differ by so much
-_SETTLE_SECONDS, _REMOTE_SETTLE_SECONDS = 0.2, 2.0  # longer than from a look to a write
+_LONG_DEAD_SECONDS = 600.0  # more than any two clocks differ
+_SETTLE_SECONDS, _REMOTE_SETTLE_SECONDS = 0.2, 2.0  # longer than from a read to a write
 
 
 @contextlib.contextmanager

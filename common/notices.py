@@ -1,4 +1,4 @@
-"""Keeps what TensorFlow says about itself when it is imported away from the reader.
+"""Suppress the notices that TensorFlow prints when it is imported.
 
 It prints lines about oneDNN and CUDA, whatever the environment variables of its log say.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import IO
 
-# Whether there is a GPU to train on stands among the facts of every run.
+# Every run reports by itself whether there is a GPU to train on.
 _NOTICES = r"absl::InitializeLog\(\)|oneDNN custom operations are on|Could not find cuda drivers"
 
 

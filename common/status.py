@@ -1,4 +1,4 @@
-"""What a worker reports to the program that supervises it: JSON, so that nobody parses messages."""
+"""What a worker reports to its supervisor: JSON, so that nobody has to parse messages."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ VARIABLE = "WORKER_STATUS_FILE"
 def report(**facts: Any) -> None:
     """Write `facts` to the status file, if a supervisor wants one. The last report counts.
 
-    A worker reports "lost_worker", the index of the worker because of which it ends, with "reason",
+    A worker reports "lost_worker", the index of the worker whose failure ended it, with "reason",
     or "port_in_use"; and "seconds_to_first_step", phase -> seconds, for `benchmarks.startup`.
     """
     path = os.environ.get(VARIABLE)

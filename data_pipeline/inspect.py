@@ -177,7 +177,7 @@ def bar_table(manifest: Manifest) -> Table:
     # The last bin is open, so that a few very long sentences do not squeeze the others.
     reach = max(length_reached(side, _SHARE_IN_CLOSED_BINS) for side in train.sequences.values())
     width = 1 + reach // (_BINS - 1)
-    table = new_table("how many examples of train have so many tokens")
+    table = new_table("number of examples of train by length in tokens")
     table.add_column("tokens", justify="right")
     counts = np.zeros([_BINS, len(train.sequences)], np.int64)
     for column, (name, side) in enumerate(train.sequences.items()):

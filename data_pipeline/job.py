@@ -94,7 +94,7 @@ def prepare(settings: Settings, beam_args: Sequence[str] = ()) -> Manifest:
             publish(manifest, work_dir, settings.keep_rejected)
     except (tf.errors.OpError, OSError) as error:
         raise UsageError(
-            f"--output_dir={settings.output_dir}: {getattr(error, 'message', error)}; mend that "
+            f"--output_dir={settings.output_dir}: {getattr(error, 'message', error)}; fix that "
             "and start the same command again, which continues from what is done"
         ) from error
     for split in manifest.splits.values():

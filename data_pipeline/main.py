@@ -86,7 +86,7 @@ _JOINT_VOCABULARY = flags.DEFINE_bool(
     "joint_vocabulary", True, "One vocabulary for both languages, or one for each (translation)."
 )
 _TOKENIZER = flags.DEFINE_list(
-    "tokenizer", [], "Given SentencePiece model(s) instead of training: FILE, or SOURCE,TARGET."
+    "tokenizer", [], "SentencePiece model(s) to use instead of training: FILE, or SOURCE,TARGET."
 )
 _BYTE_FALLBACK = flags.DEFINE_bool(
     "byte_fallback", True, "Spell characters outside the vocabulary in bytes."
@@ -104,22 +104,22 @@ _KEEP_REJECTED = flags.DEFINE_bool(
     "Write train.rejected.tsv: reason and text of what is dropped.",
 )
 _ROW_LENGTH = flags.DEFINE_integer(
-    "row_length", 256, "Tokens a side of the packed training rows; 0 for none."
+    "row_length", 256, "Tokens per side of a packed training row; 0 for no packed rows."
 )
 _SEGMENTATIONS = flags.DEFINE_integer(
     "segmentations",
     1,
-    "Packed rows hold each example so often, in sampled segmentations (subword regularisation).",
+    "How often the packed rows hold each example, in sampled segmentations (Kudo 2018).",
 )
 _SAMPLING_ALPHA = flags.DEFINE_float(
     "sampling_alpha",
     0.2,
-    "Of the sampling: 0 takes all segmentations alike, 1 as likely as they are.",
+    "Exponent of the segmentation sampling: 0 is uniform, 1 follows the probabilities.",
 )
 _AUGMENT = flags.DEFINE_list(
     "augment",
     [],
-    "KIND:SHARE: perturb so many examples of the packed rows, such as "
+    "KIND:SHARE: perturb this share of the examples in the packed rows, such as "
     f"upper:0.07,typos:0.05. Kinds: {', '.join(KINDS)}.",
 )
 _OVERWRITE = flags.DEFINE_bool(

@@ -66,7 +66,7 @@ class Settings:
         row_length: tokens a side of the packed rows; 0 for no packed rows.
         segmentations: how many sampled segmentations of each pair the packed rows hold; 1 for
             the best one alone (Kudo 2018).
-        sampling_alpha: how even the sampling is: 0 takes all segmentations alike.
+        sampling_alpha: exponent of the sampling; 0 draws all segmentations alike.
         augment: KIND:SHARE, the share of the examples in the packed rows that are perturbed in
             this way (`dataset.perturbation.KINDS`).
     """

@@ -311,7 +311,7 @@ class EncodeTask:
         closing_id: as in `packing.pack`.
         segmentations: the rows hold each example so many times, in sampled segmentations; 1 for
             once, in the best one.
-        sampling_alpha: how even the sampling is.
+        sampling_alpha: exponent of the sampling; 0 draws all segmentations alike.
         augmentation: kind of perturbation -> share of the examples in the rows.
         symbols: pieces that perturbations leave as they are.
         seed: of the order of the rows, the sampling and the perturbations.

@@ -63,7 +63,7 @@ def _check_given(tokenizer: Tokenizer, number: int, settings: Settings) -> None:
         tokenizer.keeps_lines or settings.documents == "line"
     ):
         raise UsageError(
-            f"--tokenizer={path}: makes a space of a line break, and documents have line breaks; "
+            f"--tokenizer={path}: turns a line break into a space, and documents have line breaks; "
             "use the tokenizer.model of a language model's dataset, or leave --tokenizer out"
         )
     for symbol in settings.user_symbols:

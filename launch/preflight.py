@@ -19,6 +19,7 @@ import time
 from absl import flags
 
 import trainer
+from common.console import say_on_stderr
 from common.errors import UsageError, no_arguments, run_app
 from configs import flags as config_flags
 from data_pipeline.dataset.manifest import load_manifest
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> int:
         else make_task_without_data(config, _VOCAB_SIZE.value)
     )
     preflight = run.Preflight(config, task, target, _PRECISION.value)
-    run.say(
+    say_on_stderr(
         f"compiling {', '.join(_PROGRAMS.value)} for {target.name}; large models take minutes ..."
     )
     facts = {"config": name, "precision": _PRECISION.value, **preflight.run(_PROGRAMS.value)}

@@ -13,7 +13,6 @@ Exit codes: 0 done; 2 bad usage, or the storage refused.
 
 import base64
 import concurrent.futures
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -25,13 +24,13 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from common import lock
 from common.errors import UsageError, run_app
+from common.files import is_temporary, temporary_name
 from launch.cloud import buckets
 
 MARKERS = ("dataset.json", "config.json")
 """Files whose presence says that a directory is complete."""
 
 _USAGE = "python -m launch.storage push DIR gs://BUCKET/FOLDER, or pull gs://BUCKET/FOLDER DIR"
-_TEMPORARY = "_incomplete-"  # the prefix that common.files gives to files being written
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 60.0  # for one request
 _REPORT_SECONDS = 5.0
@@ -64,7 +63,7 @@ def local_files(directory: Path) -> dict[str, Path]:
     return {
         path.relative_to(directory).as_posix(): path
         for path in sorted(files)
-        if not path.name.startswith(_TEMPORARY) and path.name != lock.FILE
+        if not is_temporary(path.name) and path.name != lock.FILE
     }
 
 
@@ -79,7 +78,7 @@ def remote_files(client: storage.Client, bucket: str, prefix: str) -> dict[str, 
         name = blob.name[len(prefix) :]
         if not name or name.endswith("/"):  # a folder made by the web console
             continue
-        if _TEMPORARY in name or PurePosixPath(name).name == lock.FILE:
+        if is_temporary(PurePosixPath(name).name) or PurePosixPath(name).name == lock.FILE:
             continue
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise UsageError(f"gs://{bucket}/{blob.name} has no place in a directory; rename it")
@@ -197,7 +196,7 @@ def pull(address: str, directory: Path, parallel: int = 8) -> tuple[int, int, in
             if is_same(path, there[name]):
                 return -1
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+            temporary = Path(temporary_name(str(path)))
             try:
                 there[name].download_to_filename(
                     str(temporary),

@@ -14,4 +14,4 @@ process.prepare()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no start-up notices about TensorFlow itself
 ALLOCATOR = memory.keep_freed_memory()
 xla_cache.enable()
-google_cloud.spare_questions()
+google_cloud.skip_metadata_queries()

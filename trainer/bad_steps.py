@@ -21,7 +21,7 @@ MOST_IN_A_ROW = 100  # skipped before the run ends: by then the batches are not 
 MOST_ROLLBACKS = 10  # to one checkpoint
 _MOST_SAVED = 20  # batches, in one start
 _FOLDER = "bad_steps"
-_MEND = (
+_REMEDY = (
     "lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm, in a new "
     "--model_dir"
 )
@@ -76,12 +76,12 @@ def check_policy(policy: str, error: BadStepsError) -> None:
     if policy == "skip":
         raise UsageError(
             f"{MOST_IN_A_ROW} steps in a row were bad, up to {error.steps[-1]}: the batches are "
-            f"not the cause; {_MEND}"
+            f"not the cause; {_REMEDY}"
         ) from error
     if policy == "abort":
         raise UsageError(
             f"bad numbers in {error}; none of them was saved; start again with "
-            f"--config.train.bad_steps=skip or rollback, or {_MEND}"
+            f"--config.train.bad_steps=skip or rollback, or {_REMEDY}"
         ) from error
 
 
@@ -89,7 +89,8 @@ def check_rollbacks(steps: list[int], bad: BadStep) -> None:
     """Raise `UsageError` if the run has gone back to the last of these steps too often."""
     if steps.count(steps[-1]) > MOST_ROLLBACKS:
         raise UsageError(
-            f"{MOST_ROLLBACKS} rollbacks to step {steps[-1]:,} did not help, now for {bad}; {_MEND}"
+            f"{MOST_ROLLBACKS} rollbacks to step {steps[-1]:,} did not help, now for {bad}; "
+            f"{_REMEDY}"
         )
 
 

@@ -14,7 +14,7 @@ from common.errors import UsageError, no_arguments, run_app
 from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding.lines import LineReader
 
-_PIECE = 2_000  # lines
+_BATCH_LINES = 2_000
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a checkpoint's path.")
@@ -31,8 +31,8 @@ def main(argv: list[str]) -> None:
     labels = loaded.facts.labels
     classifier = loaded.task.classifier(loaded.model, loaded.tokenizers)  # type: ignore[attr-defined]
     _write(["\t".join(("label", *labels))])
-    reader, cut = LineReader(sys.stdin.fileno(), 1 if sys.stdin.isatty() else _PIECE), 0
-    for lines in reader.pieces():
+    reader, cut = LineReader(sys.stdin.fileno(), 1 if sys.stdin.isatty() else _BATCH_LINES), 0
+    for lines in reader.batches():
         probabilities, cut_now = classifier.probabilities(lines)
         _write(
             "\t".join((labels[row.argmax()], *(f"{value:.6f}" for value in row)))

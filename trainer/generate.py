@@ -30,8 +30,10 @@ _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "How many texts.", 1)
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", 0.8, "Below 1 for likelier text; 0 for the likeliest token each time.", 0.0
 )
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw among so many tokens; 0 for all.", 0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw among the likeliest of this share.", 0.01, 1.0)
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw among this many tokens; 0 for all.", 0)
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Draw among the likeliest tokens of this total probability.", 0.01, 1.0
+)
 _SEED = flags.DEFINE_integer("seed", 1, "Another seed writes another text.", 0)
 
 

@@ -213,7 +213,7 @@ class Loop:
             newest = checkpoints.newest
             raise UsageError(
                 f"{failure or 'worker 0 could not write the last checkpoint'}; "
-                f"{f'the newest is {newest}' if newest else 'there is none'}: mend that and start "
+                f"{f'the newest is {newest}' if newest else 'there is none'}: fix that and start "
                 "the same command again"
             )
 

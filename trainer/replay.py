@@ -101,7 +101,7 @@ class Replay:
         """Compute a step again and compare.
 
         Args:
-            due: whether a replay is.
+            due: bool scalar, whether this step is replayed.
             before: from `before`.
             batch: the replica's share.
             first: what `compute` returned.
@@ -118,7 +118,8 @@ class Replay:
             with tf.control_dependencies(tf.nest.flatten(first)):
                 again = self._copy(batch)
             read = self._of_batch(again)
-            # A token that has changed may be none, on which TensorFlow would end without a name.
+            # A corrupted token id may lie outside the vocabulary, on which TensorFlow would stop
+            # without naming the tensor.
             good = tf.reduce_all(read == before[: len(self._features)])
             second = compute({name: tf.where(good, again[name], batch[name]) for name in batch})
             with tf.control_dependencies(tf.nest.flatten(second)):

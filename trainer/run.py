@@ -17,6 +17,7 @@ from configs import schema
 from configs.schema import Config
 from data_pipeline.dataset import examples
 from data_pipeline.dataset.manifest import Manifest
+from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer import replay
 from trainer.agreement import Agreement
 from trainer.bad_steps import BatchSaver
@@ -36,7 +37,7 @@ from trainer.metrics.gallery import Gallery
 from trainer.metrics.goodput import Ledger
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.writer import MetricsWriter
-from trainer.model.attention import suit_tpu
+from trainer.model.attention import optimize_for_tpu
 from trainer.model.dropout import use_device_generator
 from trainer.model.seeds import seeded_weights
 from trainer.optim import sharding
@@ -207,13 +208,13 @@ def assemble(
         )
         _check_newest(checkpoints, strategy, model_dir)
         restored = checkpoints.restore(strategy)
-        state = "new run" if restored is None else f"resumed at step {restored:,}"
+        origin = "new run" if restored is None else f"resumed at step {restored:,}"
         if restored is None and init_from:
             found = model_directory.init_weights(model, init_from, facts)
             optimizer.reset_averages(model.trainable_variables)
-            state += f", weights of {found.path}"
+            origin += f", weights of {found.path}"
     if compiles_itself(strategy):
-        suit_tpu(model)
+        optimize_for_tpu(model)
     if draws_on_device(config.train.fast_dropout, strategy, jit_compile):
         use_device_generator(model)
     steps = Steps(strategy, task, model, optimizer, loss_scale, config, jit_compile=jit_compile)
@@ -224,20 +225,8 @@ def assemble(
     writer = MetricsWriter(model_dir, restored or 0, active=worker.is_chief, ledger=ledger)
     stopwatch = Stopwatch(float(checkpoints.state.seconds.numpy()))
     gallery = None
-    device = decoding_device(model)
-    if worker.is_chief and pictures and device:
-        gallery = Gallery(
-            writer,
-            task,
-            model,
-            tokenizers,
-            examples.read_first_examples(manifest, "valid", _MOST_PICTURED),
-            closing_id=manifest.closing_id,
-            device=device,
-            schedule=optimizer.schedule,
-            steps=config.train.steps,
-            seconds=lambda: stopwatch.seconds,
-        )
+    if worker.is_chief and pictures:
+        gallery = _gallery(config, task, manifest, tokenizers, model, optimizer, writer, stopwatch)
     validation = Validation(
         config.train,
         steps,
@@ -292,11 +281,44 @@ def assemble(
         say=say,
         profile_steps=profile_steps,
     )
-    lines = _describe(run, manifest, state)
-    say("\n".join(lines))
-    writer.start_boards((restored or 0) + 1, schema.flat(config), task.BEST, task.RATES)
-    writer.text("train", (restored or 0) + 1, "run", "\n".join(f"    {line}" for line in lines))
+    _announce(run, manifest, origin, (restored or 0) + 1)
     return run
+
+
+def _gallery(
+    config: Config,
+    task: Task,
+    manifest: Manifest,
+    tokenizers: dict[str, Tokenizer],
+    model: keras.Model,
+    optimizer: Optimizer,
+    writer: MetricsWriter,
+    stopwatch: Stopwatch,
+) -> Gallery | None:
+    """Return what draws the figures for TensorBoard; None where no device can run the model."""
+    device = decoding_device(model)
+    if not device:
+        return None
+    return Gallery(
+        writer,
+        task,
+        model,
+        tokenizers,
+        examples.read_first_examples(manifest, "valid", _MOST_PICTURED),
+        closing_id=manifest.closing_id,
+        device=device,
+        schedule=optimizer.schedule,
+        steps=config.train.steps,
+        seconds=lambda: stopwatch.seconds,
+    )
+
+
+def _announce(run: Run, manifest: Manifest, origin: str, first_step: int) -> None:
+    """Say what the run is, on the console and in TensorBoard."""
+    lines = _describe(run, manifest, origin)
+    run.say("\n".join(lines))
+    run.writer.start_boards(first_step, schema.flat(run.config), run.task.BEST, run.task.RATES)
+    run.writer.text("train", first_step, "run", "\n".join(f"    {line}" for line in lines))
 
 
 def _say_nothing(text: str) -> None:
@@ -351,8 +373,8 @@ def _check_newest(
         )
 
 
-def _describe(run: Run, manifest: Manifest, state: str) -> list[str]:
-    """Return the facts of a run, one a line; `state` says what it starts from."""
+def _describe(run: Run, manifest: Manifest, origin: str) -> list[str]:
+    """Describe a run in lines of text; `origin` says what it starts from."""
     data, train = run.data, run.config.train
     parameters = sum(math.prod(v.shape) for v in run.model.trainable_variables)
     shapes = ", ".join(f"{rows} x {length}" for rows, length in data.shapes)
@@ -373,7 +395,7 @@ def _describe(run: Run, manifest: Manifest, state: str) -> list[str]:
         f"fill rate {data.fill_rate():.3f}",
         f"length       {train.steps:,} steps, {data.batches_per_epoch:,} an epoch",
         f"model_dir    {run.model_dir}",
-        f"state        {state}",
+        f"state        {origin}",
         *(f"example      {'  |  '.join(map(_shorten, example))}" for example in shown),
     ]
 

@@ -30,7 +30,7 @@ from trainer.exporting import ctranslate2_engine
 if TYPE_CHECKING:  # an export does not need TensorFlow, whose import takes seconds
     from trainer.decoding.forced import ForcedDecoder
 
-_PIECE = 2_000  # lines: sorting by length wants many, a reader of the output wants few
+_BATCH_LINES = 2_000  # sorting by length wants many, a reader of the output wants few
 
 _MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "Model directory, or an export for CTranslate2.", required=True
@@ -72,14 +72,18 @@ _DIVERSITY = flags.DEFINE_float(
 _SAMPLES = flags.DEFINE_integer(
     "samples",
     0,
-    "Draw so many translations; the one that agrees best with the others, by chrF, "
+    "Draw this many translations; the one that agrees best with the others, by chrF, "
     "is written (minimum Bayes risk). 0 to search for the likeliest.",
     0,
 )
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of --samples.", 0.01)
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Of --samples: among so many tokens; 0 for all.", 0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Of --samples: among this share.", 0.01, 1.0)
-_SEED = flags.DEFINE_integer("seed", 1, "Of --samples.", 0)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Temperature of --samples.", 0.01)
+_TOP_K = flags.DEFINE_integer(
+    "top_k", 0, "With --samples: draw among this many of the likeliest tokens; 0 for all.", 0
+)
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "With --samples: draw among the likeliest tokens of this probability.", 0.01, 1.0
+)
+_SEED = flags.DEFINE_integer("seed", 1, "Random seed of --samples.", 0)
 _NOT_FOR_EXPORTS = (
     *("checkpoint", "n_best", "min_length", "suppress", "prefix", "diverse_groups", "diversity"),
     *("samples", "temperature", "top_k", "top_p", "seed"),
@@ -289,12 +293,12 @@ def _translate(translator: _Model | _Export | _BySentence, descriptor: int, prom
         descriptor: what to read.
         prompts: answer each line before the next is read.
     """
-    reader = LineReader(descriptor, 1 if prompts else _PIECE)
+    reader = LineReader(descriptor, 1 if prompts else _BATCH_LINES)
     progress = Progress(reader, descriptor, silent=prompts)
     whole: list[bytes] = []
     sources_cut = targets_cut = 0
     _say("> " if prompts else "")
-    for lines in reader.pieces():
+    for lines in reader.batches():
         written, found = translator.translate(lines, progress.add)
         content = "".join(f"{line}\n" for line in written).encode("utf-8")
         if _OUTPUT.value:
@@ -304,7 +308,7 @@ def _translate(translator: _Model | _Export | _BySentence, descriptor: int, prom
             sys.stdout.buffer.flush()
         sources_cut += sum(one.source_cut for one in found)
         targets_cut += sum(one.cut for one in found)
-        progress.end_piece()
+        progress.end_batch()
         _say("> " if prompts else "")
     if _OUTPUT.value:
         write_output(_OUTPUT.value, b"".join(whole), "output")

@@ -131,11 +131,11 @@ _NO_LANGUAGE = "zxx"  # what the identifier calls numbers and the like
 
 
 class Identifier:
-    """Tells which language a text is in, for texts that are surely not in the expected one.
+    """Identifies the language of a text, to find texts that are surely not in the expected one.
 
-    py3langid was chosen among three identifiers that bring their model along, by short sentences
-    of Tatoeba and Multi30k: at a confidence of 0.7 it takes 8 of 75,000 right sentences of 20
-    characters or more for another language, and finds 93 to 99 % of those with the sides swapped.
+    py3langid was chosen among three identifiers that ship with their model, on short sentences of
+    Tatoeba and Multi30k. At a confidence of 0.7 it assigns 8 of 75,000 correct sentences of 20
+    characters or more to another language, and finds 93 to 99 % of those with the sides swapped.
     """
 
     def __init__(self) -> None:

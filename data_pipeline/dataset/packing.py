@@ -44,7 +44,7 @@ class Rows:
 
     @property
     def length(self) -> int:
-        """Tokens that a row holds of each sequence."""
+        """Length of a row in tokens, the same for each sequence."""
         return self._first.shape[1]
 
     @property
@@ -153,6 +153,9 @@ def pack(
         closing_id: token that is added to every sequence; None adds none (`Manifest.closing_id`).
         truncate: cut off the end of a sequence that is too long, instead of leaving the example
             out.
+
+    Returns:
+        The rows; `left_out` counts the examples that are longer than a row.
     """
     lengths = _closed_lengths(examples, closing_id)
     if truncate:
@@ -161,7 +164,7 @@ def pack(
     return _fill(examples, lengths, row_of, rows, row_length, closing_id)
 
 
-def one_a_row(examples: Examples, lengths: tuple[int, ...], closing_id: int | None) -> list[Rows]:
+def one_per_row(examples: Examples, lengths: tuple[int, ...], closing_id: int | None) -> list[Rows]:
     """Put each example into a row of its own, in the shortest of `lengths` that holds it.
 
     Args:
@@ -228,10 +231,11 @@ def _fill(
         if closing_id is not None:
             ids[start + of_name - 1] = closing_id
         segment_ids[places] = np.repeat(segments, of_name)
-        arrays[name] = ids.reshape(rows, row_length)
-        arrays[f"{name}_segments"] = segment_ids.reshape(rows, row_length)
+        arrays[name] = ids.reshape(rows, row_length)  # [rows, row_length]
+        segment_ids = segment_ids.reshape(rows, row_length)  # [rows, row_length]
+        arrays[f"{name}_segments"] = segment_ids
     if examples.labels is not None:
         labels = np.zeros(rows * row_length, np.int32)
         labels[start] = examples.labels[order] + 1  # of the last sequence, the only one
-        arrays[LABELS] = labels.reshape(rows, row_length)
+        arrays[LABELS] = labels.reshape(rows, row_length)  # [rows, row_length]
     return Rows(arrays, len(row_of) - len(kept))

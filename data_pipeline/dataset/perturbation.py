@@ -1,7 +1,7 @@
-"""Text as careless people write it: to train on, and to see what it costs a model.
+"""Perturbed text, as careless people write it: to train on, and to measure how robust a model is.
 
-Every perturbation is a function of the text and a seed. What changes the form of a whole sentence
-is done to its translation too; slips of the keyboard are not.
+Every perturbation is a function of the text and a seed. One that changes the form of a whole
+sentence is applied to its translation too; typing errors are not.
 """
 
 import random
@@ -50,7 +50,7 @@ KINDS = {
     "no_final_punctuation": no_final_punctuation,
 }
 OF_THE_SOURCE = ("typos",)
-"""Kinds that a translator should mend: the translation stays as it is."""
+"""Kinds that a translator should correct: the translation stays as it is."""
 
 
 def perturb(texts: Sequence[str], kind: str, seed: str, symbols: Sequence[str] = ()) -> list[str]:

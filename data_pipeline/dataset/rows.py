@@ -86,7 +86,8 @@ def describe_blocks(path: str, record_bytes: int, block_rows: int) -> str:
     digests = []
     with gfile.GFile(path, "rb") as file:
         while data := file.read(block_rows * record_bytes):
-            framed = np.frombuffer(data, np.uint8).reshape(-1, record_bytes)
+            framed = np.frombuffer(data, np.uint8)  # [n * record_bytes]
+            framed = framed.reshape(-1, record_bytes)  # [n, record_bytes]
             digests.append(block_digest(framed[:, HEADER_BYTES:-FOOTER_BYTES].tobytes()))
     return "".join(digests)
 
@@ -259,7 +260,8 @@ def _unchecked_records(path, begin, rows, record_bytes: int):
     begin = tf.minimum(tf.cast(begin, tf.int64), size)
     letters = tf.strings.bytes_split(tf.strings.substr(content, begin, rows * record_bytes))
     whole = tf.size(letters) // record_bytes
-    framed = tf.reshape(letters[: whole * record_bytes], [whole, record_bytes])
+    letters = letters[: whole * record_bytes]
+    framed = tf.reshape(letters, [whole, record_bytes])  # [whole, record_bytes]
     return tf.strings.reduce_join(framed[:, HEADER_BYTES:-FOOTER_BYTES], axis=1)
 
 
@@ -286,6 +288,7 @@ def parse(records, info: RowsInfo):
         dtype = tf.as_dtype(_dtype(name, info.features, info.token_dtype))
         numbers = tf.io.decode_raw(values[name], dtype)
         # Not [-1, row_length], which would accept rows of twice the length.
-        shaped = tf.reshape(numbers, tf.stack([tf.size(records), info.row_length]))
+        shape = tf.stack([tf.size(records), info.row_length])
+        shaped = tf.reshape(numbers, shape)  # [n, row_length]
         rows[name] = tf.cast(tf.ensure_shape(shaped, [None, info.row_length]), tf.int32)
     return rows

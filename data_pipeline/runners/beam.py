@@ -28,8 +28,7 @@ from data_pipeline.runners.local import Runner, Task, Work, run_without_collecto
 
 _LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _DASK_RUNNER = "apache_beam.runners.dask.dask_runner.DaskRunner"
-# So long we wait for the first Dask worker.
-_DASK_SECONDS = 30
+_DASK_SECONDS = 30  # to wait for the first Dask worker
 
 
 class _Parser(_BeamArgumentParser):
@@ -58,7 +57,7 @@ class BeamRunner(Runner):
         chosen = PipelineOptions(list(beam_args)).view_as(StandardOptions).runner
         self._dask = chosen in ("DaskRunner", _DASK_RUNNER)
         if self._dask:
-            _import_dask()  # before the options are checked, for then its own are known
+            _import_dask()  # before the check, so that its own options are known
         check_options(beam_args)
         self._options = PipelineOptions(list(beam_args))
         if self._dask:

@@ -115,7 +115,7 @@ class _TmxReader:
         except expat.ExpatError as error:
             raise UsageError(
                 f"{self._path}, line {error.lineno}: not well-formed XML "
-                f"({expat.ErrorString(error.code)}); mend or export the file again"
+                f"({expat.ErrorString(error.code)}); fix the file or export it again"
             ) from error
         if is_last and self._units and not self._complete_units:
             found = sorted(filter(None, self._fits))
@@ -159,7 +159,7 @@ class _TmxReader:
             if not self._segments:
                 raise UsageError(
                     f"{self._path}, line {self._parser.CurrentLineNumber}: a unit ends here that "
-                    "has no <seg>; mend or export the file again"
+                    "has no <seg>; fix the file or export it again"
                 )
             self._pairs.append((self._texts[0], self._texts[1]))
 
@@ -206,7 +206,7 @@ def _as_utf8(path: str, blocks: Iterable[bytes], encoding: str) -> Iterator[byte
         ) from error
     except UnicodeError as error:
         raise UsageError(
-            f"{path}: is not text in {encoding} ({getattr(error, 'reason', error)}); mend the "
+            f"{path}: is not text in {encoding} ({getattr(error, 'reason', error)}); fix the "
             "encoding in its XML declaration, or convert the file with iconv -t UTF-8"
         ) from error
 
@@ -253,7 +253,7 @@ class GettextSource:
             else:
                 catalog = read_po(_po_lines(self.path, content), abort_invalid=True)
         except PoFileError as error:
-            raise UsageError(f"{self.path}, line {error.lineno + 1}: {error}; mend it") from error
+            raise UsageError(f"{self.path}, line {error.lineno + 1}: {error}; fix it") from error
         except (ValueError, LookupError, TypeError, AttributeError, struct.error, OSError) as error:
             raise UsageError(f"{self.path}: damaged catalogue ({error})") from error
         for message in catalog:
@@ -302,7 +302,7 @@ def _po_lines(path: str, content: bytes) -> Iterator[bytes]:
     Babel does not look whether a string is closed and knows no `#~|` (the old text of an obsolete
     entry).
     """
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
         line = line.strip()
         if line.startswith(b"#~|"):
             line = b""
@@ -313,7 +313,7 @@ def _po_lines(path: str, content: bytes) -> Iterator[bytes]:
 
 
 def _kind(path: str) -> str:
-    """Return the ending of a name without that of the packing, such as `.po`."""
+    """Return the extension of a name, such as `.po`, ignoring `.gz` and `.zst`."""
     name = path.removesuffix(".gz").removesuffix(".zst")
     return name[-3:]
 

@@ -1,5 +1,6 @@
-"""Text in plain files, packed or not: `text:` and `tsv:`, and what other sources need of files."""
+"""Plain text files, compressed or not: `text:` and `tsv:`, and what other sources need of files."""
 
+import codecs
 import re
 import zlib
 from collections import deque
@@ -12,12 +13,11 @@ from common.errors import UsageError
 from data_pipeline.sources import chunk as chunks
 from data_pipeline.sources.chunk import Chunk, Wanted
 
-# Small enough that what comes out of the unpacker is too: often four times as much, but gzip may
-# pack a thousand bytes in one.
+# Small enough that the decompressed block is small too: often four times as large, but gzip may
+# compress a thousand bytes into one.
 _BLOCK_BYTES = 16 << 10
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# How packed files begin, RFC 1952 and RFC 8878 (with the skippable frames that pzstd writes); no
-# text in UTF-8 does.
+# How compressed files begin, RFC 1952 and RFC 8878 (with the skippable frames that pzstd writes);
+# no text in UTF-8 does.
 _MAGIC = {
     ".gz": re.compile(rb"\x1f\x8b"),
     ".zst": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
@@ -111,7 +111,7 @@ def expand_list(scheme: str, rest: str) -> list[str]:
 
 
 def read_blocks(path: str) -> Iterator[bytes]:
-    """Yield the content of a file in blocks, unpacked if its name ends in `.gz` or `.zst`.
+    """Yield the content of a file in blocks, decompressed if its name ends in `.gz` or `.zst`.
 
     Members of a gzip file and frames of a zstd file that follow each other are read as one.
 
@@ -127,9 +127,9 @@ def read_blocks(path: str) -> Iterator[bytes]:
             blocks = iter(lambda: file.read(_BLOCK_BYTES), b"")
             if suffix == ".gz":
                 # 31: a gzip header and a window of any size.
-                yield from _unpack(blocks, lambda: zlib.decompressobj(31))
+                yield from _decompress(blocks, lambda: zlib.decompressobj(31))
             elif suffix == ".zst":
-                yield from _unpack(blocks, ZstdDecompressor().decompressobj)
+                yield from _decompress(blocks, ZstdDecompressor().decompressobj)
             else:
                 yield from blocks
     except (zlib.error, ZstdError, EOFError) as error:
@@ -182,32 +182,35 @@ def _check_kind(path: str, head: bytes) -> str | None:
     found = next((suffix for suffix, magic in _MAGIC.items() if magic.match(head)), None)
     if named and named != found:
         raise UsageError(
-            f"{path}: is not a {named} file, in spite of its name; rename it or pack it"
+            f"{path}: is not a {named} file, in spite of its name; rename it or compress it"
         )
     if found and not named:
-        raise UsageError(f"{path}: is packed; give it a name that ends in {found}")
+        raise UsageError(f"{path}: is compressed; give it a name that ends in {found}")
     return named
 
 
-def _unpack(packed: Iterator[bytes], new_unpacker: Callable[[], Any]) -> Iterator[bytes]:
+def _decompress(blocks: Iterator[bytes], new_decompressor: Callable[[], Any]) -> Iterator[bytes]:
     """Yield the content of members or frames, one after the other.
 
     Args:
-        packed: the blocks of the file.
-        new_unpacker: makes an object like `zlib.decompressobj`, for one member.
+        blocks: of the compressed file.
+        new_decompressor: makes an object like `zlib.decompressobj`, for one member.
+
+    Raises:
+        EOFError: the file ends inside a member or frame.
     """
-    unpacker = new_unpacker()
-    for block in packed:
+    decompressor = new_decompressor()
+    for block in blocks:
         while block:
-            if unpacker.eof:
+            if decompressor.eof:
                 # Zeros may fill up the end of a file; a member cannot begin with one.
                 block = block.lstrip(b"\0")
                 if not block:
                     break
-                unpacker = new_unpacker()
-            yield unpacker.decompress(block)
-            block = unpacker.unused_data
-    if not unpacker.eof:
+                decompressor = new_decompressor()
+            yield decompressor.decompress(block)
+            block = decompressor.unused_data
+    if not decompressor.eof:
         raise EOFError("it ends too early")
 
 
@@ -219,7 +222,7 @@ def read_lines(path: str) -> Iterator[tuple[bytes, int]]:
     """
     # Parts of a line that goes on, joined once: the time is linear in its length.
     unfinished: list[bytes] = []
-    mark = _BYTE_ORDER_MARK
+    mark = codecs.BOM_UTF8
     feeds = returns = 0
     for block in read_blocks(path):
         end = block.rfind(b"\n") + 1

@@ -109,7 +109,7 @@ class TfdsSource:
             text = value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(
-                f"{self._name()}, example {number}: not valid UTF-8; mend the text and prepare the "
+                f"{self._name()}, example {number}: not valid UTF-8; fix the text and prepare the "
                 "dataset again"
             ) from error
         return document_line(text) if self.task == "language_model" else text

@@ -33,8 +33,8 @@ def find_largest(
 ) -> Largest:
     """Search for the largest number of rows per chip that fits, by compiling.
 
-    Memory is assumed to grow linearly with the rows, from the two largest numbers tried on, which
-    gives the next one to try.
+    The next number to try comes from a linear extrapolation of the memory through the two largest
+    numbers tried so far.
 
     Args:
         compile_rows: compiles the train step for a number of rows per chip.
@@ -65,8 +65,16 @@ def find_largest(
     return Largest(fits, too_many, tried)
 
 
-def _next(tried, fits, too_many, available, fixed, gap, multiple) -> int:
-    # The line through the two largest tried; at first, through what no rows would need.
+def _next(
+    tried: dict[int, int],
+    fits: int,
+    too_many: int | None,
+    available: float,
+    fixed: float,
+    gap: int,
+    multiple: int,
+) -> int:
+    # The line through the two largest numbers tried; at first, through the memory of zero rows.
     (fewer, less), (rows, need) = [(0, fixed), *sorted(tried.items())][-2:]
     slope = max((need - less) / (rows - fewer), 1.0)
     guess = int(rows + (available - need) / slope) // multiple * multiple

@@ -1,9 +1,9 @@
 """Compile a StableHLO program for a TPU or a GPU with their own compilers, without either.
 
-`compile_program` runs this module as a process: it needs JAX with libtpu or the CUDA plugin (the
-extras `preflight` and `preflight-gpu`) but no TensorFlow, a program that the compiler cannot handle
-may kill it, and several of them use several cores. Most of what it calls is not public in JAX,
-hence the pinned versions.
+`compile_program` runs this module as a separate process, for three reasons: it needs JAX with
+libtpu or the CUDA plugin (the extras `preflight` and `preflight-gpu`) but no TensorFlow; a program
+that the compiler cannot handle may crash it; and several processes use several cores. Most of the
+JAX functions that it calls are not public, hence the pinned versions.
 """
 
 import importlib.util
@@ -185,7 +185,8 @@ def _main(job: dict[str, Any]) -> None:
             result |= {"error": str(error), "needs": needs, "available": available}
         else:
             counts = job["topology"]["platform"] == "tpu"  # the other compiler counts no FLOPs
-            result |= _facts(executable, job["trips"], executable.cost_analysis() if counts else {})
+            costs = executable.cost_analysis() if counts else {}
+            result |= _measurements(executable, job["trips"], costs)
     with open(job["result"], "w") as file:
         json.dump(result, file)
 
@@ -296,7 +297,7 @@ def _label(operation) -> str:
     return names[0] if names else operation.name
 
 
-def _facts(executable, trips: int, costs) -> dict[str, Any]:
+def _measurements(executable, trips: int, costs) -> dict[str, Any]:
     memory = executable.get_compiled_memory_stats()
     costs = costs[0] if isinstance(costs, list) else costs
     text = executable.hlo_modules()[0].to_string()

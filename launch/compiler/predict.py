@@ -10,11 +10,11 @@ chip:
                 the compiler's cycle estimate / clock           for TPUs
                 max(FLOPs / peak, bytes / bandwidth)            for GPUs
     step      = max(roofline, schedule) + all-reduce  the prediction
-                + gather, half of one, of the float32 weights with `train.shard_optimizer`
+                + gather of the float32 weights with `train.shard_optimizer`: half an all-reduce
 
 Both are added in full: the all-reduce starts after the last gradient, and the gather of the updated
-weights after the update, so nothing overlaps them. The
-prediction leaves out waiting for input, the host's work between steps, evaluation and checkpoints.
+weights after the update, so nothing overlaps them. The prediction leaves out waiting for input, the
+host's work between steps, evaluation and checkpoints.
 MFU counts the FLOPs of `Task.program_flops`, for full rows; the trainer reports less, because it
 does not count padding, nor attention between the sentences of a packed row.
 """

@@ -18,7 +18,7 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.distribute import one_device_strategy
 
 from launch.compiler.compiler import ALL_GATHER
-from trainer.model.attention import suit_tpu
+from trainer.model.attention import optimize_for_tpu
 from trainer.model.dropout import use_device_generator
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.optimizer import Optimizer
@@ -196,7 +196,7 @@ class Programs:
             )
             scale = LossScale(precision == "mixed_float16")
             if tpu:
-                suit_tpu(self.model)
+                optimize_for_tpu(self.model)
             fast = config.train.fast_dropout
             if fast == "on" or (fast == "auto" and tpu):
                 use_device_generator(self.model)

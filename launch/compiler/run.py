@@ -1,13 +1,13 @@
 """Compile the programs of one configuration for one target, and collect the facts to report."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
+from common.console import say_on_stderr
 from configs import schema
 from data_pipeline.dataset.manifest import Manifest
 from launch.compiler import batch, compiler, predict, report
@@ -171,7 +171,7 @@ class Preflight:
         from launch.compiler.programs import ExportError
 
         def compile_rows(rows: int) -> Compiled:
-            say(f"compiling {rows} rows per chip ...")
+            say_on_stderr(f"compiling {rows} rows per chip ...")
             program = self.programs.train(rows, self.length)
             try:
                 exported = program.stablehlo()
@@ -218,8 +218,3 @@ def add_cost(facts: dict[str, Any], target: Target, steps: int, usd: float) -> N
         "usd": total,
         "usd_per_billion_tokens": total / (steps * facts["batch_tokens"]) * 1e9,
     }
-
-
-def say(text: str) -> None:
-    """Print progress on standard error."""
-    print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Bad input and settings: one line that says what, where and how to mend it, and nothing left."""
+"""Bad input and settings: one line that says what, where and how to fix it, and nothing left."""
 
 import gzip
 import re

@@ -165,7 +165,7 @@ def test_a_given_tokenizer_has_to_keep_line_breaks_and_know_the_symbols(tmp_path
     def settings(**fields):
         return text_settings(tmp_path, spec, tokenizer=(str(model),), **fields)
 
-    with pytest.raises(UsageError, match="makes a space of a line break, and documents have line"):
+    with pytest.raises(UsageError, match="turns a line break into a space, and documents"):
         prepare(settings())
     with pytest.raises(UsageError, match="--user_symbols: '<2fr>' is no such piece of --tokeni"):
         prepare(settings(documents="line", user_symbols=("<2fr>",)))

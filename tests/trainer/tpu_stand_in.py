@@ -16,7 +16,7 @@ from launch.compiler.programs import forbidden, graphs_of
 from trainer import loop, main, run, step
 
 seen: dict = {"calls": [], "arguments": [], "forbidden": [], "functions": [], "compiled": []}
-seen["suited"] = []
+seen["optimized"] = []
 
 
 class Resolver:
@@ -77,7 +77,7 @@ tf.tpu.experimental.initialize_tpu_system = initialize
 tf.distribute.TPUStrategy = Strategy
 # As on a TPU. The rest of the step is built as for other devices: so it is equal to the bit.
 run.compiles_itself = lambda strategy: True
-run.suit_tpu = lambda model: seen["suited"].append(type(model).__name__)
+run.optimize_for_tpu = lambda model: seen["optimized"].append(type(model).__name__)
 step.Steps._norms = tf.autograph.experimental.do_not_convert(
     lambda self: self._first_of(self.strategy.run(self.replica_norms))
 )

@@ -155,7 +155,7 @@ def _names(directory: str) -> list[str]:
 
 
 def _unreadable(path: str, error: tf.errors.OpError) -> UsageError:
-    return UsageError(f"{path} cannot be read: {error_text(error)}; mend that and start again")
+    return UsageError(f"{path} cannot be read: {error_text(error)}; fix that and start again")
 
 
 def steps(directory: str) -> list[int]:

@@ -255,7 +255,7 @@ class Checkpoints:
             self.failure = f"checkpoint {path} could not be written: {error_text(error)}"
             self._tidy(files.remove, step)
             if self._saved is None and not isinstance(error, passing_errors()):
-                raise UsageError(f"{self.failure}; mend that and start again") from error
+                raise UsageError(f"{self.failure}; fix that and start again") from error
             warn(f"{self.failure}; training goes on, and the next one is tried when it is due")
         else:
             self.failure, self._saved = None, (step, bool(metrics))

@@ -65,7 +65,16 @@ class Found(NamedTuple):
 
 
 def normalized(log_p: tf.Tensor, length: tf.Tensor, options: SearchOptions) -> tf.Tensor:
-    """Return the score of hypotheses of so many tokens, the end token counted."""
+    """Return the normalised scores by which hypotheses are ranked.
+
+    Args:
+        log_p: float32, log probabilities.
+        length: tokens with the end token; an integer tensor that broadcasts to `log_p`.
+        options: the normalisation and its exponent, see `SearchOptions.normalization`.
+
+    Returns:
+        float32, of the shape of `log_p`.
+    """
     length = tf.cast(length, tf.float32)
     base = (5.0 + length) / 6.0 if options.normalization == "gnmt" else length
     return log_p / base**options.length_penalty
@@ -137,7 +146,12 @@ class BeamSearch:
         return waits & (beam.position < beam.limit)
 
     def advance(self, beam: Beam, leave: tf.Tensor) -> Beam:
-        """Search on until there is no room, or at most `leave` sentences are open."""
+        """Search on until there is no room, or at most `leave` sentences are open.
+
+        Args:
+            beam: the search so far.
+            leave: int32 scalar; 0 to finish all sentences.
+        """
 
         def goes_on(*fields):
             state = Beam(*fields)
@@ -154,7 +168,7 @@ class BeamSearch:
         position, beams = beam.position, self.options.beam_size
         length = tf.shape(beam.alive)[3]
         here = tf.range(length) == position  # [T]
-        written = tf.reshape(beam.alive, [-1, beams, length])
+        written = tf.reshape(beam.alive, [-1, beams, length])  # [B, K, T]
         last = tf.gather(written, tf.maximum(position - 1, 0), axis=2)  # [B, K]
         last = tf.where(position == 0, self.special.bos, last)
         ancestors = tf.where(here, tf.range(beams)[:, tf.newaxis], beam.ancestors)
@@ -212,7 +226,7 @@ class BeamSearch:
         penalty = tf.math.log(tf.clip_by_value(covered, 1e-6, 1.0))  # [B, K, S]
         penalty = tf.reduce_sum(tf.where(counts, penalty, 0.0), axis=2)
         shape = [-1, self._groups, self._members]
-        return self.options.coverage_penalty * tf.reshape(penalty, shape)
+        return self.options.coverage_penalty * tf.reshape(penalty, shape)  # [B, G, M]
 
     def _candidates(self, logits, beam: Beam, written) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return the best extensions of every group, the best first.
@@ -233,12 +247,12 @@ class BeamSearch:
         forced = tf.gather(beam.prefix, beam.position, axis=1)  # [B], 0 for none
         normalizer = log_normalizer(logits)  # [B, K, 1]
         of_forced = tf.gather(logits, forced[:, tf.newaxis], axis=2, batch_dims=1) - normalizer
-        of_forced = tf.reshape(of_forced, [*shape, 1])
+        of_forced = tf.reshape(of_forced, [*shape, 1])  # [B, G, M, 1]
         values, normalizer = changed_scores(logits, normalizer, written, beam.position, options)
-        values = tf.reshape(values, [*shape, vocabulary])
-        normalizer = tf.reshape(normalizer, [*shape, 1])
+        values = tf.reshape(values, [*shape, vocabulary])  # [B, G, M, V]
+        normalizer = tf.reshape(normalizer, [*shape, 1])  # [B, G, M, 1]
         # The 2M best of a group are among the 2M best of each member that are allowed.
-        width = min(2 * members + self.special.never_more_than, vocabulary)
+        width = min(2 * members + self.special.most_forbidden, vocabulary)
         chosen = tf.zeros([tf.shape(values)[0], vocabulary])  # by how many earlier groups
         found = []
         for group in range(self._groups):
@@ -279,9 +293,10 @@ class BeamSearch:
         beams, length = self.options.beam_size, tf.shape(beam.alive)[3]
         flat = [-1, beams]
         ended = tf.reshape(beam.done_scores, flat) > NEVER / 2  # [B, K]
-        exists = tf.reshape(beam.alive_log_p, flat) > NEVER / 2
+        exists = tf.reshape(beam.alive_log_p, flat) > NEVER / 2  # [B, K]
         written = tf.reduce_sum(tf.cast(beam.alive > 0, tf.int32), axis=3)  # [B, G, M]
         cut_scores = normalized(beam.alive_log_p, tf.maximum(written, 1), self.options)
+        # The K finished hypotheses, then the K unfinished ones: [B, 2K], [B, 2K] and [B, 2K, T].
         scores = tf.concat([tf.reshape(x, flat) for x in (beam.done_scores, cut_scores)], 1)
         log_p = tf.concat([tf.reshape(x, flat) for x in (beam.done_log_p, beam.alive_log_p)], 1)
         tokens = tf.concat([tf.reshape(x, [-1, beams, length]) for x in (beam.done, beam.alive)], 1)

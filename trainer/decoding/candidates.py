@@ -29,7 +29,7 @@ def top_tokens(values: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
         count: how many; at most V.
 
     Returns:
-        float32 and int32 [B, M, count], in falling order; of equals the first comes first.
+        float32 and int32 [B, M, count], in descending order; of equal values the first comes first.
     """
     vocabulary = values.shape[-1]
     block = next((size for size in _BLOCKS if vocabulary % size == 0), _BLOCKS[0])
@@ -43,7 +43,7 @@ def top_tokens(values: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
     _, best = tf.math.top_k(tf.reduce_max(blocks, axis=-1), count)  # [B, M, count]
     best = tf.sort(best, axis=-1)  # in the order of the vocabulary, for the sake of ties
     inside = tf.gather(blocks, best, batch_dims=2)  # [B, M, count, block]
-    inside = tf.reshape(inside, [shape[0], shape[1], count * block])
+    inside = tf.reshape(inside, [shape[0], shape[1], count * block])  # [B, M, count * block]
     found, places = tf.math.top_k(inside, count)
     tokens = tf.gather(best, places // block, batch_dims=2) * block + places % block
     return found, tokens

@@ -121,17 +121,17 @@ def token_mask(tokens: tf.Tensor, counts: tf.Tensor, vocabulary: int) -> tf.Tens
         vocabulary: V.
 
     Returns:
-        bool [B, K, V]; padding, id 0, is not told from what does not count.
+        bool [B, K, V]; always False for id 0, padding, which also stands for what does not count.
     """
     shape = tf.shape(tokens)
     rows = shape[0] * shape[1]
     row = tf.broadcast_to(tf.range(rows)[:, tf.newaxis], [rows, shape[2]])
-    column = tf.reshape(tf.where(counts, tokens, 0), [rows, shape[2]])
-    where = tf.reshape(tf.stack([row, column], axis=-1), [-1, 2])
+    column = tf.reshape(tf.where(counts, tokens, 0), [rows, shape[2]])  # [B * K, T]
+    where = tf.reshape(tf.stack([row, column], axis=-1), [-1, 2])  # [B * K * T, 2]
     ones = tf.ones([rows * shape[2]], tf.int32)
     mask = tf.tensor_scatter_nd_max(tf.zeros([rows, vocabulary], tf.int32), where, ones) > 0
     mask &= tf.range(vocabulary) > 0
-    return tf.reshape(mask, [shape[0], shape[1], vocabulary])
+    return tf.reshape(mask, [shape[0], shape[1], vocabulary])  # [B, K, V]
 
 
 def repeated_ngrams(

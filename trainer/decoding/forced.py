@@ -1,4 +1,4 @@
-"""Scoring and aligning translations that are given, instead of searching for one.
+"""Forced decoding: scores and aligns given translations instead of searching for one.
 
 Axis letters: B batch, S source length, T target length, V vocabulary.
 """

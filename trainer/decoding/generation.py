@@ -1,7 +1,7 @@
 """Continuing texts with a language model: sampling token by token, with a cache of keys and values.
 
-A model sees at most a row, as in training. A text that outgrows the row goes on with its last half
-in view, read again from the start of the row.
+A model sees at most a row, as in training. When a text outgrows the row, its last half row is read
+again from position 0, and generation goes on from there.
 
 Axis letters: R rows, T tokens of a row, V vocabulary.
 """
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from trainer.decoding.devices import decoding_device
 from trainer.decoding.options import NEVER, SamplingOptions, SpecialTokens
-from trainer.decoding.sampling import candidate_probabilities, uniform_numbers
+from trainer.decoding.sampling import draw_tokens, uniform_numbers
 
 
 class _Texts(NamedTuple):
@@ -151,7 +151,7 @@ class TextGenerator:
             special.bos,
         ]
         log_p = tf.where(tf.reduce_any(never, axis=-1), NEVER, log_p)  # [R, V]
-        drawn = draw(
+        drawn = draw_tokens(
             log_p / temperature, tf.gather(uniform, position, axis=1), self._sampling
         )  # [R]
         given = tf.gather(written, position, axis=1)  # [R]
@@ -161,19 +161,3 @@ class TextGenerator:
         here = tf.range(tf.shape(written)[1]) == position
         written = tf.where(here, token[:, tf.newaxis], written)
         return _Texts(position + 1, written, ended, cache)
-
-
-def draw(log_p: tf.Tensor, uniform: tf.Tensor, options: SamplingOptions) -> tf.Tensor:
-    """Draw one token a row, int32 [R].
-
-    Args:
-        log_p: float32 [R, V].
-        uniform: float32 [R], in [0, 1): what decides.
-        options: temperature, top_k and top_p.
-    """
-    tokens, probabilities = candidate_probabilities(log_p, options)  # [R, C]
-    ends_at = tf.cumsum(probabilities, axis=1)
-    place = tf.reduce_sum(tf.cast(ends_at <= uniform[:, tf.newaxis], tf.int32), axis=1)
-    # Rounding may leave the sum below the number drawn: then it is the last that counts.
-    count = tf.reduce_sum(tf.cast(probabilities > 0, tf.int32), axis=1)
-    return tf.gather(tokens, tf.minimum(place, count - 1), batch_dims=1)

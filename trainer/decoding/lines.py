@@ -1,5 +1,6 @@
 """Reading lines as they come, what is wrong with some of them, and how many are done."""
 
+import codecs
 import os
 import re
 import select
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from common.console import StreamError, warn
 
 _BLOCK_BYTES = 1 << 16
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # After the last mark of a sentence, with its closing quotes and brackets, a space, unless a small
 # letter follows; or after a mark of Chinese and Japanese, where no space is needed. A full stop
 # after a single capital or a short title ends nothing.
@@ -38,7 +38,7 @@ class LineReader:
 
     Args:
         descriptor: what to read; it stays open.
-        most: lines in a piece.
+        most: lines in a batch.
 
     Attributes:
         lines: read so far.
@@ -56,12 +56,12 @@ class LineReader:
         except OSError as error:
             raise StreamError("standard input", error) from error
 
-    def pieces(self) -> Iterator[list[str]]:
+    def batches(self) -> Iterator[list[str]]:
         """Yield at least one line each time, and as many as are there at once, up to `most`."""
         rest, waiting, first = b"", [], True
         while block := self._read():
             if first:
-                block, first = block.removeprefix(_BYTE_ORDER_MARK), False
+                block, first = block.removeprefix(codecs.BOM_UTF8), False
             *ended, rest = (rest + block).split(b"\n")
             waiting += ended
             while len(waiting) >= self._most:
@@ -128,7 +128,7 @@ class Progress:
         if time.monotonic() - self._said >= (1 if self._terminal else 20):
             self._write()
 
-    def end_piece(self) -> None:
+    def end_batch(self) -> None:
         """Count all that was read as done, also the lines that were empty."""
         self.add(self._reader.lines - self._lines)
 

@@ -1,4 +1,4 @@
-"""What a search may be told, and the ids of the tokens that are not text."""
+"""Options of beam search and of sampling, and the ids of the special tokens."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class SpecialTokens:
     eos: int = 3
 
     @property
-    def never_more_than(self) -> int:
-        """How many of these the rules can forbid at one position."""
+    def most_forbidden(self) -> int:
+        """The most of these that the rules can forbid at one position."""
         return 4
 
 

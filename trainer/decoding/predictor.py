@@ -20,14 +20,12 @@ State = Any
 class Predictor(Protocol):
     """A model, or several, as a search sees it."""
 
-    vocab_size: int
-
     def start(self, source: tf.Tensor, length: tf.Tensor, beams: int) -> State:
         """Return the state before the first token.
 
         Args:
             source: int32 [B, S], each row closed by its end token, 0 for padding.
-            length: T, positions there is room for.
+            length: T, positions that the cache has room for.
             beams: K.
         """
 
@@ -36,7 +34,7 @@ class Predictor(Protocol):
     ) -> tuple[tf.Tensor, State]:
         """Return the logits of the next token, float32 [B, K, V], and the new state.
 
-        Logits are log probabilities but for a number that each hypothesis may add to all.
+        Logits equal log probabilities up to a constant for each hypothesis.
 
         Args:
             tokens: int32 [B, K], the token before it.
@@ -68,7 +66,6 @@ class TranslationPredictor:
 
     def __init__(self, models: Sequence[Any], watches: bool = False):
         self._models, self._watches = list(models), watches
-        self.vocab_size: int = models[0].target_vocab_size
 
     def start(self, source: tf.Tensor, length: tf.Tensor, beams: int) -> State:
         """See `Predictor`."""

@@ -66,6 +66,25 @@ def candidate_probabilities(log_p: tf.Tensor, options: SamplingOptions):
     return tokens, probabilities / tf.reduce_sum(probabilities, axis=1, keepdims=True)
 
 
+def draw_tokens(log_p: tf.Tensor, uniform: tf.Tensor, options: SamplingOptions) -> tf.Tensor:
+    """Draw one token for each row, by inverting the cumulative distribution.
+
+    Args:
+        log_p: float32 [R, V].
+        uniform: float32 [R], in [0, 1): what decides.
+        options: temperature, top_k and top_p.
+
+    Returns:
+        int32 [R].
+    """
+    tokens, probabilities = candidate_probabilities(log_p, options)  # [R, C]
+    ends_at = tf.cumsum(probabilities, axis=1)  # [R, C]
+    place = tf.reduce_sum(tf.cast(ends_at <= uniform[:, tf.newaxis], tf.int32), axis=1)  # [R]
+    # Rounding may leave the sum below the number drawn: then the last candidate is drawn.
+    count = tf.reduce_sum(tf.cast(probabilities > 0, tf.int32), axis=1)  # [R]
+    return tf.gather(tokens, tf.minimum(place, count - 1), batch_dims=1)
+
+
 class Sampler:
     """Ancestral sampling with one model.
 
@@ -143,15 +162,10 @@ class Sampler:
             self.options,
             self.special,
         )[:, 0]
-        tokens, probabilities = candidate_probabilities(allowed, self.sampling)
-        ends_at = tf.cumsum(probabilities, axis=1)  # [R, C]
-        drawn = tf.gather(draw.uniform, position, axis=1)[:, tf.newaxis]  # [R, 1]
-        place = tf.reduce_sum(tf.cast(ends_at <= drawn, tf.int32), axis=1, keepdims=True)
-        # Rounding may leave the sum below the number drawn: then it is the last that counts.
-        count = tf.reduce_sum(tf.cast(probabilities > 0, tf.int32), axis=1, keepdims=True)
-        token = tf.gather(tokens, tf.minimum(place, count - 1), batch_dims=1)  # [R, 1]
-        gained = tf.gather(log_p[:, 0], token, batch_dims=1)[:, 0]
-        token, is_open = token[:, 0], self.is_open(draw)
+        decides = tf.gather(draw.uniform, position, axis=1)  # [R]
+        token = draw_tokens(allowed, decides, self.sampling)  # [R]
+        gained = tf.gather(log_p[:, 0], token, batch_dims=1)  # [R]
+        is_open = self.is_open(draw)  # [R]
         here = tf.range(tf.shape(draw.written)[1]) == position
         return Draw(
             position=position + 1,

@@ -282,7 +282,7 @@ class Decoder:
             for sample in range(self._samples):
                 whole = self._searched + number
                 uniform[row, sample] = uniform_numbers(self.sampling, whole, sample, length)
-        return uniform.reshape([-1, length])
+        return uniform.reshape([-1, length])  # [B * samples, T]
 
     def _hypotheses(self, tokens, scores, log_p, ended) -> list[Hypothesis]:
         found = []

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_WORD_START = "\u2581"  # SentencePiece's mark for a space
+from data_pipeline.dataset.normalization import SPACE_MARK
 
 
 def _owners(pieces: Sequence[str]) -> list[int]:
     """Return the number of the word that each piece belongs to."""
-    begins = [number == 0 or piece.startswith(_WORD_START) for number, piece in enumerate(pieces)]
+    begins = [number == 0 or piece.startswith(SPACE_MARK) for number, piece in enumerate(pieces)]
     return [sum(begins[: number + 1]) - 1 for number in range(len(pieces))]
 
 

@@ -87,7 +87,7 @@ class _Verdict:
 
 @dataclass
 class _Other:
-    """What is known of another worker. The first five come in its messages."""
+    """What is known of another worker. Its messages set `left`, `failed`, `stopped` and `state`."""
 
     channel: Channel
     heard: float  # time.monotonic()
@@ -99,7 +99,7 @@ class _Other:
 
 
 class Watch:
-    """Watches over the other workers once `start` is called; before that, and alone, nothing.
+    """Watches the other workers once `start` is called; does nothing before that, or alone.
 
     Args:
         silence: seconds without a sign of life after which a worker is taken for dead.

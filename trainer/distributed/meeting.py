@@ -124,7 +124,7 @@ class _Patience:
 
 
 class _Door:
-    """The port of this worker: lets other workers in, and says who lives there."""
+    """The port of this worker: accepts other workers and answers with this worker's identity."""
 
     def __init__(self, addresses: list[str], index: int, facts: Message):
         self.addresses, self.index, self.facts = addresses, index, facts
@@ -266,8 +266,8 @@ class _Chief:
             return
         self._came.add(index)
         if reason := self._objection(index, addresses, facts):
-            mend = "all workers need the same code, command and cluster, and each its own index"
-            self._refused = self._refused or f"{reason}; {mend}"
+            remedy = "all workers need the same code, command and cluster, and each its own index"
+            self._refused = self._refused or f"{reason}; {remedy}"
             self._rejected.append(channel)
         else:
             self._guests[index], self._tokens[index] = channel, token

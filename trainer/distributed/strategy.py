@@ -193,7 +193,7 @@ def _tpu_trouble(name: str, error: Exception) -> str:
             "--strategy=tpu: this TensorFlow is a build without TPU support; on the TPU machine "
             "install the extra tpu into an empty environment: pip install -e '.[tpu]'"
         )
-    mend = (
+    remedy = (
         "run on a TPU VM, where no other process holds the TPU"
         if name == "local"
         else "check its name, --tpu_zone and --tpu_project; look-up by name needs the package "
@@ -202,7 +202,7 @@ def _tpu_trouble(name: str, error: Exception) -> str:
     # TensorFlow says above the reason where in a graph it happened.
     lines = [line for line in str(error).splitlines() if line and not _NO_REASON.match(line)]
     reason = lines[0].strip() if lines else type(error).__name__
-    return f"--strategy=tpu finds no TPU ({name}): {reason}; {mend}"
+    return f"--strategy=tpu finds no TPU ({name}): {reason}; {remedy}"
 
 
 def check_paths(name: str, strategy: tf.distribute.Strategy, *paths: str) -> None:

@@ -34,7 +34,7 @@ def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Return a dataset that has no end as one that is known to have none, in a fixed order.
+    """Declare that an endless dataset is infinite, and keep its order deterministic.
 
     Otherwise every step of several workers would ask whether each of them still has a batch.
     """

@@ -20,10 +20,6 @@ class Bucket:
     rows: packing.Rows
     batch_rows: int
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return feature -> int32 [R, L]."""
-        return dict(self.rows.arrays)
-
 
 @dataclass(frozen=True)
 class InMemoryData:
@@ -65,7 +61,7 @@ class InMemoryData:
         self, first_step: int, replicas: int = 1, first: int = 0, local: int = 1
     ) -> tf.data.Dataset:
         tensors = [
-            {name: tf.constant(array) for name, array in bucket.arrays().items()}
+            {name: tf.constant(array) for name, array in bucket.rows.arrays.items()}
             for bucket in self.buckets
         ]
         counts = [self._batches(bucket) for bucket in self.buckets]
@@ -138,7 +134,7 @@ def training_data(
         lengths = _worthwhile_buckets(
             examples, data.buckets, config.train.batch_tokens, closing_tokens
         )
-        layouts, setting = packing.one_a_row(examples, lengths, closing_id), "buckets"
+        layouts, setting = packing.one_per_row(examples, lengths, closing_id), "buckets"
     too_long = sum(rows.left_out for rows in layouts)
     layouts = [rows for rows in layouts if len(rows)]
     if not layouts:

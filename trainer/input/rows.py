@@ -98,7 +98,8 @@ class StreamedData:
             )
             # Only the last block can be smaller, so what it lacks stands at the end.
             places = which * self.info.block_rows + order % self.info.block_rows
-            records = tf.gather(tf.reshape(records, [-1]), places)
+            records = tf.reshape(records, [-1])  # [blocks * block_rows]
+            records = tf.gather(records, places)
             return packed_rows.parse(records, self.info)
 
         buffers = tf.data.Dataset.counter(self._buffer_of(first_position), dtype=tf.int64)

@@ -57,7 +57,7 @@ def attention_maps(
     labels = None if label is None else [label]
     examples = Examples.of_lists({name: [ids] for name, ids in example.items()}, labels)
     lengths = {name: len(ids) + (closing_id is not None) for name, ids in example.items()}
-    rows = packing.one_a_row(examples, (max(lengths.values()),), closing_id)[0]
+    rows = packing.one_per_row(examples, (max(lengths.values()),), closing_id)[0]
     batch = {name: tf.constant(array) for name, array in rows.arrays.items()}
     with recorded_weights() as recorded:
         task.sums(model, batch, None, training=False)

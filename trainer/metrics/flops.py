@@ -134,9 +134,9 @@ def _gpu_peak(name: str, dtype: str) -> float | None:
 def measured_peak(precision: str, seconds: float = 1.0, size: int = 2048) -> float:
     """Return the FLOP/s that this CPU reaches in a large matrix product in TensorFlow.
 
-    Makers of CPUs state no peak that would fit; this is what stands in for it. All cores take
-    part, so it is the peak of the machine, however many virtual devices it is split into. The
-    first call measures, the others return its result: call before training keeps the cores busy.
+    CPU makers state no comparable peak, so this measurement stands in for it. All cores take part,
+    so it is the peak of the machine, however many virtual devices it is split into. The first call
+    measures and later ones return its result; make it before training keeps the cores busy.
 
     Args:
         precision: a dtype or a Keras policy, see `peak_flops`.

@@ -24,7 +24,7 @@ _recorded: list[tf.Tensor] | None = None
 
 @contextlib.contextmanager
 def recorded_weights() -> Iterator[list[tf.Tensor]]:
-    """Collect the weights of every attention that runs inside, for pictures.
+    """Collect the weights of every attention that runs inside, to draw attention maps.
 
     Run the model eagerly: in a traced function the tensors would be symbolic.
 
@@ -141,8 +141,8 @@ def _softmax_product(
             peaks = tf.reduce_max(logits, axis=-1, keepdims=True)  # [B, N, Q, 1]
             exponentials = tf.exp(logits - peaks)
             if dropout is None and size % 128:
-                # A product of fewer columns than the unit for products has gives the sum of the
-                # exponentials for nothing, as one more column.
+                # The matrix unit has columns to spare: as one more column of the values, ones give
+                # the sum of the exponentials for nothing.
                 columns = tf.concat([value, tf.ones_like(value[..., :1])], axis=-1)
                 mixed = float32_product(tf.cast(exponentials, value.dtype), columns)
                 mixed, totals = mixed[..., :size], mixed[..., size:]
@@ -160,10 +160,10 @@ def _softmax_product(
                 again = tf.cast(weights, tf.float32)
             else:
                 # A TPU's compiler then keeps the logits alone, in the dtype of the product, and
-                # computes the weights twice: a third less time. Said in the words of the forward
-                # pass, this would make it keep the weights.
+                # computes the weights twice: a third less time. Written with the expression of the
+                # forward pass, this would make it keep the weights.
                 again = tf.exp(logits - (peaks + tf.math.log(totals)))
-                # Where all is masked, these are 1.
+                # For a query whose keys are all masked, `again` is 1, not 1 / totals.
                 shares = tf.where(peaks > _NEVER, 1.0, 1.0 / totals)
                 of_weighted *= tf.cast(shares, of_result.dtype)
             of_weights = tf.matmul(of_result, value, transpose_b=True)  # [B, N, Q, K]
@@ -225,7 +225,7 @@ class MultiHeadAttention(keras.layers.Layer):
         self.key_norm = normalization(qk_norm, size, "key_norm") if qk_norm else None
         self.dropout = Dropout(dropout) if dropout else None
         self.block = block
-        self.on_tpu = False  # set by `suit_tpu`
+        self.on_tpu = False  # set by `optimize_for_tpu`
         self.built = True  # else Keras traces `call` once more, to find weights it lacks
 
     def call(self, queries, memory, *, sight: Sight, rng=None):
@@ -263,9 +263,19 @@ class MultiHeadAttention(keras.layers.Layer):
         return keys, self._heads(self.value, memory, self.kv_heads)
 
     def attend(self, queries, keys, values, sight: Sight, rng=None, block: int = 0) -> tf.Tensor:
-        """Do the rest of `call`, with keys and values of `keys_and_values`.
+        """Attend with keys and values of `keys_and_values`: the rest of `call`.
 
-        Blocks take static lengths and no bias, and have no weights to record.
+        Args:
+            queries: [B, Q, D].
+            keys: [B, G, K, H].
+            values: [B, G, K, H].
+            sight: as for `call`.
+            rng: as for `call`.
+            block: side of the blocks to work in; 0 for none. Blocks need static lengths and no
+                bias, and are not used while weights are recorded.
+
+        Returns:
+            [B, Q, D].
         """
         query = self._heads(self.query, queries, self.heads)
         if self.query_norm is not None:
@@ -305,11 +315,11 @@ class MultiHeadAttention(keras.layers.Layer):
             return tf.einsum("bnlh,nhd->bld", mixed, kernel) + bias
         mixed = tf.transpose(mixed, [0, 2, 1, 3])  # [B, Q, N, H]
         shape = [tf.shape(mixed)[0], tf.shape(mixed)[1], self.heads * size]
-        return projection(tf.reshape(mixed, shape))
+        return projection(tf.reshape(mixed, shape))  # [B, Q, D]
 
 
-def suit_tpu(model: keras.Model) -> None:
-    """Let the loss and every attention of `model` compute in the way that a TPU is fast at."""
+def optimize_for_tpu(model: keras.Model) -> None:
+    """Switch the loss and every attention of `model` to the form that TPUs compute fastest."""
     model.on_tpu = True
     for layer in model._flatten_layers():
         if isinstance(layer, MultiHeadAttention):

@@ -10,6 +10,8 @@ R = Q / C rows and S = K / C columns of blocks.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -48,103 +50,158 @@ def attention_in_blocks(
     query = query * (1.0 / math.sqrt(query.shape[-1]))
     if key.shape[1] != query.shape[1]:
         key, value = (tf.repeat(x, query.shape[1] // x.shape[1], axis=1) for x in (key, value))
-    # Blocks are gathered, not sliced: of slices, XLA would compile a program for each order.
-    rows, columns = -(-query.shape[2] // size), -(-key.shape[2] // size)
-    missing = [[0, 0], [0, 0], [0, -query.shape[2] % size], [0, -key.shape[2] % size]]
-    filled = tf.pad(mask, missing)
-    seen = tf.reshape(filled, [-1, 1, rows, size, columns, size])
-    seen = tf.transpose(seen, [2, 4, 0, 1, 3, 5])  # [R, S, B, 1, C, C]
-    seen = tf.reshape(seen, [rows * columns, -1, 1, size, size])  # [R * S, B, 1, C, C]
-    needed = tf.cast(tf.reduce_any(seen, axis=[1, 2, 3, 4]), tf.int32)  # [R * S]
-    order = tf.argsort(needed, direction="DESCENDING", stable=True)
+    queries, keys = query.shape[2], key.shape[2]
+    blocks = _blocks_of(mask, queries, keys, size)
 
-    def loop(visit, *arrays: tf.TensorArray) -> list[tf.Tensor]:
-        """Call visit(block, *arrays), block < R * S, for each block that is needed."""
-
-        def body(number, *arrays):
-            return number + 1, *visit(tf.gather(order, number), *arrays)
-
-        _, *arrays = tf.while_loop(
-            lambda number, *_: number < tf.reduce_sum(needed),
-            body,
-            (tf.constant(0), *arrays),
-            maximum_iterations=rows * columns,
-            parallel_iterations=1,
-        )
-        return [array.stack() for array in arrays]
-
-    def logits_of(q, k, block) -> tf.Tensor:
-        logits = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32)  # [B, N, C, C]
-        return tf.where(tf.gather(seen, block), logits, _NEVER)
-
-    def dropped(x, block) -> tf.Tensor:
+    def dropped(x: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
         if dropout is None or rng is None:
             return x
         return dropout(x, tf.random.experimental.stateless_fold_in(rng, block, alg="philox"))
 
-    def forward(query, key, value) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the result, and log(sum(exp(logits))), float32 [R, B, N, C, 1]."""
-
-        def visit(block, sums, totals, peaks):
-            row, column = block // columns, block % columns
-            logits = logits_of(tf.gather(query, row), tf.gather(key, column), block)
-            before = peaks.read(row)  # [B, N, C, 1]
-            peak = tf.maximum(before, tf.reduce_max(logits, axis=-1, keepdims=True))
-            weights = tf.where(logits > _NEVER, tf.exp(logits - peak), 0.0)
-            decay = tf.exp(before - peak)
-            total = totals.read(row) * decay + tf.reduce_sum(weights, axis=-1, keepdims=True)
-            weights = tf.cast(dropped(weights, block), value.dtype)
-            mixed = tf.matmul(weights, tf.gather(value, column))  # [B, N, C, H]
-            mixed = tf.cast(mixed, tf.float32) + sums.read(row) * decay
-            return sums.write(row, mixed), totals.write(row, total), peaks.write(row, peak)
-
-        zeros = tf.zeros_like(query, tf.float32)
-        starts = zeros, zeros[..., :1], zeros[..., :1] + _NEVER
-        sums, totals, peaks = loop(visit, *(_array(start) for start in starts))
-        totals = tf.maximum(totals, 1e-30)
-        return tf.cast(sums / totals, value.dtype), peaks + tf.math.log(totals)
-
     @tf.custom_gradient
     def attend(query, key, value):
-        result, log_totals = forward(query, key, value)
+        result, log_totals = _forward(blocks, dropped, query, key, value)
 
         def gradient(of_result):
-            # The sum of each query's weights times their gradients, [R, B, N, C, 1].
-            products = tf.cast(of_result, tf.float32) * tf.cast(result, tf.float32)
-            means = tf.reduce_sum(products, axis=-1, keepdims=True)
-
-            def visit(block, *sums):
-                row, column = block // columns, block % columns
-                q, of_mixed, log_total, mean = (
-                    tf.gather(x, row) for x in (query, of_result, log_totals, means)
-                )
-                k, v = tf.gather(key, column), tf.gather(value, column)
-                logits = logits_of(q, k, block)
-                weights = tf.where(logits > _NEVER, tf.exp(logits - log_total), 0.0)
-                of_weights = tf.cast(tf.matmul(of_mixed, v, transpose_b=True), tf.float32)
-                of_weights = dropped(of_weights, block)
-                of_logits = tf.cast(weights * (of_weights - mean), q.dtype)
-                weights = tf.cast(dropped(weights, block), v.dtype)
-                new = (
-                    tf.matmul(of_logits, k),
-                    tf.matmul(of_logits, q, transpose_a=True),
-                    tf.matmul(weights, of_mixed, transpose_a=True),
-                )
-                return [
-                    array.write(place, array.read(place) + tf.cast(one, tf.float32))
-                    for array, place, one in zip(sums, (row, column, column), new, strict=True)
-                ]
-
-            arguments = query, key, value
-            sums = loop(visit, *(_array(tf.zeros_like(x, tf.float32)) for x in arguments))
-            return [tf.cast(one, x.dtype) for one, x in zip(sums, arguments, strict=True)]
+            return _backward(blocks, dropped, (query, key, value), result, log_totals, of_result)
 
         return result, gradient
 
     result = attend(_split(query, size), _split(key, size), _split(value, size))  # [R, B, N, C, H]
     result = tf.transpose(result, [1, 2, 0, 3, 4])  # [B, N, R, C, H]
-    result = tf.reshape(result, [-1, query.shape[1], rows * size, query.shape[3]])
-    return result[:, :, : query.shape[2]]
+    filled = queries + -queries % size  # R * C
+    result = tf.reshape(result, [-1, query.shape[1], filled, query.shape[3]])  # [B, N, R * C, H]
+    return result[:, :, :queries]
+
+
+class _Blocks(NamedTuple):
+    """The blocks of a mask, numbered row by row.
+
+    Attributes:
+        seen: bool [R * S, B or 1, 1, C, C], the mask of each.
+        order: int32 [R * S], the numbers of the blocks, those with any True first.
+        needed: int32 scalar, how many have any.
+        columns: S.
+    """
+
+    seen: tf.Tensor
+    order: tf.Tensor
+    needed: tf.Tensor
+    columns: int
+
+    def visit(self, visit: Callable, *arrays: tf.TensorArray) -> list[tf.Tensor]:
+        """Call visit(block, *arrays) -> arrays for each block that is needed; stack the arrays."""
+
+        def body(number, *arrays):
+            return number + 1, *visit(tf.gather(self.order, number), *arrays)
+
+        _, *arrays = tf.while_loop(
+            lambda number, *_: number < self.needed,
+            body,
+            (tf.constant(0), *arrays),
+            maximum_iterations=self.seen.shape[0],
+            parallel_iterations=1,
+        )
+        return [array.stack() for array in arrays]
+
+    def logits(self, q: tf.Tensor, k: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
+        """Return the masked logits of a block, float32 [B, N, C, C]."""
+        logits = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32)
+        return tf.where(tf.gather(self.seen, block), logits, _NEVER)
+
+
+def _blocks_of(mask: tf.Tensor, queries: int, keys: int, size: int) -> _Blocks:
+    # Blocks are gathered, not sliced: with slices, XLA would compile one program for each order.
+    rows, columns = -(-queries // size), -(-keys // size)
+    filled = tf.pad(mask, [[0, 0], [0, 0], [0, -queries % size], [0, -keys % size]])
+    seen = tf.reshape(filled, [-1, 1, rows, size, columns, size])  # [B or 1, 1, R, C, S, C]
+    seen = tf.transpose(seen, [2, 4, 0, 1, 3, 5])  # [R, S, B or 1, 1, C, C]
+    seen = tf.reshape(seen, [rows * columns, -1, 1, size, size])  # [R * S, B or 1, 1, C, C]
+    needed = tf.cast(tf.reduce_any(seen, axis=[1, 2, 3, 4]), tf.int32)  # [R * S]
+    order = tf.argsort(needed, direction="DESCENDING", stable=True)
+    return _Blocks(seen, order, tf.reduce_sum(needed), columns)
+
+
+def _forward(
+    blocks: _Blocks, dropped: Callable, query: tf.Tensor, key: tf.Tensor, value: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the result, [R, B, N, C, H], and log(sum(exp(logits))), float32 [R, B, N, C, 1].
+
+    Args:
+        blocks: of the mask.
+        dropped: dropped(x, block) applies dropout to the weights of a block.
+        query: [R, B, N, C, H].
+        key: [S, B, N, C, H].
+        value: [S, B, N, C, H].
+    """
+
+    def visit(block, sums, totals, peaks):
+        row, column = block // blocks.columns, block % blocks.columns
+        logits = blocks.logits(tf.gather(query, row), tf.gather(key, column), block)
+        before = peaks.read(row)  # [B, N, C, 1]
+        peak = tf.maximum(before, tf.reduce_max(logits, axis=-1, keepdims=True))
+        weights = tf.where(logits > _NEVER, tf.exp(logits - peak), 0.0)
+        decay = tf.exp(before - peak)
+        total = totals.read(row) * decay + tf.reduce_sum(weights, axis=-1, keepdims=True)
+        weights = tf.cast(dropped(weights, block), value.dtype)
+        mixed = tf.matmul(weights, tf.gather(value, column))  # [B, N, C, H]
+        mixed = tf.cast(mixed, tf.float32) + sums.read(row) * decay
+        return sums.write(row, mixed), totals.write(row, total), peaks.write(row, peak)
+
+    zeros = tf.zeros_like(query, tf.float32)
+    starts = zeros, zeros[..., :1], zeros[..., :1] + _NEVER
+    sums, totals, peaks = blocks.visit(visit, *(_array(start) for start in starts))
+    totals = tf.maximum(totals, 1e-30)
+    return tf.cast(sums / totals, value.dtype), peaks + tf.math.log(totals)
+
+
+def _backward(
+    blocks: _Blocks,
+    dropped: Callable,
+    arguments: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+    result: tf.Tensor,
+    log_totals: tf.Tensor,
+    of_result: tf.Tensor,
+) -> list[tf.Tensor]:
+    """Return the gradients of query, key and value, which `arguments` holds.
+
+    Args:
+        blocks: as for `_forward`.
+        dropped: likewise.
+        arguments: query, key and value, as for `_forward`.
+        result: of `_forward`.
+        log_totals: of `_forward`.
+        of_result: the gradient of `result`.
+    """
+    query, key, value = arguments
+    # The sum of each query's weights times their gradients, [R, B, N, C, 1].
+    products = tf.cast(of_result, tf.float32) * tf.cast(result, tf.float32)
+    means = tf.reduce_sum(products, axis=-1, keepdims=True)
+
+    def visit(block, *sums):
+        row, column = block // blocks.columns, block % blocks.columns
+        q, of_mixed, log_total, mean = (
+            tf.gather(x, row) for x in (query, of_result, log_totals, means)
+        )
+        k, v = tf.gather(key, column), tf.gather(value, column)
+        logits = blocks.logits(q, k, block)
+        weights = tf.where(logits > _NEVER, tf.exp(logits - log_total), 0.0)
+        of_weights = tf.cast(tf.matmul(of_mixed, v, transpose_b=True), tf.float32)
+        of_weights = dropped(of_weights, block)
+        of_logits = tf.cast(weights * (of_weights - mean), q.dtype)
+        weights = tf.cast(dropped(weights, block), v.dtype)
+        new = (
+            tf.matmul(of_logits, k),
+            tf.matmul(of_logits, q, transpose_a=True),
+            tf.matmul(weights, of_mixed, transpose_a=True),
+        )
+        return [
+            array.write(place, array.read(place) + tf.cast(one, tf.float32))
+            for array, place, one in zip(sums, (row, column, column), new, strict=True)
+        ]
+
+    sums = blocks.visit(visit, *(_array(tf.zeros_like(x, tf.float32)) for x in arguments))
+    return [tf.cast(one, x.dtype) for one, x in zip(sums, arguments, strict=True)]
 
 
 def _split(x: tf.Tensor, size: int) -> tf.Tensor:

@@ -48,7 +48,7 @@ class DecoderOnly(keras.Model):
         self.decoder_norm = final_norm(config, "decoder_norm")
         self.positions = PositionEncoding(config, causal=True, name="positions")
         number_dropouts(self)
-        self.on_tpu = False  # set by `suit_tpu`
+        self.on_tpu = False  # set by `optimize_for_tpu`
         self.built = True
 
     def call(self, text, text_segments, rng=None):
@@ -66,7 +66,7 @@ class DecoderOnly(keras.Model):
         return self.projection.logits(self.hidden(text, text_segments, rng))
 
     def hidden(self, text, text_segments, rng=None) -> tf.Tensor:
-        """Return what `projection` makes logits of, [B, L, D]; the arguments are as of `call`."""
+        """Return the input of `projection`, [B, L, D]; the arguments are those of `call`."""
         shifted = positions.shift_right(text, text_segments, self.bos_id)
         mask = positions.same_segment_mask(text_segments, text_segments)
         mask &= positions.causal_mask(tf.shape(text)[1])
@@ -77,7 +77,7 @@ class DecoderOnly(keras.Model):
 
     @property
     def projection(self) -> Projection:
-        """What makes logits of hidden states."""
+        """The output projection, from hidden states to logits."""
         if self.softmax is not None:
             return Projection(tf.convert_to_tensor(self.softmax.kernel), transposed=False)
         return Projection(tf.convert_to_tensor(self.embedding.embeddings), transposed=True)

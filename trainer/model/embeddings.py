@@ -20,7 +20,7 @@ def token_embedding(vocab_size: int, width: int, name: str) -> keras.layers.Embe
 
 
 class Projection(NamedTuple):
-    """What makes logits of hidden states.
+    """The output projection, from hidden states to logits.
 
     Attributes:
         matrix: [D, V], or [V, D] if `transposed`.

@@ -76,7 +76,7 @@ def pool(x: tf.Tensor, segments: tf.Tensor, pooling: str) -> tf.Tensor:
         pooling: "mean" or "max" over the tokens of the segment, or "first" token.
 
     Returns:
-        [B, L, D]; what stands at other places means nothing.
+        [B, L, D]; the values at other positions are meaningless.
     """
     if pooling == "first":
         return x

@@ -20,7 +20,7 @@ _BUCKETS, _MAX_DISTANCE = 32, 128  # T5's
 class Sight:
     """What attention is told about positions.
 
-    A class of its own, so that Keras takes it for one thing and casts nothing in it.
+    A dataclass, so that Keras treats it as one object and casts none of its tensors.
 
     Attributes:
         mask: bool, broadcastable to [B, N, Q, K]; True where a query may look.

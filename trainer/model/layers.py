@@ -41,7 +41,15 @@ class FeedForward(keras.layers.Layer):
         self.built = True
 
     def call(self, x, rng=None):
-        """[B, L, D] to [B, L, D]."""
+        """Apply the network at each position.
+
+        Args:
+            x: [B, L, D], float32 or a half precision.
+            rng: int32 [2], the seed of this step's dropout; None switches dropout off.
+
+        Returns:
+            [B, L, D] in the dtype of `x`.
+        """
         inner = self.inner(x)  # [B, L, F]
         if self.gated is not None:
             inner *= self.gated(x)
@@ -71,7 +79,16 @@ class Residual(keras.layers.Layer):
         self.built = True
 
     def call(self, x, rng=None, *, function):
-        """Apply `function`, [B, L, D] to [B, L, D], around a shortcut."""
+        """Add a shortcut to `function`.
+
+        Args:
+            x: [B, L, D].
+            rng: int32 [2], the seed of this step's dropout; None switches dropout off.
+            function: from [B, L, D] to [B, L, D].
+
+        Returns:
+            [B, L, D].
+        """
         if self.pre:
             return x + self.dropout(function(self.norm(x)), rng)
         shortcut = x if self.shortcut == 1.0 else self.shortcut * x
@@ -189,8 +206,9 @@ def write_position(cache: tf.Tensor, new: tf.Tensor, position: tf.Tensor) -> tf.
     if is_compiled():
         where = tf.stack([tf.range(rows), tf.fill([rows], position)], axis=1)  # [B * G, 2]
         flat = tf.reshape(cache, [rows, -1, width])  # [B * G, T, K * H]
-        updated = tf.tensor_scatter_nd_update(flat, where, tf.reshape(new, [rows, width]))
-        return tf.ensure_shape(tf.reshape(updated, shape), cache.shape)
+        new = tf.reshape(new, [rows, width])  # [B * G, K * H]
+        updated = tf.tensor_scatter_nd_update(flat, where, new)
+        return tf.ensure_shape(tf.reshape(updated, shape), cache.shape)  # [B, G, T * K, H]
     # Without XLA a scatter copies the cache. A strided update does not, but takes its time for each
     # number it writes: so write 16 bytes at once, which is what a complex128 holds.
     size = 16 // cache.dtype.size
@@ -199,7 +217,7 @@ def write_position(cache: tf.Tensor, new: tf.Tensor, position: tf.Tensor) -> tf.
     def flattened(x: tf.Tensor) -> tf.Tensor:
         if not is_wide:
             return tf.reshape(x, [rows, -1])  # [B * G, T * K * H]
-        x = tf.reshape(x, [rows, -1, size])
+        x = tf.reshape(x, [rows, -1, size])  # [B * G, T * K * H / size, size]
         return tf.bitcast(x, tf.complex128)  # [B * G, T * K * H / size]
 
     value = flattened(new)

@@ -57,7 +57,7 @@ def ancestor_mask(
         return (tf.range(size) <= position)[tf.newaxis, tf.newaxis, tf.newaxis]
     shape = tf.shape(ancestors)
     mask = ancestors[..., tf.newaxis] == tf.range(shape[1])  # [B, K, T, K]
-    return tf.reshape(mask, [shape[0], 1, shape[1], size])
+    return tf.reshape(mask, [shape[0], 1, shape[1], size])  # [B, 1, K, T * K]
 
 
 def positions_in_segments(segments: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Layers one after the other, which an encoder, a decoder and a language model are made of.
+"""A stack of Transformer layers: the body of an encoder, a decoder or a language model.
 
 Axis letters: B batch, L length, S length of what the encoder read, T decoded length, K hypotheses,
 G heads of keys and values, H size of a head, D width.

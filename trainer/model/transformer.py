@@ -48,7 +48,6 @@ class Transformer(keras.Model):
         if shared and not (joint and source_vocab_size == target_vocab_size):
             raise ValueError("two vocabularies cannot share one embedding")
         self.config = config
-        self.target_vocab_size = target_vocab_size
         self.bos_id = bos_id
         self.target_embedding = token_embedding(target_vocab_size, config.width, "target_embedding")
         self.source_embedding = (
@@ -85,7 +84,7 @@ class Transformer(keras.Model):
         self.encoder_positions = PositionEncoding(config, causal=False, name="encoder_positions")
         self.decoder_positions = PositionEncoding(config, causal=True, name="decoder_positions")
         number_dropouts(self)
-        self.on_tpu = False  # set by `suit_tpu`
+        self.on_tpu = False  # set by `optimize_for_tpu`
         self.built = True
 
     def call(self, source, source_segments, target, target_segments, rng=None):
@@ -107,7 +106,7 @@ class Transformer(keras.Model):
     def hidden(
         self, source, source_segments, target, target_segments, rng=None, kept=(None, None)
     ) -> tf.Tensor:
-        """Return what `projection` makes logits of, [B, T, D].
+        """Return the hidden states that `projection` turns into logits, [B, T, D].
 
         Args:
             source: int32 [B, S], as of `call`.
@@ -186,7 +185,7 @@ class Transformer(keras.Model):
 
     @property
     def projection(self) -> Projection:
-        """What makes logits of hidden states."""
+        """The output projection, from hidden states to logits."""
         if self.softmax is not None:
             return Projection(tf.convert_to_tensor(self.softmax.kernel), transposed=False)
         return Projection(tf.convert_to_tensor(self.target_embedding.embeddings), transposed=True)

@@ -202,7 +202,7 @@ class Optimizer(tf.Module):
         return sum(one.dtype.size * math.prod(one.shape) for one in kept)
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
-        """Let a worker alone read slots and average meanwhile; all must call it at that point."""
+        """Let a single worker read slots and averages inside; all workers must enter it."""
         return held(itertools.chain(*self.slots.values(), self.averages))
 
     def swap_averages(self, variables) -> None:

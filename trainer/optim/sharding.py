@@ -65,8 +65,9 @@ class Sharded(Trackable):
     def slice_of(self, whole: tf.Tensor, replica: tf.Tensor) -> tf.Tensor:
         """Return a replica's slice of a tensor of the whole shape, in the shape of `local`."""
         padding = self._replicas * self.part - self._count
-        flat = tf.pad(tf.reshape(tf.convert_to_tensor(whole), [-1]), [[0, padding]])
-        mine = tf.reshape(flat, [self._replicas, self.part])[replica]
+        flat = tf.reshape(tf.convert_to_tensor(whole), [-1])  # [numbers]
+        flat = tf.pad(flat, [[0, padding]])  # [replicas * part]
+        mine = tf.reshape(flat, [self._replicas, self.part])[replica]  # [part]
         return tf.reshape(mine, self.local.shape)
 
     def join(self, slices: tf.Tensor) -> tf.Tensor:
@@ -115,7 +116,7 @@ class Sharded(Trackable):
 
 @contextlib.contextmanager
 def held(kept: Iterable) -> Iterator[None]:
-    """Let a worker alone read these tensors meanwhile; all workers must call it at that point."""
+    """Let a single worker read these tensors inside; all workers must enter it together."""
     sharded = [one for one in kept if isinstance(one, Sharded)]
     if not sharded:
         yield

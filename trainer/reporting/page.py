@@ -227,8 +227,8 @@ def _attention(runs: Sequence[RunRecord]) -> str:
     if not parts:
         return ""
     note = (
-        "<p>A validation sentence: a row of panels a layer, a panel a head, "
-        "a line a piece that looks, a column a piece that is looked at; dark is much.</p>"
+        "<p>Attention weights on a validation sentence: one row of panels per layer and one panel "
+        "per head. In a panel, rows are queries and columns are keys; darker is larger.</p>"
     )
     return f'<h2>Where it looks</h2>{note}<div class="pictures">{"".join(parts)}</div>'
 

@@ -23,7 +23,7 @@ def metadata_host() -> str | None:
         return None
 
 
-def spare_questions() -> None:
+def skip_metadata_queries() -> None:
     """Keep libtpu, where it is installed, from looking for a metadata server that is not there.
 
     It would do so while TensorFlow is imported, for minutes. A user's own setting stays.

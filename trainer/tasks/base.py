@@ -80,7 +80,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What a user of the model runs on an accelerator.
+    """The inference program of a task, as users run it on an accelerator.
 
     Attributes:
         function: of int32 tensors of the shapes; compiled by XLA, all shapes static.
@@ -107,7 +107,7 @@ class Task(Protocol):
         SUMS: names of the sums that `sums` returns.
         DIVISOR: the sum that divides the loss and the gradients, such as "tokens".
         EXAMPLES: what the examples are called, such as "pairs".
-        UNIT: what "a unit of work" is called, such as "target token"; `RATES` begins with it.
+        UNIT: the name of a unit of work, such as "target token"; `RATES` begins with it.
         RATES: metric -> sum: rates to report, per second. The first one counts units, whose cost
             `train_flops` says.
         BEST: metric -> whether higher is better, of all metrics that `train.best_metric` may name;

@@ -100,18 +100,22 @@ def chunked_sums(
                 of_matrix = [of_matrix[0] + more]
             return number + 1, sums, of_states, of_matrix
 
-        _, sums, of_states, of_matrix = tf.while_loop(
-            lambda number, *_: number < count,
-            add_chunk,
-            (
-                tf.constant(0),
-                [tf.zeros([])] * len(names),
-                tf.TensorArray(tf.float32, count, element_shape=[passes, size, width]),
-                [tf.zeros(matrix.shape)] if training else [],
-            ),
-            maximum_iterations=count,
-            parallel_iterations=1,  # more would hold several chunks in memory at a time
+        start = (
+            tf.constant(0),
+            [tf.zeros([])] * len(names),
+            tf.TensorArray(tf.float32, count, element_shape=[passes, size, width]),
+            [tf.zeros(matrix.shape)] if training else [],
         )
+        if count == 1:
+            _, sums, of_states, of_matrix = add_chunk(*start)
+        else:
+            _, sums, of_states, of_matrix = tf.while_loop(
+                lambda number, *_: number < count,
+                add_chunk,
+                start,
+                maximum_iterations=count,
+                parallel_iterations=1,  # more would hold several chunks in memory at a time
+            )
         if not training:
             return sums, []
         of_states = tf.transpose(of_states.stack(), [1, 0, 2, 3])  # [P, count, C, D]

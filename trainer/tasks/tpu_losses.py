@@ -1,8 +1,8 @@
 """Cross-entropy and its gradients in the order that a TPU's compiler is fastest at.
 
-A TPU has one unit for products and one for the rest, which work at the same time only inside one
-fused operation. A pass over all logits on its own, such as that for the sum of their exponentials,
-leaves the products idle. So every pass over the logits here is part of a product.
+A TPU's matrix unit and its vector unit work at the same time only inside one fused operation. A
+separate pass over all logits, such as the sum of their exponentials, leaves the matrix unit idle.
+So every pass over the logits here is fused with a product.
 """
 
 import tensorflow as tf

@@ -132,10 +132,10 @@ def test_nothing_to_pack():
     assert len(packing.pack(make_pairs(np.zeros([0, 2])), 8, EOS)) == 0
 
 
-def test_one_a_row():
+def test_one_per_row():
     """Each pair in the shortest row that holds both its sides, in order."""
     pairs = make_pairs([(3, 1), (1, 4), (7, 7), (2, 8), (16, 1), (0, 0)])
-    short, middle, long = packing.one_a_row(pairs, (4, 8, 16), EOS)
+    short, middle, long = packing.one_per_row(pairs, (4, 8, 16), EOS)
     everything = expected(pairs, 99)
     assert sentences(short) == [everything[0], everything[5]] and short.length == 4
     assert sentences(middle) == [everything[1], everything[2]] and middle.length == 8

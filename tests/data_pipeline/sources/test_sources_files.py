@@ -212,7 +212,7 @@ def test_name_and_packing_must_agree(tmp_path, suffix):
         with pytest.raises(UsageError, match=rf"a{suffix}: is not a {suffix} file, in spite of"):
             read(f"tsv:{tmp_path}/a{suffix}")
     (tmp_path / "a.tsv").write_bytes(PACKERS[suffix](b"a\tb\n"))
-    with pytest.raises(UsageError, match=rf"a\.tsv: is packed; .*ends in {suffix}$"):
+    with pytest.raises(UsageError, match=rf"a\.tsv: is compressed; .*ends in {suffix}$"):
         read(f"tsv:{tmp_path}/a.tsv")
 
 

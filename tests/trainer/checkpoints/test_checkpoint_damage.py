@@ -266,7 +266,7 @@ def test_what_reached_the_disk_is_read_back(make_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.train.Checkpoint, "write", flip)
     run = make_run(seed=1, step=1)
-    with pytest.raises(UsageError, match=r"ckpt-1 could not be written: .*; mend that"):
+    with pytest.raises(UsageError, match=r"ckpt-1 could not be written: .*; fix that"):
         run.save()
     assert not list((tmp_path / "checkpoints").iterdir())
     assert run.checkpoints.newest is None

@@ -139,7 +139,7 @@ def test_the_last_checkpoint_fails(start, tmp_path, monkeypatch):
     folder = tmp_path / "full" / "checkpoints"
     assert str(error.value) == (
         f"checkpoint {folder}/ckpt-8 could not be written: No space left on device; the newest is "
-        f"{folder}/ckpt-6: mend that and start the same command again"
+        f"{folder}/ckpt-6: fix that and start the same command again"
     )
     run = start(tmp_path / "full")
     assert run.checkpoints.step == 6

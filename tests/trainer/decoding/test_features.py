@@ -28,8 +28,6 @@ class Toy:
     Its probabilities are a table, so that a search can be repeated in plain Python.
     """
 
-    vocab_size = 7
-
     def __init__(self, seed: int = 0):
         rng = np.random.default_rng(seed)
         logits = rng.normal(0.0, 1.5, [7, 7, 7, 7])

@@ -21,7 +21,7 @@ def read_all(pipe, content: bytes, most: int = 100) -> tuple[list[list[str]], Li
     writer = threading.Thread(target=lambda: (writing.write(content), writing.close()))
     writer.start()
     reader = LineReader(reading.fileno(), most)
-    pieces = list(reader.pieces())
+    pieces = list(reader.batches())
     writer.join()
     return pieces, reader
 
@@ -33,7 +33,7 @@ def joined(pieces: list[list[str]]) -> list[str]:
 def test_a_line_is_there_before_the_next_one_is_written(pipe):
     """As a program wants it that talks to the command line by line."""
     reading, writing = pipe
-    pieces = LineReader(reading.fileno(), 100).pieces()
+    pieces = LineReader(reading.fileno(), 100).batches()
     for line in ("Today is Monday.", "", "Today is Friday."):
         writing.write(f"{line}\n".encode())
         assert next(pieces) == [line]
@@ -93,12 +93,12 @@ def test_progress(tmp_path, capsys, monkeypatch, terminal):
     with open(tmp_path / "in.txt", "rb") as file:
         reader = LineReader(file.fileno(), 2)
         progress = Progress(reader, file.fileno())
-        pieces = reader.pieces()
+        pieces = reader.batches()
         next(pieces)
         progress.add(0.5)  # at 100.5
         progress.add(0.5)  # at 125
         next(pieces)
-        progress.end_piece()  # at 130
+        progress.end_batch()  # at 130
         progress.end()
     said = ["1 lines, 0.0 a second, 16%", "4 lines, 0.1 a second, 100%"]
     if terminal:

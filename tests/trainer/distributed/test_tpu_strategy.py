@@ -91,7 +91,7 @@ def test_a_run_that_loses_its_tpu_and_goes_on_equals_a_mirrored_one(train):
         ["initialize"],
         ["strategy"],
     ]
-    assert seen["suited"] == ["Transformer"]
+    assert seen["optimized"] == ["Transformer"]
     assert not seen["compiled"]
     assert seen["forbidden"] == []
     # Nothing runs on the replicas one operation at a time, and every argument is int32, [2, 16]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.model.attention import MultiHeadAttention, dot_product_attention, suit_tpu
+from trainer.model.attention import MultiHeadAttention, dot_product_attention, optimize_for_tpu
 from trainer.model.dropout import Dropout
 from trainer.model.encodings import Sight
 
@@ -195,7 +195,7 @@ def test_a_tpu_computes_the_same_layer(kv_heads):
 
     expected = compute(queries, memory)
     assert len(expected) == 11
-    suit_tpu(layer)
+    optimize_for_tpu(layer)
     assert layer.on_tpu
     compiled = tf.function(compute, jit_compile=True, autograph=False)(queries, memory)
     for one, other in zip(compiled, expected, strict=True):

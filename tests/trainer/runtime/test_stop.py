@@ -210,10 +210,10 @@ def test_libtpu_asks_for_metadata_where_there_are_some(monkeypatch, tmp_path, pr
     monkeypatch.setattr(google_cloud, "_PRODUCT", str(tmp_path / "product"))
     for name in ("GCE_METADATA_HOST", "NO_GCE_CHECK", "TPU_SKIP_MDS_QUERY"):
         monkeypatch.delenv(name, raising=False)
-    google_cloud.spare_questions()
+    google_cloud.skip_metadata_queries()
     assert os.environ.get("TPU_SKIP_MDS_QUERY") == value
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "0")
-    google_cloud.spare_questions()
+    google_cloud.skip_metadata_queries()
     assert os.environ["TPU_SKIP_MDS_QUERY"] == "0"
 
 

@@ -39,7 +39,7 @@ def test_packed_equals_unpacked(tiny_config, seeded, task):
     labels = rng.integers(0, 3, 12) if task == "classification" else None
     examples = Examples.of_lists(ids, labels)
     packed = packing.pack(examples, 16, closing_id(config))
-    (single,) = packing.one_a_row(examples, (16,), closing_id(config))
+    (single,) = packing.one_per_row(examples, (16,), closing_id(config))
     assert len(packed) < len(single) == 12
     found = []
     for rows in (packed, single):
