@@ -35,8 +35,9 @@ def run_app(
 ) -> None:
     """Run `main(argv)` under absl and end the process.
 
-    `UsageError`, bad flags and standard streams that fail become one line and code 2. An outage of
-    the storage becomes one line and code 1: it may be over at the next start.
+    `UsageError`, bad flags, standard streams that fail and a storage that refuses a path become one
+    line and code 2. An outage of the storage becomes one line and code 1: it may be over at the
+    next start.
 
     Args:
         main: gets the arguments that are not flags, the program's name first; returns the exit
@@ -67,10 +68,12 @@ def run_app(
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        from common.files import passing_errors  # which imports this module
+        from common import files  # which imports this module
 
-        if "tensorflow" in sys.modules and isinstance(error, passing_errors()):
+        if "tensorflow" in sys.modules and isinstance(error, files.passing_errors()):
             sys.exit(f"error: {console.error_text(error)}; start again")
+        if "tensorflow" in sys.modules and files.is_refusal(error):
+            _fail(f"{console.error_text(error)}; check the paths of the flags and what they permit")
         raise
 
 

@@ -30,6 +30,15 @@ def passing_errors() -> tuple[type[Exception], ...]:
     return errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError
 
 
+def is_refusal(error: Exception) -> bool:
+    """Return whether TensorFlow may not use a path, or does not know its kind, such as s3://."""
+    from tensorflow import errors
+
+    if isinstance(error, errors.UnimplementedError):
+        return error.message.startswith("File system scheme")
+    return isinstance(error, errors.PermissionDeniedError | errors.UnauthenticatedError)
+
+
 class _RawFile(io.RawIOBase):
     """Adapt a file of `tf.io.gfile` to Python's io classes."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipeline.dataset.examples import Examples, text_keys
 from data_pipeline.dataset.manifest import SEQUENCES
-from data_pipeline.dataset.normalization import LINE_BREAK
+from data_pipeline.dataset.normalization import LINE_BREAK, normalize_document, normalize_text
 from data_pipeline.dataset.tokenizer import EOS_ID, load_tokenizer
 
 
@@ -22,12 +22,16 @@ class Encoded:
         ids: sequence -> token ids of each record.
         labels: class of each record, or None.
         line: int64 [records], the line that each comes from, ascending.
+        characters: of a language model's documents, in the form that is tokenised.
+        text_bytes: the same documents in UTF-8.
     """
 
     texts: Mapping[str, list[bytes]]
     ids: Mapping[str, list[list[int]]]
     labels: list[int] | None
     line: np.ndarray
+    characters: int = 0
+    text_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.line)
@@ -111,13 +115,22 @@ class Encoder:
         (model,) = self.models.values()
         pieces: list[list[int]] = []
         owners: list[int] = []
-        for number, ids in enumerate(model.encode(list(map(document_text, lines)))):
+        normalize = normalize_document if model.keeps_lines else normalize_text
+        documents = [normalize(document_text(line)) for line in lines]
+        for number, ids in enumerate(model.encode_normalized(documents)):
             ids.append(EOS_ID)
             for start in range(0, len(ids), self.piece_length):
                 pieces.append(ids[start : start + self.piece_length])
                 owners.append(number)
         texts = [text.encode() for text in model.decode(pieces)]
-        return Encoded({"text": texts}, {"text": pieces}, None, np.array(owners, np.int64))
+        return Encoded(
+            {"text": texts},
+            {"text": pieces},
+            None,
+            np.array(owners, np.int64),
+            characters=sum(map(len, documents)),
+            text_bytes=sum(len(document.encode()) for document in documents),
+        )
 
 
 def document_text(line: bytes) -> str:

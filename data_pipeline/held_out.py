@@ -20,8 +20,8 @@ from data_pipeline.dataset.examples import (
     write_examples,
 )
 from data_pipeline.dataset.manifest import SequenceInfo, SplitInfo, length_histogram
-from data_pipeline.dataset.normalization import normalize_document, normalize_text
-from data_pipeline.encoder import Encoder, document_text
+from data_pipeline.dataset.normalization import normalize_text
+from data_pipeline.encoder import Encoder
 from data_pipeline.sources.spec import Source
 from data_pipeline.stages import check_labels
 
@@ -123,9 +123,6 @@ def encode_held_out(
     sizes = write_examples(path, encoded.texts, encoded.ids, encoded.labels)
     pairs = found["pairs"]
     warning = alignment_warning(found["align"], split)
-    documents = []
-    if encoder.task == "language_model":
-        documents = [normalize_document(document_text(line)) for line in columns[0]]
     return SplitInfo(
         files=(describe_file(path, name, len(sizes)),),
         pairs_in=pairs,
@@ -138,7 +135,7 @@ def encode_held_out(
         raw_text=tuple(describe_file(os.path.join(work_dir, name), name, pairs) for name in names),
         repeated=len(sizes) - pairs,
         labels={label: found["labels"][label] for label in encoder.labels},
-        characters=sum(map(len, documents)),
-        text_bytes=sum(len(document.encode()) for document in documents),
+        characters=encoded.characters,
+        text_bytes=encoded.text_bytes,
         warnings=(warning,) if warning else (),
     )

@@ -31,17 +31,14 @@ from data_pipeline.dataset.manifest import (
     SplitInfo,
     TokenizerInfo,
 )
-from data_pipeline.dataset.tokenizer import (
-    EOS_ID,
-    check_model,
-)
+from data_pipeline.dataset.tokenizer import EOS_ID
 from data_pipeline.encoder import Encoder
 from data_pipeline.held_out import check_known_labels, copy_held_out, encode_held_out
 from data_pipeline.progress import Display
 from data_pipeline.runners.local import Runner, Task
 from data_pipeline.settings import DROP_REASONS, Settings
 from data_pipeline.sources.spec import Source, parse_spec, split_weight
-from data_pipeline.vocabulary import make_tokenizers
+from data_pipeline.vocabulary import given_tokenizers, make_tokenizers
 from data_pipeline.workdir import find_finished, publish, work_directory
 
 HELD_OUT = ("valid", "test")
@@ -81,7 +78,7 @@ def prepare(settings: Settings, beam_args: Sequence[str] = ()) -> Manifest:
         split: [_fingerprint(*source) for source in of_split] for split, of_split in sources.items()
     }
     if settings.tokenizer:
-        inputs["tokenizer"] = [check_model(path).sha256 for path in settings.tokenizer]
+        inputs["tokenizer"] = [model.sha256 for model in given_tokenizers(settings)]
     finished = find_finished(settings, inputs)
     if finished:
         display.say(f"{settings.output_dir}: already finished with these settings, nothing to do")
@@ -92,6 +89,8 @@ def prepare(settings: Settings, beam_args: Sequence[str] = ()) -> Manifest:
             with work_directory(settings, inputs, display, runner.shares_work) as work_dir:
                 manifest = Job(settings, runner, work_dir, display).run(sources, inputs)
             publish(manifest, work_dir, settings.keep_rejected)
+    except files.passing_errors():
+        raise
     except (tf.errors.OpError, OSError) as error:
         raise UsageError(
             f"--output_dir={settings.output_dir}: {getattr(error, 'message', error)}; fix that "
@@ -281,7 +280,8 @@ class Job:
             raise UsageError(
                 f"--train: none of the {counts['pairs_in']} {self._settings.unit} is left after "
                 f"cleaning ({reasons}); look at the input with --keep_rejected, raise "
-                "--max_tokens or --max_length_ratio, or switch a filter off with --disable_filters"
+                "--max_tokens, --max_length_ratio or the weight of a source, or switch a filter "
+                "off with --disable_filters"
             )
 
     def _merge(self, cleaned: Mapping[str, Any]) -> int:
@@ -325,7 +325,6 @@ class Job:
             settings.segmentations,
             settings.sampling_alpha,
             settings.augmentation,
-            settings.user_symbols,
             settings.seed,
             settings.keep_rejected,
         )
@@ -381,7 +380,7 @@ class Job:
         rare = [label for label, count in labels.items() if count < 2]
         if rare:
             yield (
-                f"train: the label {rare[0]!r} has {labels[rare[0]]} example; "
+                f"train: the label {rare[0]!r} has {labels[rare[0]] or 'no'} example; "
                 f"{len(rare)} of {len(labels)} labels are as rare; add examples, or merge labels"
             )
 

@@ -70,7 +70,7 @@ _TOKENIZER_SAMPLE = flags.DEFINE_integer(
     "tokenizer_sample", 200_000, "The tokenizer is trained on at most this many training pairs."
 )
 _DOCUMENTS = flags.DEFINE_enum(
-    "documents", "blank_lines", list(BOUNDARIES), "Where documents begin (language_model)."
+    "documents", "blank_lines", list(BOUNDARIES), "Where documents of text: begin."
 )
 _NUM_SHARDS = flags.DEFINE_integer("num_shards", 8, "Files of the training split.")
 _SEED = flags.DEFINE_integer("seed", 1, "Seed of the shuffle and of the tokenizer's sample.")
@@ -126,6 +126,22 @@ _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace a dataset in --output_dir that was made with other settings."
 )
 
+# Flags that would do nothing.
+_ONLY_FOR = {
+    "target_lang": ("translation",),
+    "joint_vocabulary": ("translation",),
+    "max_length_ratio": ("translation",),
+    "documents": ("language_model",),
+    "max_tokens": ("translation", "classification"),
+}
+_OF_TRAINING = (
+    "vocab_size",
+    "model_type",
+    "character_coverage",
+    "tokenizer_sample",
+    "byte_fallback",
+)
+
 # What absl does not know, for Beam; set by `_parse`.
 _beam_args: list[str] = []
 
@@ -140,8 +156,24 @@ def _parse(argv: list[str]) -> list[str]:
     return [program]
 
 
+def _check_present() -> None:
+    """Raise `UsageError` for a flag that is given and would do nothing."""
+    for name, tasks in _ONLY_FOR.items():
+        if flags.FLAGS[name].present and _TASK.value not in tasks:
+            raise UsageError(
+                f"--{name} does nothing with --task={_TASK.value}: it is for "
+                f"{' and '.join(tasks)}; leave it out"
+            )
+    for name in _OF_TRAINING:
+        if flags.FLAGS[name].present and _TOKENIZER.value:
+            raise UsageError(
+                f"--{name} is for training a tokenizer, and --tokenizer gives one; leave one out"
+            )
+
+
 def main(argv: list[str]) -> int:
     """Run the job; return the exit code."""
+    _check_present()
     settings = Settings(
         train=tuple(_TRAIN.value),
         valid=tuple(_VALID.value),

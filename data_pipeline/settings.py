@@ -6,7 +6,7 @@ from typing import Any
 
 from common.errors import UsageError
 from data_pipeline.cleaning.cleaner import DEFAULT_FILTERS, FILTERS, PAIR_ONLY
-from data_pipeline.cleaning.filters import CleaningRules
+from data_pipeline.cleaning.filters import MAX_PIECE_CHARACTERS, CleaningRules
 from data_pipeline.dataset.manifest import SEQUENCES
 from data_pipeline.dataset.perturbation import KINDS
 from data_pipeline.dataset.tokenizer import MODEL_TYPES
@@ -27,7 +27,9 @@ UNITS = {"translation": "pairs", "language_model": "documents", "classification"
 _NOT_OF_DOCUMENTS = ("too_many_characters",)
 
 _SPECIALS = 4
-_LARGEST_VOCAB = 1 << 24
+_MOST = {"num_shards": 99_999, "vocab_size": 1 << 24, "row_length": 1 << 20}
+# Names that records and files have for something else than a language.
+_TAKEN = ("label", "source_ids", "target_ids")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Settings:
         if not self.output_dir:
             raise UsageError("--output_dir is missing; name the dataset directory to make")
         for lang in self.languages.values():
-            if not _LANG.fullmatch(lang):
+            if not _LANG.fullmatch(lang) or lang in _TAKEN:
                 raise UsageError(f"{lang!r} is not a language name such as en or pt_BR")
         if self.task == "translation" and self.source_lang == self.target_lang:
             raise UsageError(
@@ -148,7 +150,7 @@ class Settings:
         for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise UsageError(f"--{name}={getattr(self, name)}: must be at least {least}")
-        for name, most in {"num_shards": 99_999, "vocab_size": _LARGEST_VOCAB}.items():
+        for name, most in _MOST.items():
             if getattr(self, name) > most:
                 raise UsageError(f"--{name}={getattr(self, name)}: must be at most {most}")
 
@@ -158,6 +160,10 @@ class Settings:
             if name not in FILTERS and name not in CORPUS_FILTERS:
                 known = ", ".join((*FILTERS, *CORPUS_FILTERS))
                 raise UsageError(f"{name!r}: no such filter; there are {known}")
+            if name in self.enable_filters and name in self.disable_filters:
+                raise UsageError(
+                    f"{name!r} is in --enable_filters and in --disable_filters; leave one out"
+                )
 
     def _check_tokenizer(self) -> None:
         joint = self.joint_vocabulary or self.task != "translation"
@@ -174,7 +180,7 @@ class Settings:
             raise UsageError(f"--sampling_alpha={self.sampling_alpha}: expected 0 <= x <= 10")
         if self.segmentations > 1 and not self.row_length:
             raise UsageError("--segmentations needs packed rows: set --row_length")
-        if self.segmentations > 1 and self.model_type != "unigram":
+        if self.segmentations > 1 and self.model_type != "unigram" and not self.tokenizer:
             raise UsageError(
                 "--segmentations samples from a unigram model; use --model_type=unigram"
             )
@@ -222,6 +228,7 @@ class Settings:
             max_length_ratio=self.max_length_ratio,
             filters=self.filters,
             keep_lines=self.task == "language_model",
+            max_piece_characters=max([MAX_PIECE_CHARACTERS, *map(len, self.user_symbols)]),
         )
 
     @property

@@ -37,7 +37,7 @@ from data_pipeline.dataset.examples import Examples, write_examples
 from data_pipeline.dataset.manifest import length_histogram
 from data_pipeline.dataset.normalization import normalize_text
 from data_pipeline.dataset.perturbation import perturb
-from data_pipeline.encoder import Encoded, Encoder, document_text
+from data_pipeline.encoder import Encoded, Encoder
 from data_pipeline.sources.chunk import Chunk
 from data_pipeline.sources.spec import Source
 
@@ -70,8 +70,8 @@ def rejected_lines(reasons: Sequence[str], examples: Sequence[Sequence[str]]) ->
 
 
 def check_labels(chunk: Chunk, labels: list[str]) -> list[str]:
-    """Return the labels of a chunk without surrounding space; `UsageError` if one is empty."""
-    labels = [" ".join(label.split()) for label in labels]
+    """Return the labels of a chunk, normalised; `UsageError` if one is empty."""
+    labels = [normalize_text(label) for label in labels]
     if "" in labels:
         line = chunk.first_line + labels.index("")
         raise UsageError(
@@ -313,7 +313,6 @@ class EncodeTask:
             once, in the best one.
         sampling_alpha: exponent of the sampling; 0 draws all segmentations alike.
         augmentation: kind of perturbation -> share of the examples in the rows.
-        symbols: pieces that perturbations leave as they are.
         seed: of the order of the rows, the sampling and the perturbations.
         keep_rejected: whether to write what is dropped.
     """
@@ -327,7 +326,6 @@ class EncodeTask:
     segmentations: int
     sampling_alpha: float
     augmentation: Mapping[str, float]
-    symbols: tuple[str, ...]
     seed: int
     keep_rejected: bool
 
@@ -373,16 +371,9 @@ class EncodeTask:
             "labels": np.bincount(
                 np.array(encoded.labels or [], np.int64), minlength=len(self.encoder.labels)
             ).tolist(),
-            "text": self._measure(columns[0]),
+            "text": (encoded.characters, encoded.text_bytes),
             **(self._write_rows(partition, encoded) if self.row_length else {}),
         }
-
-    def _measure(self, lines: list[bytes]) -> tuple[int, int]:
-        """Return characters and bytes of a language model's documents."""
-        if self.encoder.task != "language_model":
-            return 0, 0
-        texts = list(map(document_text, lines))
-        return sum(map(len, texts)), sum(map(len, lines))
 
     def _write_rows(self, partition: int, encoded: Encoded) -> dict[str, Any]:
         """Pack the examples and write the rows, shuffled: packing has sorted them by length."""
@@ -408,13 +399,14 @@ class EncodeTask:
         """Return the examples with a share of them perturbed, in text and token ids."""
         texts = {name: list(column) for name, column in encoded.texts.items()}
         ids = {name: list(column) for name, column in encoded.ids.items()}
+        symbols = {symbol for model in self.encoder.models.values() for symbol in model.symbols}
         kinds, shares = list(self.augmentation), list(self.augmentation.values())
         for number, example in enumerate(zip(*encoded.texts.values(), strict=True)):
             originals = [text.decode() for text in example]
             draw = random.Random(f"{self.seed} {originals[0]}")
             (kind,) = draw.choices([*kinds, ""], [*shares, max(0.0, 1 - sum(shares))])
             if kind:
-                changed = perturb(originals, kind, str(self.seed), self.symbols)
+                changed = perturb(originals, kind, str(self.seed), sorted(symbols))
                 for key, name, text in zip(texts, ids, changed, strict=True):
                     (ids[name][number],) = self.encoder.models[name].encode([text])
                     texts[key][number] = normalize_text(text).encode()

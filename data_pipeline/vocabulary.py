@@ -43,7 +43,6 @@ def make_tokenizers(settings: Settings, work_dir: str, partitions: int) -> dict[
         if not files.exists(path):
             columns = (number,) if separate else tuple(range(len(sequences)))
             if settings.tokenizer:
-                _check_given(check_model(settings.tokenizer[number]), number, settings)
                 model = files.read_bytes(settings.tokenizer[number])
             else:
                 model = _train(settings, _sample(settings, work_dir, partitions, columns))
@@ -56,9 +55,24 @@ def make_tokenizers(settings: Settings, work_dir: str, partitions: int) -> dict[
     }
 
 
-def _check_given(tokenizer: Tokenizer, number: int, settings: Settings) -> None:
-    """Check that a given tokenizer does what the settings promise."""
-    path = settings.tokenizer[number]
+def given_tokenizers(settings: Settings) -> list[Tokenizer]:
+    """Load the models of --tokenizer.
+
+    Raises:
+        UsageError: one is not a model, or does not do what the settings promise.
+    """
+    tokenizers = [check_model(path) for path in settings.tokenizer]
+    for tokenizer, path in zip(tokenizers, settings.tokenizer, strict=True):
+        _check_given(tokenizer, path, settings)
+    return tokenizers
+
+
+def _check_given(tokenizer: Tokenizer, path: str, settings: Settings) -> None:
+    if settings.segmentations > 1 and tokenizer.model_type != "unigram":
+        raise UsageError(
+            f"--segmentations samples from a unigram model, and --tokenizer={path} is of type "
+            f"{tokenizer.model_type}; leave one of the two out"
+        )
     if settings.task == "language_model" and not (
         tokenizer.keeps_lines or settings.documents == "line"
     ):

@@ -45,6 +45,7 @@ def find_finished(settings: Settings, inputs: Mapping[str, Sequence[str]]) -> Ma
         raise UsageError(f"{directory}: is a file; --output_dir must name a directory")
     if not gfile.exists(os.path.join(directory, MANIFEST_FILE)):
         names = [name.rstrip("/") for name in gfile.listdir(directory)]
+        names = [name for name in names if not files.is_temporary(name)]  # of a lock, perhaps
         # A killed run leaves its work directory; anything else belongs to somebody else.
         if names and WORK_DIR not in names and set(names) != {lock.FILE}:
             raise UsageError(

@@ -178,8 +178,18 @@ def _cached(function: Callable[..., str]) -> Callable[..., str]:
     return lru_cache(maxsize=1 << 16)(lambda *key: plain(function(*key)))
 
 
-cardinal = _cached(lambda words, n: num2words(n, lang=words))
-ordinal = _cached(lambda words, n: num2words(n, lang=words, to="ordinal"))
+def _in_words(words: str, n: int, kind: str = "cardinal") -> str:
+    try:
+        return num2words(n, lang=words, to=kind)
+    except Exception as error:  # each num2words language fails in its own way
+        raise UsageError(
+            f"built-in corpus: num2words has no {kind} number {n} for {words!r}; use another "
+            "language"
+        ) from error
+
+
+cardinal = _cached(_in_words)
+ordinal = _cached(lambda words, n: _in_words(words, n, "ordinal"))
 number = _cached(lambda locale, n: numbers.format_decimal(n, locale=locale))
 percent = _cached(
     lambda locale, n: numbers.format_percent(n, locale=locale, decimal_quantization=False)

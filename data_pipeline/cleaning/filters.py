@@ -9,10 +9,8 @@ import numpy as np
 from data_pipeline.cleaning import language
 from data_pipeline.cleaning.code_points import CodePointTable, Lines
 
-# A SentencePiece piece is at most this many characters long, so a text with more than
-# MAX_PIECE_CHARACTERS * max_tokens characters has more than max_tokens tokens: it can be dropped
-# without spending time on tokenising it.
 MAX_PIECE_CHARACTERS = 16
+"""The length of the longest piece that SentencePiece learns."""
 
 # Short sentences differ in length for good reasons ("No." - "Das kommt nicht in Frage."); this
 # many characters are forgiven before the ratio counts.
@@ -30,6 +28,8 @@ class CleaningRules:
             (after `RATIO_ALLOWANCE` characters).
         filters: names of the filters that are switched on.
         keep_lines: the texts are documents; their line breaks and spaces stay.
+        max_piece_characters: of the longest piece. A text with more than that times `max_tokens`
+            characters has too many tokens, and need not be tokenised to know it.
         min_identical_characters: pairs of equal sides are kept if shorter than this: names,
             numbers and short loans translate to themselves.
         min_identical_words: and also if they have fewer words.
@@ -48,6 +48,7 @@ class CleaningRules:
     max_length_ratio: float
     filters: tuple[str, ...]
     keep_lines: bool = False
+    max_piece_characters: int = MAX_PIECE_CHARACTERS
     min_identical_characters: int = 20
     min_identical_words: int = 4
     min_letter_share: float = 0.3
@@ -83,7 +84,7 @@ def is_empty(source: Side, target: Side, rules: CleaningRules) -> np.ndarray:
 def has_too_many_characters(source: Side, target: Side, rules: CleaningRules) -> np.ndarray:
     """A side is so long that it cannot fit into `max_tokens` tokens."""
     longer = np.maximum(source.lines.lengths, target.lines.lengths)
-    return longer > MAX_PIECE_CHARACTERS * rules.max_tokens
+    return longer > rules.max_piece_characters * rules.max_tokens
 
 
 def has_bad_length_ratio(source: Side, target: Side, rules: CleaningRules) -> np.ndarray:

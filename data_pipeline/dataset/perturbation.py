@@ -24,8 +24,8 @@ def title(text: str, draw: random.Random) -> str:
 
 
 def no_final_punctuation(text: str, draw: random.Random) -> str:
-    """Leave out the marks that end a sentence."""
-    return text.rstrip(_FINAL + " ")
+    """Leave out the marks that end a sentence; a text of nothing else stays."""
+    return text.rstrip(_FINAL + " ") or text
 
 
 def typos(text: str, draw: random.Random) -> str:

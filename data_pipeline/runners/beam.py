@@ -64,6 +64,11 @@ class BeamRunner(Runner):
             self._prepare_dask()
         self._local = chosen in _LOCAL_RUNNERS
         direct = self._options.view_as(DirectOptions)
+        if direct.direct_num_workers < 0:
+            raise UsageError(
+                f"--direct_num_workers={direct.direct_num_workers}: expected 0, for one a core, or "
+                "more"
+            )
         self.shares_work = not self._local or direct.direct_num_workers != 1
         self._in_processes = self._local and (
             # Threads would wait for each other, cleaning being Python code, so several workers
@@ -200,6 +205,8 @@ def check_options(beam_args: Sequence[str]) -> None:
         _, unknown = parser.parse_known_args(list(beam_args))
     except argparse.ArgumentError as error:
         raise UsageError(f"{error} (a Beam option)") from error
+    if unknown and not unknown[0].startswith("-"):
+        raise UsageError(f"unexpected argument {unknown[0]!r}; flags are written --name=value")
     if unknown:
         raise UsageError(
             f"unknown flag {unknown[0]!r}: neither this program nor Beam knows it "

@@ -26,8 +26,9 @@ _EXPATS_OWN = {"utf-8", "utf-16", "iso-8859-1", "us-ascii"}
 
 # A line of a .po file that is neither empty nor a comment.
 _PO_LINE = re.compile(
-    rb'(msgctxt |msgid |msgid_plural |msgstr |msgstr\[\d+\] )?\s*"([^"\\]|\\.)*"\s*'
+    r'(msgctxt |msgid |msgid_plural |msgstr |msgstr\[\d+\] )?\s*"([^"\\]|\\.)*"\s*'
 )
+_LINE_END = re.compile(r"\r\n?|\n")  # str.splitlines would also cut at U+2028, \x0b, \x0c, \x85
 _CHARSET = re.compile(rb"Content-Type:[^\n]*?charset=([A-Za-z0-9._-]+)")
 # Babel raises at a malformed date, which many catalogues have and nobody needs here. Another name
 # of the same length (a .mo file has offsets) hides the header.
@@ -65,8 +66,10 @@ class TmxSource:
     def _pairs(self) -> Iterator[tuple[str, str]]:
         blocks = read_blocks(self.path)
         head = b""
-        while len(head) < _XML_HEAD and (block := next(blocks, b"")):
+        for block in blocks:
             head += block
+            if len(head) >= _XML_HEAD:
+                break
         blocks = itertools.chain([head], blocks)
         encoding = _foreign_encoding(head)
         if encoding:
@@ -116,6 +119,10 @@ class _TmxReader:
             raise UsageError(
                 f"{self._path}, line {error.lineno}: not well-formed XML "
                 f"({expat.ErrorString(error.code)}); fix the file or export it again"
+            ) from error
+        except ValueError as error:  # from the decoder that Python lends to expat
+            raise UsageError(
+                f"{self._path}: {error}; convert the file to UTF-8, its XML declaration included"
             ) from error
         if is_last and self._units and not self._complete_units:
             found = sorted(filter(None, self._fits))
@@ -244,14 +251,16 @@ class GettextSource:
         from babel.messages.pofile import PoFileError, read_po
 
         content = b"".join(read_blocks(self.path))
-        _check_charset(self.path, content)
+        charset = _charset(self.path, content)
         for header, hidden in _HIDDEN_HEADERS.items():
             content = content.replace(header, hidden, 1)
         try:
             if _kind(self.path) == ".mo":
                 catalog = read_mo(io.BytesIO(content))
             else:
-                catalog = read_po(_po_lines(self.path, content), abort_invalid=True)
+                catalog = read_po(_po_lines(self.path, content.decode(charset)), abort_invalid=True)
+        except UsageError:
+            raise
         except PoFileError as error:
             raise UsageError(f"{self.path}, line {error.lineno + 1}: {error}; fix it") from error
         except (ValueError, LookupError, TypeError, AttributeError, struct.error, OSError) as error:
@@ -270,15 +279,16 @@ class GettextSource:
         return f"gettext {file_fingerprint(self.path)}"
 
 
-def _check_charset(path: str, content: bytes) -> None:
-    """Raise `UsageError` if a catalogue names an encoding that Python does not know."""
+def _charset(path: str, content: bytes) -> str:
+    """Return the encoding of a catalogue; `UsageError` if Python does not know it."""
     found = _CHARSET.search(content)
     if not found:
-        return
+        return "utf-8"
     charset = found[1].decode("ascii")
     try:
         "".encode(charset)
-    except LookupError as error:
+        return charset
+    except (LookupError, UnicodeError) as error:  # "undefined" is one that Python knows
         problem = (
             "the placeholder CHARSET of its template"
             if charset == "CHARSET"
@@ -296,19 +306,18 @@ def _forms(text: str | Sequence[str] | None) -> Sequence[str]:
     return text or [""]
 
 
-def _po_lines(path: str, content: bytes) -> Iterator[bytes]:
+def _po_lines(path: str, content: str) -> Iterator[str]:
     """Yield the lines of a .po file as Babel can read them.
 
     Babel does not look whether a string is closed and knows no `#~|` (the old text of an obsolete
     entry).
     """
-    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
+    for number, line in enumerate(_LINE_END.split(content.removeprefix("\ufeff")), 1):
         line = line.strip()
-        if line.startswith(b"#~|"):
-            line = b""
-        elif line and not line.startswith(b"#") and not _PO_LINE.fullmatch(line):
-            shown = line[:40].decode("utf-8", "replace")
-            raise UsageError(f"{path}, line {number}: not a line of a .po file: {shown}")
+        if line.startswith("#~|"):
+            line = ""
+        elif line and not line.startswith("#") and not _PO_LINE.fullmatch(line):
+            raise UsageError(f"{path}, line {number}: not a line of a .po file: {line[:40]}")
         yield line
 
 

@@ -110,7 +110,7 @@ def not_utf8(path: str, line: int, byte: int) -> UsageError:
     """Return the error for a line that is not UTF-8."""
     return UsageError(
         f"{path}, line {line}: not valid UTF-8 (byte 0x{byte:02x}); "
-        "convert the file, for example with iconv -t UTF-8"
+        "convert the file, for example with iconv -f LATIN1 -t UTF-8"
     )
 
 

@@ -20,6 +20,7 @@ from data_pipeline.sources.tfds import parse_tfds
 
 _BUILTIN_SIZES = {"train": 50_000, "valid": 1_000, "test": 1_000}
 _BUILTIN_SEED = 1
+_MOST_DIGITS = 18
 
 
 class Source(Protocol):
@@ -136,8 +137,8 @@ def _parse_builtin(rest: str, wanted: Wanted) -> list[BuiltinSource]:
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in options:
             raise UsageError(f"{spec}: unknown option {name!r}; known are size and seed")
-        if not (value.isascii() and value.isdigit()):
-            raise UsageError(f"{spec}: {name} must be a whole number, not {value!r}")
+        if not (value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS):
+            raise UsageError(f"{spec}: {name} must be a whole number, not {value[:40]!r}")
         options[name] = int(value)
     if options["size"] < 1:
         raise UsageError(f"{spec}: size must be at least 1")

@@ -16,6 +16,7 @@ from data_pipeline.sources.chunk import Chunk, Wanted
 # Small enough that the decompressed block is small too: often four times as large, but gzip may
 # compress a thousand bytes into one.
 _BLOCK_BYTES = 16 << 10
+_MOST_WINDOW = 1 << 31  # bytes; that of zstd --long=31
 # How compressed files begin, RFC 1952 and RFC 8878 (with the skippable frames that pzstd writes);
 # no text in UTF-8 does.
 _MAGIC = {
@@ -129,12 +130,16 @@ def read_blocks(path: str) -> Iterator[bytes]:
                 # 31: a gzip header and a window of any size.
                 yield from _decompress(blocks, lambda: zlib.decompressobj(31))
             elif suffix == ".zst":
-                yield from _decompress(blocks, ZstdDecompressor().decompressobj)
+                yield from _decompress(
+                    blocks, ZstdDecompressor(max_window_size=_MOST_WINDOW).decompressobj
+                )
             else:
                 yield from blocks
     except (zlib.error, ZstdError, EOFError) as error:
         kind = "gzip" if path.endswith(".gz") else "zstd"
         raise UsageError(f"{path}: damaged {kind} file ({error}); copy it again") from error
+    except files.passing_errors():
+        raise
     except tf.errors.OpError as error:
         raise UsageError(f"{path}: cannot be read ({error.message})") from error
 
@@ -149,6 +154,8 @@ def file_fingerprint(path: str) -> str:
         # Hashing would read the file over the network once more.
         status = tf.io.gfile.stat(path)
         return f"size={status.length},mtime={status.mtime_nsec}"
+    except files.passing_errors():
+        raise
     except tf.errors.OpError as error:
         raise UsageError(f"{path}: cannot be read ({error.message})") from error
 
@@ -172,6 +179,8 @@ def _exists(path: str) -> bool:
 
     try:
         return tf.io.gfile.exists(path)
+    except files.passing_errors():
+        raise
     except tf.errors.OpError as error:
         raise UsageError(f"{path}: cannot be read ({error.message})") from error
 

@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from common import files
+from common.console import error_text
 from common.errors import UsageError
 from data_pipeline.sources.chunk import Chunk, Wanted, chunk_rows, document_line
 from data_pipeline.sources.text_files import TextSource
@@ -117,14 +119,24 @@ class TfdsSource:
     def _builder(self) -> Any:
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(self.directory)
         try:
-            _ = builder.info.splits[self.split]
+            builder = tfds.builder_from_directory(self.directory)
+        except files.passing_errors():
+            raise
+        except Exception as error:  # each damaged file fails in its own way
+            raise UsageError(
+                f"{self._name()}: cannot be opened ({error_text(error)}); prepare it again, or "
+                "install the package that it needs"
+            ) from error
+        try:
+            examples = builder.info.splits[self.split].num_examples
         except (KeyError, ValueError, AssertionError) as error:
             known = ", ".join(sorted(builder.info.splits)) or "none"
             raise UsageError(
                 f"{self._name()}: no such split; there are {known}, and slices such as train[:10%]"
             ) from error
+        if examples < 1:
+            raise UsageError(f"{self._name()}: the split has no examples; choose another")
         return builder
 
     def _name(self) -> str:

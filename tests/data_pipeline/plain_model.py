@@ -35,11 +35,24 @@ CHANGES = {
 
 
 def form(text: str) -> str:
-    """Case, width, punctuation and white space do not count, unless there is nothing else."""
+    """Case, width, white space and punctuation do not count, unless there is nothing else.
+
+    Punctuation before a digit does.
+    """
     text = unicodedata.normalize("NFC", text)
-    plain = [unicodedata.normalize("NFKC", c).casefold() for c in text]
-    kept = [c for c in "".join(plain) if unicodedata.category(c)[0] in "LMN"]
-    return "".join(kept) or text.strip()
+    kept = ""
+    for number, c in enumerate(text):
+        plain = unicodedata.normalize("NFKC", c).casefold()
+        if plain in (".", ",", ":", "-", "/") and text[number + 1 : number + 2].isdigit():
+            kept += "\u2044" if plain == "/" else plain
+        else:
+            kinds = [unicodedata.category(part) for part in plain]
+            kept += "".join(
+                part
+                for part, kind in zip(plain, kinds, strict=True)
+                if kind[0] in "LMNS" and kind != "Sk"
+            )
+    return kept or text.strip()
 
 
 def few_letters(text: str) -> bool:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
+from common import files
 from common.errors import UsageError
 from data_pipeline.job import prepare
 
@@ -108,6 +110,12 @@ def test_bad_input(name, make_settings, tmp_path, write_text):
         ({"character_coverage": 1.5}, "--character_coverage=1.5: expected"),
         ({"character_coverage": 0.9}, "--character_coverage=0.9: expected 0.98 <= x"),
         ({"max_length_ratio": float("nan")}, "--max_length_ratio=nan: must be at least 1"),
+        ({"row_length": 10**12}, "--row_length=1000000000000: must be at most 1048576"),
+        ({"source_lang": "source_ids"}, "'source_ids' is not a language name"),
+        (
+            {"enable_filters": ("language",), "disable_filters": ("language",)},
+            "'language' is in --enable_filters and in --disable_filters",
+        ),
         ({"model_type": "word"}, "--model_type=word: expected unigram or bpe"),
     ],
 )
@@ -120,7 +128,8 @@ def test_bad_settings(make_settings, changed, message):
     ("beam_args", "message"),
     [
         (["--num_shrads=3"], "unknown flag '--num_shrads=3': neither"),
-        (["stray"], "unknown flag 'stray'"),
+        (["stray"], "unexpected argument 'stray'; flags are written --name=value"),
+        (["--direct_num_workers=-1"], "--direct_num_workers=-1: expected 0, for one a core, or"),
         (["--direct_num_workers=many"], "invalid int value: 'many'"),
         (["--runner=NoSuchRunner"], "Unexpected pipeline runner"),
     ],
@@ -129,6 +138,31 @@ def test_bad_beam_options(make_settings, tmp_path, beam_args, message):
     with pytest.raises(UsageError, match=message):
         prepare(make_settings(tmp_path / "out"), beam_args)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_outage_keeps_what_is_done(make_settings, tmp_path, monkeypatch, corpus):
+    """It is no bad input: the next start goes on, and its result is that of an undisturbed one."""
+    path = tmp_path / "more.tsv"
+    path.write_text("one more dog\tnoch ein Hund\n")
+    settings = make_settings(tmp_path / "out", train=(corpus["train"], f"tsv:{path}"))
+    whole = files.open_binary
+
+    def fail(name):
+        if name == str(path):
+            raise tf.errors.UnavailableError(None, None, "503")
+        return whole(name)
+
+    monkeypatch.setattr(files, "open_binary", fail)
+    with pytest.raises(tf.errors.UnavailableError):
+        prepare(settings)
+    assert list((tmp_path / "out" / "_incomplete" / "results").glob("clean-*"))
+    monkeypatch.setattr(files, "open_binary", whole)
+    assert prepare(settings).splits["train"].kept == 601
+
+
+def test_what_a_killed_lock_leaves_is_nobody_elses(make_settings, tmp_path):
+    (tmp_path / "_incomplete-abcdef012345-in_use.json").write_text("{")
+    assert prepare(make_settings(tmp_path)).splits["train"].kept == 600
 
 
 @pytest.mark.parametrize("name", ["utf-8", "utf-8 of valid", "sides"])

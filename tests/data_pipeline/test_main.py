@@ -333,6 +333,23 @@ def test_command(corpus, dataset, tmp_path):
     assert contents(tmp_path / "out") == contents(dataset.directory)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output_dir=s3://b/x"], "File system scheme 's3' not implemented"),
+        (["--tokenizer=s3://b/t.model"], "File system scheme 's3' not implemented"),
+        (["--task=classification", "--target_lang=fr"], "--target_lang does nothing with --task=c"),
+        (["--documents=line"], "--documents does nothing with --task=translation"),
+        (["--tokenizer=t.model", "--vocab_size=300"], "--vocab_size is for training a tokenizer"),
+        (["--tokenizer=t.model", "--nobyte_fallback"], "--byte_fallback is for training a tokeni"),
+    ],
+)
+def test_what_a_flag_cannot_do_is_one_line(corpus, tmp_path, flags, message):
+    line = error_line(f"--output_dir={tmp_path / 'out'}", *flags, f"--train={corpus['train']}")
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_tells_errors_in_one_line(corpus, tmp_path):
     (tmp_path / "bad.en").write_bytes(b"fine\n\xc3(\n")
     (tmp_path / "bad.de").write_bytes(b"gut\ngut\n")

@@ -1,5 +1,6 @@
 """Datasets of running text and of labelled text: what is in them, and bad input."""
 
+import dataclasses
 import gzip
 import io
 import json
@@ -171,6 +172,55 @@ def test_a_given_tokenizer_has_to_keep_line_breaks_and_know_the_symbols(tmp_path
         prepare(settings(documents="line", user_symbols=("<2fr>",)))
     made = prepare(settings(documents="line", user_symbols=("<2de>",)))
     assert made.splits["train"].kept > 0
+
+
+def test_a_given_tokenizer_has_to_sample(tmp_path):
+    model = tmp_path / "t.model"
+    model.write_bytes(train(["a b c"] * 9, 267, "bpe"))
+    settings = label_settings(tmp_path, labelled(9), labelled(3))
+    settings = dataclasses.replace(settings, tokenizer=(str(model),), segmentations=2)
+    with pytest.raises(UsageError, match=r"samples from a unigram model, and --tokenizer=.* bpe;"):
+        prepare(settings)
+    assert not Path(settings.output_dir).exists()
+
+
+def test_bits_are_of_the_text_that_is_tokenised(tmp_path):
+    """A tokenizer of pairs makes one space of several."""
+    model = tmp_path / "t.model"
+    model.write_bytes(train(["the cat sleeps"], 0, "char"))
+    path = tmp_path / "a.txt"
+    path.write_text("the cat     sleeps\n   the cat  sleeps\n")
+    made = prepare(
+        text_settings(
+            tmp_path,
+            f"text:{path}",
+            f"text:{path}",
+            documents="line",
+            tokenizer=(str(model),),
+            disable_filters=("duplicate", "near_duplicate", "contaminated"),
+        )
+    )
+    for split in made.splits.values():
+        assert split.characters == split.text_bytes == 2 * len("the cat sleeps")
+
+
+def test_symbols_of_a_given_tokenizer_are_not_perturbed(tmp_path):
+    model = tmp_path / "t.model"
+    model.write_bytes(train(["the cat THE CAT"], 0, "char", user_symbols=["<2de>"]))
+    rows = [(f"<2de> the cat {number}", "xy"[number % 2]) for number in range(20)]
+    made = prepare(
+        text_settings(
+            tmp_path,
+            tsv(tmp_path / "a.tsv", rows),
+            task="classification",
+            tokenizer=(str(model),),
+            augment=("upper:1",),
+        )
+    )
+    info = made.splits["train"].rows
+    rows_of_text = read_block(find_blocks(made, info), 0, info)["text"]
+    found = " ".join(load_tokenizer(str(model)).decode(rows_of_text.tolist()))
+    assert found.count("<2de>") == 20 and "<2DE>" not in found and "cat" not in found
 
 
 def test_rows_in_which_nothing_fits(tmp_path):
@@ -393,6 +443,13 @@ def test_bad_labels(tmp_path, train_rows, valid_rows, message):
     with pytest.raises(UsageError, match=message):
         prepare(settings)
     assert not Path(settings.output_dir).exists()
+
+
+def test_labels_that_look_the_same_are_one(tmp_path):
+    rows = [("a b", "caf\u00e9"), ("c d", "cafe\u0301"), ("e f", "x"), ("g h", "x\u200b")]
+    made = prepare(label_settings(tmp_path, rows, [("i j", "cafe\u0301")]))
+    assert made.labels == ("caf\u00e9", "x")
+    assert made.splits["train"].labels == {"caf\u00e9": 2, "x": 2}
 
 
 def test_a_line_without_a_tab(tmp_path):

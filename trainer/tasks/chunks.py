@@ -77,25 +77,32 @@ def chunked_sums(
 
     targets, weights = split(tf.convert_to_tensor(targets), []), split(weights, [])
 
+    def of_one(states, cast, targets, weights):
+        """Return the sums of a chunk; in training, also the gradients of states and matrix."""
+        if at_once is not None:
+            new, of_states, of_logits = at_once(states, cast, targets, weights)
+            return new, *_gradients(of_logits, states, cast, of_states)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            logits = cast.logits(states)
+            tape.watch(logits)  # [P, C, V]
+            new = function(logits, *(tf.repeat(x, passes, axis=0) for x in (targets, weights)))
+        if not training:
+            return new, None, None
+        return new, *_gradients(tape.gradient(new["loss"], logits), states, cast)
+
     def loop(hidden, matrix) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Return the sums, and in training the float32 gradients of both arguments."""
         chunks, cast_matrix = split(hidden, [width]), tf.cast(matrix, hidden.dtype)
 
         def add_chunk(number, sums, of_states, of_matrix):
-            chunk, cast = chunks[number], projection._replace(matrix=cast_matrix)  # [P, C, D]
-            tokens_of_pass = targets[number], weights[number]  # [1, C] each
-            of_chunk = None
-            if at_once is not None:
-                new, of_chunk, of_logits = at_once(chunk, cast, *tokens_of_pass)
-            else:
-                with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    logits = cast.logits(chunk)
-                    tape.watch(logits)  # [P, C, V]
-                    new = function(logits, *(tf.repeat(x, passes, axis=0) for x in tokens_of_pass))
-                of_logits = tape.gradient(new["loss"], logits) if training else None
+            new, of_chunk, more = of_one(
+                chunks[number],  # [P, C, D]
+                projection._replace(matrix=cast_matrix),
+                targets[number],  # [1, C]
+                weights[number],  # [1, C]
+            )
             sums = [total + new[name] for total, name in zip(sums, names, strict=True)]
             if training:
-                of_chunk, more = _gradients(of_logits, chunk, cast, of_chunk)
                 of_states = of_states.write(number, of_chunk)
                 of_matrix = [of_matrix[0] + more]
             return number + 1, sums, of_states, of_matrix
@@ -139,7 +146,10 @@ def chunked_sums(
 
 
 def _gradients(
-    of_logits: tf.Tensor, states: tf.Tensor, projection: Projection, of_states: tf.Tensor | None
+    of_logits: tf.Tensor,
+    states: tf.Tensor,
+    projection: Projection,
+    of_states: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the gradients of `states` and the matrix, float32, from those of their logits.
 

@@ -274,6 +274,13 @@ def test_unknown_locale_is_told_at_once_and_in_one_line(name):
     assert "\n" not in str(caught.value)
 
 
+def test_a_language_that_num2words_does_not_finish():
+    with pytest.raises(
+        UsageError, match=r"num2words has no .* number .* for 'ca'; use another lan"
+    ):
+        list(generate("train", 150, 1, "en", "ca"))
+
+
 @pytest.mark.parametrize(
     ("split", "size"), [("train", -1), ("train", 1_000_001), ("valid", 50_001), ("test", 10**9)]
 )

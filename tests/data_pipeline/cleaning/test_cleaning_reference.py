@@ -87,13 +87,17 @@ def normalize(text, entities=False):
 
 
 def fold_reference(text):
-    kept = ""
-    for character in unicodedata.normalize("NFC", text):
+    kept, composed = "", unicodedata.normalize("NFC", text)
+    for character, following in zip(composed, composed[1:] + " ", strict=False):
+        mark = unicodedata.normalize("NFKC", character)
+        if following.isdigit() and mark in list(".,:-/"):
+            kept += mark.replace("/", "\N{FRACTION SLASH}")
+            continue
         for _ in range(2):
             character = unicodedata.normalize("NFKC", character).casefold()
         for c in character:
             ignored = c == "\u034f" or "VARIATION SELECTOR" in unicodedata.name(c, "")
-            if unicodedata.category(c)[0] in "LMN" and not ignored:
+            if re.match("[LMN]|S[^k]", unicodedata.category(c)) and not ignored:
                 kept += c
     return kept or unicodedata.normalize("NFC", text).strip()
 

@@ -21,6 +21,10 @@ def test_forms(kind, source, target):
     assert perturb(PAIR, kind, "1") == [source, target]
 
 
+def test_a_text_of_marks_alone_stays():
+    assert perturb(("...", "?"), "no_final_punctuation", "1") == ["...", "?"]
+
+
 def test_symbols_stay():
     """Those of a tokenizer, which nobody types."""
     pair = ("<2de> The dog. <b>", "Der Hund. <b>")

@@ -54,6 +54,7 @@ def test_bad_weights(weight):
         ("builtin:train?count=5", "unknown option 'count'"),
         ("builtin:train?size=many", "size must be a whole number"),
         ("builtin:train?size=0", "size must be at least 1"),
+        (f"builtin:train?seed={'9' * 5000}", "seed must be a whole number, not '99999999"),
     ],
 )
 def test_bad_specs(spec, message):

@@ -290,7 +290,10 @@ def test_several_catalogues(tmp_path):
         (b'msgid "a"\nmsgstr "b\n', 'line 2: not a line of a .po file: msgstr "b'),
         (b'msgid "a"\nmsgstr "b\\"\n', "line 2: not a line of a .po file"),
         (b'msgid "a"\nmsgst', "line 2: not a line of a .po file: msgst"),
-        (b"\x89PNG\r\n", "line 1: not a line of a .po file"),
+        (b"\x89PNG\r\n", "damaged catalogue ('utf-8' codec can't decode"),
+        (b"PNG\r\n", "line 1: not a line of a .po file"),
+        (b'msgid ""\nmsgstr "Content-Type: a; charset=undefined\\n"\n',
+         "its header names as encoding 'undefined', which is not known here; write"),
         (b'msgid "a"\nmsgstr "b"\n\nmsgid "c"\n', "line 4: missing msgstr for msgid 'c'"),
         (b'msgid ""\nmsgstr "x: y; charset=x\\n"\n"Content-Type: a; charset=CHARSET\\n"\n'
          b'msgid "\xc3\xa4"\nmsgstr "b"\n',
@@ -357,6 +360,30 @@ def test_tmx_in_an_unknown_or_wrong_encoding(tmp_path):
     path = write(tmp_path / "a.tmx", body.replace("UTF-8", "Shift_JIS").encode() + b"\xfc\xff")
     with pytest.raises(UsageError, match=r"a\.tmx: is not text in Shift_JIS \(.*iconv -t UTF-8"):
         read(f"tmx:{path}")
+
+
+def test_large_compressed_tmx_in_another_encoding(tmp_path):
+    """Its decompressor gives nothing for the first blocks."""
+    dice = random.Random(1)
+    texts = ["".join(chr(dice.randrange(0x4E00, 0x9000)) for _ in range(40)) for _ in range(1500)]
+    body = tmx(*(unit(("en", "a"), ("zh", text)) for text in texts)).decode()
+    path = write(tmp_path / "a.tmx.zst", body.replace("UTF-8", "GBK", 1).encode("gbk"))
+    assert read(f"tmx:{path}", "en", "zh") == [("a", text) for text in texts]
+
+
+def test_tmx_with_a_mark_that_denies_its_encoding(tmp_path):
+    body = tmx(unit(("en", "a"), ("zh", "b"))).decode().replace("UTF-8", "GBK", 1)
+    path = write(tmp_path / "a.tmx", body.encode("utf-8-sig"))
+    with pytest.raises(UsageError, match=r"a\.tmx: .*convert the file to UTF-8, its XML decl"):
+        read(f"tmx:{path}", "en", "zh")
+
+
+@pytest.mark.parametrize(("charset", "text"), [("Shift_JIS", "\u8868"), ("Big5", "\u529f")])
+def test_po_with_a_backslash_inside_of_a_character(tmp_path, charset, text):
+    header = f'msgid ""\nmsgstr "Content-Type: text/plain; charset={charset}\\n"\n\n'
+    content = f'{header}msgid "table"\nmsgstr "{text}"\n'.encode(charset)
+    assert b"\\" in text.encode(charset)
+    assert read(f"gettext:{write(tmp_path / 'a.po', content)}") == [("table", text)]
 
 
 def test_tmx_unit_without_a_segment(tmp_path):

@@ -180,6 +180,15 @@ def test_members_are_read_to_the_end(tmp_path, suffix, padding):
     assert b"".join(read_blocks(str(path))) == b"".join(parts)
 
 
+def test_zstd_with_a_large_window(tmp_path):
+    """As zstd --long=31 makes."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=30, compression_level=1)
+    packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = tmp_path / "a.tsv.zst"
+    path.write_bytes(packed.compress(b"a\tb\n" * 9) + packed.flush())
+    assert read(f"tsv:{path}") == [("a", "b")] * 9
+
+
 def test_zstd_frames_to_skip(tmp_path):
     path = tmp_path / "a.zst"
     skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"

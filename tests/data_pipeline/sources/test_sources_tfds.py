@@ -155,6 +155,8 @@ def test_fingerprint(data_dir):
         ),
         ("tiny_pairs/text:train[:10%?data_dir=DIR", "'tfds:tiny_pairs/text:train[:10%?data_dir="),
         ("tiny_pairs/text:train[x]?data_dir=DIR", "no such split"),
+        ("tiny_pairs/text:train[5:5]?data_dir=DIR", "the split has no examples; choose another"),
+        ("tiny_pairs/text:train[:0%]?data_dir=DIR", "the split has no examples; choose another"),
         (
             "tiny_pairs/odd?data_dir=DIR",
             "no text features named 'en' and 'de'; it has de, en",
@@ -197,6 +199,10 @@ def test_damaged_files(data_dir, tmp_path):
     shard.unlink()
     with pytest.raises(UsageError, match=r"1\.2\.0:train: cannot be read \(.*; prepare it again"):
         read(f"tfds:{directory}")
+    for name in ("features.json", "dataset_info.json"):
+        (directory / name).write_text("{")
+        with pytest.raises(UsageError, match=r"1\.2\.0:train: cannot be opened \(.*; prepare it"):
+            read(f"tfds:{directory}")
 
 
 def test_folder(tmp_path):
