@@ -319,8 +319,7 @@ class MultiHeadAttention(keras.layers.Layer):
 
 
 def optimize_for_tpu(model: keras.Model) -> None:
-    """Switch the loss and every attention of `model` to the form that TPUs compute fastest."""
-    model.on_tpu = True
+    """Switch `model`, and the layers that have one, to the form that TPUs compute fastest."""
     for layer in model._flatten_layers():
-        if isinstance(layer, MultiHeadAttention):
+        if hasattr(layer, "on_tpu"):
             layer.on_tpu = True
