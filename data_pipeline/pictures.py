@@ -1,15 +1,14 @@
 """Pictures of a dataset, drawn with Matplotlib (the optional extra `pictures`)."""
 
-import contextlib
-import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common import files
 from common.errors import UsageError
+from common.figures import new_figure, png
 from data_pipeline.dataset.manifest import Manifest, SequenceInfo
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ _COLOURS = (
 )
 _PADDING = "#FFFFFF"
 _LINES = ("#4477AA", "#CC6677")  # of his "bright" and "muted" schemes
-_DPI = 150
 _LARGEST_SHARE_SHOWN = 0.999  # of the sentences: one very long one must not squeeze the others
 # A sentence gets its number if it is at least this part of the row wide.
 _ROOM_FOR_NUMBER = 0.05
@@ -59,7 +57,7 @@ def draw_lengths(manifest: Manifest, directory: str) -> str:
     Returns:
         The path of the picture.
     """
-    with _figure(width=8.0, height=1.0 + 1.9 * len(manifest.splits)) as figure:
+    with new_figure(width=8.0, height=1.0 + 1.9 * len(manifest.splits)) as figure:
         axes = figure.subplots(len(manifest.splits), 1, squeeze=False, sharex=True)[:, 0]
         limit = 1
         for axis, (split, info) in zip(axes, manifest.splits.items(), strict=True):
@@ -95,7 +93,7 @@ def draw_packing(
         The path of the picture.
     """
     rows = len(next(iter(block.values())))
-    with _figure(width=11.0, height=1.5 + 0.27 * rows) as figure:
+    with new_figure(width=11.0, height=1.5 + 0.27 * rows) as figure:
         axes = figure.subplots(1, len(languages), sharey=True, squeeze=False)[0]
         for axis, (name, lang) in zip(axes, languages.items(), strict=True):
             _draw_side(axis, block[f"{name}_segments"])
@@ -148,29 +146,13 @@ def length_reached(side: SequenceInfo, share: float) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _figure(width: float, height: float) -> Iterator["Figure"]:
-    """Yield a figure of some inches, in the same style whatever the user's own settings are."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(dict[str, Any](matplotlib.rcParamsDefault)):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
-
-
 def _save(figure: "Figure", path: str) -> str:
     from tensorflow import errors
     from tensorflow.io import gfile
 
-    content = io.BytesIO()
-    # Without the version of Matplotlib, so that the same data gives the same bytes.
-    figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
     try:
         gfile.makedirs(os.path.dirname(path) or ".")
-        files.write_bytes(path, content.getvalue())
+        files.write_bytes(path, png(figure))
     except files.passing_errors():
         raise
     except errors.OpError as error:

@@ -243,6 +243,14 @@ def test_pictures(dataset, tmp_path):
     assert Path(path).read_bytes() == Path(again).read_bytes()
 
 
+def test_dollars_in_a_title_are_text(tmp_path):
+    """As in the path of a dataset: between two of them Matplotlib would look for a formula."""
+    image = pytest.importorskip("matplotlib.image")
+    block = {"source": np.ones([2, 4], int), "source_segments": np.ones([2, 4], int)}
+    path = pictures.draw_packing(block, {"source": "en"}, r"data/$\frac$", str(tmp_path))
+    assert image.imread(path).std() > 0.01
+
+
 def test_pictures_that_cannot_be_written(dataset, tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "file").write_text("in the way")

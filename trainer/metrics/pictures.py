@@ -1,25 +1,22 @@
 """Pictures of what a model does, as PNG images."""
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from common.figures import new_figure, png
 from trainer.metrics.attention_maps import AttentionMap
 from trainer.model.encodings import sinusoidal_positions
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 _MOST_HEADS = 8  # drawn of each layer
 _MOST_LAYERS = 6
 _MOST_LABELS = 40  # named on an axis; more would make a picture that nobody can open
 _MOST_NUMBERS = 30  # classes of a confusion matrix with numbers in its cells
-_DPI = 130
 _WEIGHTS = "Blues"  # white for 0
 _SIGNED = "RdBu_r"
 
@@ -45,7 +42,7 @@ def draw_attention(found: AttentionMap, title: str) -> bytes:
             grid[top : top + queries, left : left + keys] = found.weights[layer, head]
     margin, cell = 0.9, 0.115  # inches
     width, height = margin + 0.3 + cell * grid.shape[1], margin + 0.5 + cell * grid.shape[0]
-    with _figure(width, height, layout=None) as figure:
+    with new_figure(width, height, layout=None) as figure:
         place = (margin / width, margin / height, 1 - (margin + 0.3) / width)
         axis = figure.add_axes((*place, 1 - (margin + 0.5) / height))
         axis.imshow(grid, cmap=_WEIGHTS, vmin=0.0, vmax=1.0, aspect="auto")
@@ -61,7 +58,7 @@ def draw_attention(found: AttentionMap, title: str) -> bytes:
             text = f"layer {layer + 1}"
             axis.text(grid.shape[1] + 0.3, middle, text, va="center", rotation=270, fontsize=7)
         figure.suptitle(title, fontsize=9)
-        return _png(figure)
+        return png(figure)
 
 
 def _ticks(panels: int, pieces: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -77,7 +74,7 @@ def _ticks(panels: int, pieces: Sequence[str]) -> tuple[list[int], list[str]]:
 def draw_one_head(found: AttentionMap, layer: int, head: int, title: str) -> bytes:
     """Draw the attention weights of one head, large; return a PNG image."""
     width, height = 0.33 * len(found.keys) + 1.6, 0.3 * len(found.queries) + 1.3
-    with _figure(max(3.0, width), max(2.4, height)) as figure:
+    with new_figure(max(3.0, width), max(2.4, height)) as figure:
         axis = figure.subplots()
         drawn = axis.imshow(found.weights[layer, head], cmap=_WEIGHTS, vmin=0.0, vmax=1.0)
         axis.tick_params(length=0, labelsize=9)
@@ -87,7 +84,7 @@ def draw_one_head(found: AttentionMap, layer: int, head: int, title: str) -> byt
         axis.set_ylabel("looking")
         figure.colorbar(drawn, ax=axis, shrink=0.8)
         axis.set_title(title, fontsize=10)
-        return _png(figure)
+        return png(figure)
 
 
 def draw_positions(width: int, length: int) -> bytes:
@@ -102,7 +99,7 @@ def draw_positions(width: int, length: int) -> bytes:
     """
     encoding = sinusoidal_positions(tf.range(length)[tf.newaxis], width)[0].numpy()  # [L, D]
     likeness = encoding @ encoding.T / (width / 2)  # [L, L], 1 on the diagonal
-    with _figure(10.0, 3.6) as figure:
+    with new_figure(10.0, 3.6) as figure:
         left, right = figure.subplots(1, 2)
         drawn = left.imshow(encoding, cmap=_SIGNED, aspect="auto", vmin=-1, vmax=1)
         left.set_title("encoding of each position", fontsize=10)
@@ -113,7 +110,7 @@ def draw_positions(width: int, length: int) -> bytes:
         right.set_title("dot product of two positions", fontsize=10)
         right.set_xlabel("position")
         figure.colorbar(drawn, ax=right)
-        return _png(figure)
+        return png(figure)
 
 
 def draw_schedule(schedules: dict[str, Any], steps: int) -> bytes:
@@ -127,7 +124,7 @@ def draw_schedule(schedules: dict[str, Any], steps: int) -> bytes:
         A PNG image.
     """
     at = np.unique(np.linspace(0, steps - 1, min(steps, 400), dtype=int))
-    with _figure(6.5, 2.8) as figure:
+    with new_figure(6.5, 2.8) as figure:
         axis = figure.subplots()
         for label, schedule in schedules.items():
             rates = np.asarray(schedule(tf.constant(at)))
@@ -137,7 +134,7 @@ def draw_schedule(schedules: dict[str, Any], steps: int) -> bytes:
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
-        return _png(figure)
+        return png(figure)
 
 
 def draw_confusion(counts: np.ndarray, labels: Sequence[str]) -> bytes:
@@ -153,7 +150,7 @@ def draw_confusion(counts: np.ndarray, labels: Sequence[str]) -> bytes:
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     named = _spread(len(labels), _MOST_LABELS)
     size = 0.45 * min(len(labels), _MOST_LABELS) + 2.0
-    with _figure(size + 0.6, size) as figure:
+    with new_figure(size + 0.6, size) as figure:
         axis = figure.subplots()
         drawn = axis.imshow(shares, cmap=_WEIGHTS, vmin=0.0, vmax=1.0)
         axis.set_xticks(named, [labels[index] for index in named], rotation=90)
@@ -167,36 +164,9 @@ def draw_confusion(counts: np.ndarray, labels: Sequence[str]) -> bytes:
                 text = f"{counts[row, column]:,}"
                 axis.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
         figure.colorbar(drawn, ax=axis, shrink=0.8)
-        return _png(figure)
+        return png(figure)
 
 
 def _spread(count: int, most: int) -> Sequence[int]:
     """Return at most `most` of the numbers below `count`, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, most), dtype=int)).tolist()
-
-
-@contextlib.contextmanager
-def _figure(
-    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
-) -> Iterator["Figure"]:
-    """Yield a figure of some inches, in the same style whatever the user's own settings are."""
-    import matplotlib  # here: it takes half a second, and most runs of the tests need none of it
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Pieces and labels are text: a dollar in them begins no formula.
-    style = {**matplotlib.rcParamsDefault, "text.parse_math": False}
-    with matplotlib.rc_context(dict[str, Any](style)):
-        figure = Figure(figsize=(width, height), layout=layout)
-        FigureCanvasAgg(figure)
-        yield figure
-
-
-def _png(figure: "Figure") -> bytes:
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        # Matplotlib's own font lacks some scripts, and draws boxes instead.
-        warnings.filterwarnings("ignore", message="Glyph")
-        # Without the version of Matplotlib, so that the same data gives the same bytes.
-        figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
-    return content.getvalue()
