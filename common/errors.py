@@ -73,7 +73,7 @@ def run_app(
         if "tensorflow" in sys.modules and isinstance(error, files.passing_errors()):
             sys.exit(f"error: {console.error_text(error)}; start again")
         if "tensorflow" in sys.modules and files.is_refusal(error):
-            _fail(f"{console.error_text(error)}; check the paths of the flags and what they permit")
+            _fail(f"{console.error_text(error)}; check the paths in the flags, and permissions")
         raise
 
 

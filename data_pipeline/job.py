@@ -67,6 +67,7 @@ def prepare(settings: Settings, beam_args: Sequence[str] = ()) -> Manifest:
         UsageError: bad input or settings, or the directory holds another dataset or is in use by
             another job; nothing is left behind then. Or the storage fails, perhaps a full disk:
             then what is done stays for the next start, and is no dataset yet.
+        tf.errors.OpError: the storage does not answer (`files.passing_errors`); likewise.
     """
     import tensorflow as tf
 

@@ -75,7 +75,7 @@ _DOCUMENTS = flags.DEFINE_enum(
 _NUM_SHARDS = flags.DEFINE_integer("num_shards", 8, "Files of the training split.")
 _SEED = flags.DEFINE_integer("seed", 1, "Seed of the shuffle and of the tokenizer's sample.")
 _MAX_TOKENS = flags.DEFINE_integer(
-    "max_tokens", 250, "Training pairs and texts with more tokens are dropped; documents are cut."
+    "max_tokens", 250, "Training pairs and labelled texts with more tokens are dropped."
 )
 _MAX_LENGTH_RATIO = flags.DEFINE_float(
     "max_length_ratio",

@@ -17,7 +17,7 @@ _SHARE = re.compile(r"0?\.\d+|0|1(\.0*)?")
 # Filters that need the whole corpus, beside those of `cleaning`, which look at one pair.
 CORPUS_FILTERS = {
     "duplicate": "The pair or text occurred before, letter for letter.",
-    "near_duplicate": "It occurred before but for case, punctuation and white space.",
+    "near_duplicate": "It occurred before but for case, space and punctuation outside of numbers.",
 }
 # Every reason for which a training example may be dropped. The last two follow from other settings.
 DROP_REASONS = (*FILTERS, *CORPUS_FILTERS, "weight", "too_many_tokens")

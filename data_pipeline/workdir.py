@@ -105,6 +105,8 @@ def work_directory(
             for name in ("", "raw", "blocks", "text", "records", "rows", "rejected", "results"):
                 tf.io.gfile.makedirs(os.path.join(work_dir, name))
             files.write_json(plan_path, plan)
+    except files.passing_errors():
+        raise
     except tf.errors.OpError as error:
         raise UsageError(f"{work_dir}: cannot be made ({error.message})") from error
     try:
@@ -138,7 +140,7 @@ def publish(manifest: Manifest, work_dir: str, keep_rejected: bool) -> None:
     gfile.remove(os.path.join(work_dir, _PLAN_FILE))
     files.remove(os.path.join(directory, MANIFEST_FILE))
     for name in gfile.listdir(directory):
-        if _OWN_FILES.fullmatch(name):
+        if _OWN_FILES.fullmatch(name) or (files.is_temporary(name) and name.endswith(lock.FILE)):
             gfile.remove(os.path.join(directory, name))
     for name in names:
         gfile.rename(os.path.join(work_dir, name), os.path.join(directory, name), overwrite=True)

@@ -18,9 +18,9 @@ from trainer.checkpoints import averages, saver
 from trainer.checkpoints import model_dir as model_directory
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
-_LAST = flags.DEFINE_integer("last", 5, "Average so many of the newest checkpoints.", 2)
+_LAST = flags.DEFINE_integer("last", 5, "Average this many of the newest checkpoints.", 2)
 _BEST = flags.DEFINE_integer(
-    "best", 0, "Average so many of the best checkpoints instead (see keep_best).", 0
+    "best", 0, "Average this many of the best checkpoints instead (see keep_best).", 0
 )
 _DECAY = flags.DEFINE_float(
     "ema_decay", 1.0, "Weight of each checkpoint relative to the one after it.", 0.0, 1.0

@@ -81,7 +81,11 @@ _TOP_K = flags.DEFINE_integer(
     "top_k", 0, "With --samples: draw among this many of the likeliest tokens; 0 for all.", 0
 )
 _TOP_P = flags.DEFINE_float(
-    "top_p", 1.0, "With --samples: draw among the likeliest tokens of this probability.", 0.01, 1.0
+    "top_p",
+    1.0,
+    "With --samples: draw among the likeliest tokens of this total probability.",
+    0.01,
+    1.0,
 )
 _SEED = flags.DEFINE_integer("seed", 1, "Random seed of --samples.", 0)
 _NOT_FOR_EXPORTS = (

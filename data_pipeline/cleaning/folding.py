@@ -19,7 +19,7 @@ def fold(texts: Sequence[str]) -> list[str]:
 
     Every character is case-folded and brought to its compatibility form (NFKC), then letters,
     marks (the vowels of Indic scripts are marks), numbers and symbols such as "€" are kept. So is
-    punctuation directly before a digit, for "1.5" is not "15". A text with none of them, such as
+    one of .,:-/ directly before a digit, for "1.5" is not "15". A text with none of them, such as
     "?!", folds to itself without surrounding white space.
 
     Args:

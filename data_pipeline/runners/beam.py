@@ -66,7 +66,7 @@ class BeamRunner(Runner):
         direct = self._options.view_as(DirectOptions)
         if direct.direct_num_workers < 0:
             raise UsageError(
-                f"--direct_num_workers={direct.direct_num_workers}: expected 0, for one a core, or "
+                f"--direct_num_workers={direct.direct_num_workers}: expected 0 (one per core) or "
                 "more"
             )
         self.shares_work = not self._local or direct.direct_num_workers != 1

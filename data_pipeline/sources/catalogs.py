@@ -115,6 +115,8 @@ class _TmxReader:
         """Return the pairs of the units that end in `block`, the next one of the file."""
         try:
             self._parser.Parse(block, is_last)
+        except UsageError:
+            raise
         except expat.ExpatError as error:
             raise UsageError(
                 f"{self._path}, line {error.lineno}: not well-formed XML "

@@ -95,6 +95,8 @@ class TfdsSource:
                         for kind, value in zip(kinds, values, strict=True)
                     ]
                     number += 1
+        except files.passing_errors():
+            raise
         except tf.errors.OpError as error:
             raise UsageError(
                 f"{self._name()}: cannot be read ({error.message}); prepare it again"

@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # The road from text to a translation
+# # From text to a translation
 #
 # The tour in one notebook: every step with the code that trains here. Open it in Jupyter with
 # jupytext, or run its cells in an editor; a test runs it as a script. It works in the folder that

@@ -129,7 +129,7 @@ def test_bad_settings(make_settings, changed, message):
     [
         (["--num_shrads=3"], "unknown flag '--num_shrads=3': neither"),
         (["stray"], "unexpected argument 'stray'; flags are written --name=value"),
-        (["--direct_num_workers=-1"], "--direct_num_workers=-1: expected 0, for one a core, or"),
+        (["--direct_num_workers=-1"], "--direct_num_workers=-1: expected 0 .one per core. or more"),
         (["--direct_num_workers=many"], "invalid int value: 'many'"),
         (["--runner=NoSuchRunner"], "Unexpected pipeline runner"),
     ],
@@ -163,6 +163,7 @@ def test_an_outage_keeps_what_is_done(make_settings, tmp_path, monkeypatch, corp
 def test_what_a_killed_lock_leaves_is_nobody_elses(make_settings, tmp_path):
     (tmp_path / "_incomplete-abcdef012345-in_use.json").write_text("{")
     assert prepare(make_settings(tmp_path)).splits["train"].kept == 600
+    assert not list(tmp_path.glob("_incomplete*"))
 
 
 @pytest.mark.parametrize("name", ["utf-8", "utf-8 of valid", "sides"])

@@ -126,7 +126,7 @@ def test_training_with_one_fault(local, tmp_path, fault):
 
 @pytest.mark.faults
 def test_documents_from_a_bucket(tmp_path):
-    """Of a language model: packed files that a pattern names; one request in ten fails."""
+    """Of a language model: compressed files that a pattern names; one request in ten fails."""
     with GcsService(dict.fromkeys(FAULTS, 0.1 / len(FAULTS))) as service:
         for number, pack in enumerate((gzip.compress, zstandard.compress)):
             text = "\n\n".join(f"document {i} of file {number}" for i in range(20))

@@ -86,7 +86,7 @@ class SamplingOptions:
     Attributes:
         samples: how many for each sentence.
         temperature: divides the log probabilities; below 1 for likelier text.
-        top_k: draw among so many of the likeliest tokens; 0 for all.
+        top_k: draw among this many of the likeliest tokens; 0 for all.
         top_p: draw among the fewest tokens whose probabilities add up to it (Holtzman et al.
             2020); 1 for all.
         seed: decides, with the number of the sentence and of the sample, what is drawn.

@@ -1,7 +1,7 @@
 """Pictures of what a model does, as PNG images."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -9,9 +9,6 @@ import tensorflow as tf
 from common.figures import new_figure, png
 from trainer.metrics.attention_maps import AttentionMap
 from trainer.model.encodings import sinusoidal_positions
-
-if TYPE_CHECKING:
-    pass
 
 _MOST_HEADS = 8  # drawn of each layer
 _MOST_LAYERS = 6

@@ -142,7 +142,7 @@ def _softmax_product(
             exponentials = tf.exp(logits - peaks)
             if dropout is None and size % 128:
                 # The matrix unit has columns to spare: as one more column of the values, ones give
-                # the sum of the exponentials for nothing.
+                # the sum of the exponentials at no cost.
                 columns = tf.concat([value, tf.ones_like(value[..., :1])], axis=-1)
                 mixed = float32_product(tf.cast(exponentials, value.dtype), columns)
                 mixed, totals = mixed[..., :size], mixed[..., size:]
@@ -319,7 +319,7 @@ class MultiHeadAttention(keras.layers.Layer):
 
 
 def optimize_for_tpu(model: keras.Model) -> None:
-    """Switch `model`, and the layers that have one, to the form that TPUs compute fastest."""
+    """Switch `model` and its layers to the forms that TPUs compute fastest, where they have one."""
     for layer in model._flatten_layers():
         if hasattr(layer, "on_tpu"):
             layer.on_tpu = True

@@ -49,7 +49,7 @@ def chunked_sums(
         names: of these sums, "loss" first.
         hidden: [P B, T, D], the rows of every pass; float32 or a half precision.
         projection: makes logits of them.
-        targets: int32 [B, T]; of a static shape where there are chunks.
+        targets: int32 [B, T]; of a static shape where there are chunks or `at_once`.
         weights: float32 [B, T].
         passes: P.
         training: whether "loss" has a gradient. The other sums have none.

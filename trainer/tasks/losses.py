@@ -19,7 +19,8 @@ def token_sums(
 
     The smoothed target gives 1 - e to the right token and spreads e evenly over all V of them.
     With z the logits, its cross-entropy is logsumexp(z) - (1 - e) z[target] - e mean(z): no
-    one-hot tensor, no second softmax.
+    one-hot tensor, no second softmax. On TPUs training takes
+    `tpu_losses.token_sums_and_gradients` in its place.
 
     Args:
         logits: float32 [B, T, V].

@@ -24,7 +24,7 @@ def read(spec: str, source_lang: str = "en", target_lang: str = "de") -> list[tu
 
 
 def write(path: Path, content: bytes) -> str:
-    """Writes a file (packed as its name says); returns its path."""
+    """Writes a file (compressed as its name says); returns its path."""
     path.write_bytes(PACKERS.get(path.suffix, bytes)(content))
     return str(path)
 
@@ -360,6 +360,14 @@ def test_tmx_in_an_unknown_or_wrong_encoding(tmp_path):
     path = write(tmp_path / "a.tmx", body.replace("UTF-8", "Shift_JIS").encode() + b"\xfc\xff")
     with pytest.raises(UsageError, match=r"a\.tmx: is not text in Shift_JIS \(.*iconv -t UTF-8"):
         read(f"tmx:{path}")
+
+
+@pytest.mark.parametrize("content", [b"<html></html>", tmx("<tu></tu>"), tmx("&x;")])
+def test_a_message_names_the_file_once(tmp_path, content):
+    path = write(tmp_path / "a.tmx", content)
+    with pytest.raises(UsageError) as caught:
+        read(f"tmx:{path}")
+    assert str(caught.value).count("a.tmx") == 1 and "convert the file" not in str(caught.value)
 
 
 def test_large_compressed_tmx_in_another_encoding(tmp_path):

@@ -23,7 +23,7 @@ def read(spec: str) -> list[tuple[str, str]]:
 
 
 def write(path: Path, content: bytes) -> str:
-    """Writes a file (packed as its name says); returns its path."""
+    """Writes a file (compressed as its name says); returns its path."""
     path.write_bytes(PACKERS.get(path.suffix, bytes)(content))
     return str(path)
 
@@ -197,7 +197,7 @@ def test_zstd_frames_to_skip(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".gz", "gzip"), (".zst", "zstd")])
-def test_damaged_packing(tmp_path, suffix, kind):
+def test_damaged_compression(tmp_path, suffix, kind):
     path = tmp_path / f"a.tsv{suffix}"
     whole = PACKERS[suffix](b"".join(b"%d\tx\n" % (i * i) for i in range(1000)))
     for content in (
@@ -214,7 +214,7 @@ def test_damaged_packing(tmp_path, suffix, kind):
 
 
 @pytest.mark.parametrize("suffix", PACKERS)
-def test_name_and_packing_must_agree(tmp_path, suffix):
+def test_name_and_compression_must_agree(tmp_path, suffix):
     other = {".gz": ".zst", ".zst": ".gz"}[suffix]
     for content in (b"a\tb\n", b"", PACKERS[other](b"a\tb\n")):
         (tmp_path / f"a{suffix}").write_bytes(content)

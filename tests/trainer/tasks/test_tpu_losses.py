@@ -40,12 +40,18 @@ def sums_and_gradients(config, *, on_tpu: bool) -> tuple[dict[str, float], list[
 
 
 @pytest.mark.parametrize("task", ["translation", "language_model"])
-@pytest.mark.parametrize("attention_dropout", [0.0, 0.2])
-def test_the_same_step(tiny_config, task, attention_dropout):
-    config = tiny_config(
-        model={"decoder_layers": 2, "dropout": 0.2, "attention_dropout": attention_dropout}
-    )
+@pytest.mark.parametrize(
+    ("model", "remat"),
+    [
+        ({}, "none"),
+        ({"attention_dropout": 0.2}, "none"),
+        ({"activation": "swiglu", "norm": "pre"}, "layers"),
+    ],
+)
+def test_the_same_step(tiny_config, task, model, remat):
+    config = tiny_config(model={"decoder_layers": 2, "dropout": 0.2, **model})
     config.task = task
+    config.train.remat = remat
     config.train.label_smoothing = 0.1
     expected, others = sums_and_gradients(config, on_tpu=False)
     sums, gradients = sums_and_gradients(config, on_tpu=True)
