@@ -85,6 +85,22 @@ def test_sums_and_gradients(tokens, chunk_tokens, function, passes):
     assert_same(with_gradients(chunked, *arguments), with_gradients(whole, *arguments), 2e-6)
 
 
+def traced(tokens, hidden, matrix, factor, *, transposed, jit_compile, **options):
+    """`with_gradients` of smoothed sums over chunks, in a traced function; matrix is [V, D]."""
+    function = functools.partial(losses.token_sums, label_smoothing=0.1)
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def run(hidden, matrix):
+        def chunked(hidden, matrix):
+            projection = Projection(matrix if transposed else tf.transpose(matrix), transposed)
+            arguments = function, losses.SUMS, hidden, projection, *tokens
+            return chunked_sums(*arguments, training=True, **options)
+
+        return with_gradients(chunked, hidden, matrix, factor)
+
+    return run(hidden, matrix)
+
+
 @pytest.mark.parametrize("chunk_tokens", [0, 4])
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize(
@@ -103,25 +119,16 @@ def test_the_order_for_tpus(tokens, chunk_tokens, transposed, dtype, rtol, sums_
     targets = targets.astype(np.int32)
     whole = functools.partial(losses.token_sums, label_smoothing=0.1)
 
-    @tf.function(jit_compile=True, autograph=False)
-    def on_tpu(hidden, matrix):
-        return with_gradients(
-            lambda hidden, matrix: chunked_sums(
-                whole,
-                losses.SUMS,
-                hidden,
-                Projection(matrix if transposed else tf.transpose(matrix), transposed),
-                targets,
-                weights,
-                training=True,
-                chunk_tokens=chunk_tokens,
-                at_once=functools.partial(token_sums_and_gradients, label_smoothing=0.1),
-            ),
-            hidden,
-            matrix,
-            0.25,
-        )
-
+    on_tpu = traced(
+        (targets, weights),
+        hidden,
+        matrix,
+        0.25,
+        transposed=transposed,
+        jit_compile=True,
+        chunk_tokens=chunk_tokens,
+        at_once=functools.partial(token_sums_and_gradients, label_smoothing=0.1),
+    )
     expected, gradients = with_gradients(
         lambda hidden, matrix: whole(tf.matmul(hidden, matrix, transpose_b=True), targets, weights),
         tf.cast(hidden, tf.float32),
@@ -130,7 +137,7 @@ def test_the_order_for_tpus(tokens, chunk_tokens, transposed, dtype, rtol, sums_
     )
     assert 0 < expected["correct"] < expected["tokens"]
     gradients[0] = tf.cast(gradients[0], hidden.dtype)
-    assert_same(on_tpu(hidden, matrix), (expected, gradients), rtol, sums_rtol)
+    assert_same(on_tpu, (expected, gradients), rtol, sums_rtol)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -141,29 +148,14 @@ def test_half_precision(tokens, dtype, rtol, jit_compile):
     hidden, matrix = states(1, tf.as_dtype(dtype))
     function = functools.partial(losses.token_sums, label_smoothing=0.1)
 
-    @tf.function(jit_compile=jit_compile, autograph=False)
-    def chunked(hidden, matrix):
-        return with_gradients(
-            lambda hidden, matrix: chunked_sums(
-                function,
-                losses.SUMS,
-                hidden,
-                Projection(tf.transpose(matrix), False),
-                targets,
-                weights,
-                training=True,
-                chunk_tokens=4,
-            ),
-            hidden,
-            matrix,
-            2.0**20,  # a loss scale: more than float16 holds
-        )
+    scale = 2.0**20  # more than float16 holds
+    options = {"transposed": False, "jit_compile": jit_compile, "chunk_tokens": 4}
 
     def whole(hidden, matrix):
         return function(tf.matmul(hidden, matrix, transpose_b=True), targets, weights)
 
-    expected, gradients = with_gradients(whole, tf.cast(hidden, tf.float32), matrix, 2.0**20)
-    sums, ours = chunked(hidden, matrix)
+    expected, gradients = with_gradients(whole, tf.cast(hidden, tf.float32), matrix, scale)
+    sums, ours = traced(tokens, hidden, matrix, scale, **options)
     assert np.isinf(np.asarray(ours[0], np.float32)).any() == (dtype == "float16")
     if dtype == "bfloat16":
         gradients[0] = tf.cast(gradients[0], hidden.dtype)
