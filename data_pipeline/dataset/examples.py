@@ -7,6 +7,7 @@ tokens, except that the last piece of a language model's document ends with the 
 token.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class Examples:
         tokens = {}
         for name, lists in ids.items():
             np.cumsum([len(one) for one in lists], out=offsets[name][1:])
-            flat = (token for one in lists for token in one)
+            flat = itertools.chain.from_iterable(lists)
             tokens[name] = np.fromiter(flat, np.int32, offsets[name][-1])
         return cls(tokens, offsets, None if labels is None else np.asarray(labels, np.int32))
 
