@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from launch.compiler import hlo
-from launch.compiler.target import Target
+
+if TYPE_CHECKING:  # it imports TensorFlow
+    from launch.compiler.target import Target
 
 ALL_GATHER = "all_gather_of_replicas"
 """A custom call that stands for XLA's all-gather along axis 0, among all replicas."""
@@ -67,7 +69,7 @@ class Compiled:
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
-def check_installed(target: Target) -> None:
+def check_installed(target: "Target") -> None:
     """Raise `UsageError` if the compiler for a target is not installed."""
     missing = [name for name in target.PACKAGES if importlib.util.find_spec(name) is None]
     if not missing:
@@ -81,13 +83,13 @@ def check_installed(target: Target) -> None:
 
 
 def compile_program(
-    stablehlo: bytes, target: Target, *, trips: int = 1, replicas: int | None = None
+    stablehlo: bytes, target: "Target", *, trips: int = 1, replicas: int | None = None
 ) -> Compiled:
     """Compile a program in a separate process.
 
     Args:
         stablehlo: a portable artifact.
-        target: `launch.compiler.target.Target`.
+        target: the chips to compile for.
         trips: iterations of the program's loop, if it has one.
         replicas: chips that run it; by default all of the target.
     """

@@ -145,6 +145,9 @@ class Machines:
     Attributes:
         chip: the kind of GPU.
         chips: number of GPUs, each of which is one replica.
+        EXTRA: the extra of this project that installs the compiler.
+        PACKAGES: modules that the extra brings.
+        ENVIRONMENT: environment variables of the compiler's process.
     """
 
     chip: Gpu
@@ -168,11 +171,12 @@ class Machines:
 
     @property
     def layout_text(self) -> str:
+        """How the GPUs are connected, for the report."""
         return f"{self.chip.device_name}, {self.chips // self.hosts} a machine"
 
     @property
     def topology(self) -> dict[str, Any]:
-        """Arguments of `get_topology_desc`."""
+        """Arguments of JAX's `get_topology_desc`."""
         return {
             "platform": "cuda",
             "topology_name": "",
@@ -193,6 +197,7 @@ class Machines:
         return within + 2 * size / local * (hosts - 1) / hosts / self.chip.network
 
     def sizes(self) -> "list[Machines]":
+        """Return all numbers of this GPU, the smallest first."""
         return [Machines(self.chip, count) for count in _SIZES]
 
 

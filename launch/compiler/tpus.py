@@ -82,6 +82,9 @@ class Slice:
     Attributes:
         chip: the kind of chip.
         layout: chips along each axis, such as (2, 4).
+        EXTRA: the extra of this project that installs the compiler.
+        PACKAGES: modules that the extra brings.
+        ENVIRONMENT: environment variables of the compiler's process.
     """
 
     chip: Chip
@@ -110,11 +113,12 @@ class Slice:
 
     @property
     def layout_text(self) -> str:
+        """How the chips are connected, for the report."""
         return "x".join(map(str, self.layout))
 
     @property
     def topology(self) -> dict[str, Any]:
-        """Arguments of `get_topology_desc`; the compiler's name is such as "v5e:2x4"."""
+        """Arguments of JAX's `get_topology_desc`; the compiler's name is such as "v5e:2x4"."""
         one_chip = {"chip_config_name": "megacore"} if self.chip.megacore else {}
         bounds = {"chips_per_host_bounds": [1, 1, 1]} if self.layout == (1, 1) else {}
         name = f"{self.chip.name}:{self.layout_text}"
@@ -148,6 +152,7 @@ class Slice:
         return 2 * size * share / bandwidth + 2 * hops * _HOP_SECONDS
 
     def sizes(self) -> "list[Slice]":
+        """Return the slices of this chip in all sizes, the smallest first."""
         return slices(self.chip)
 
 
