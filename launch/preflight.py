@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
             manifest, config
         )
     if _USD.value is not None and facts["prediction"]:
-        run.add_cost(facts, target, config.train.steps, _USD.value)
+        run.add_cost(facts, config.train.steps, _USD.value)
     facts["notes"] = [_EMPTY, _DECODE_ON_HOST] if _TPU.value else [_EMPTY]
     if _FIND_BATCH.value and not facts["problems"]:
         try:

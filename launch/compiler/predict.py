@@ -1,4 +1,4 @@
-"""Predict times, speeds, scaling and cost from a compiled program and a chip's data.
+"""Predict times, speeds and scaling from a compiled program and a chip's data.
 
 A chip is a TPU chip or a GPU. No prediction was compared with a run on one. For one step on one
 chip:
@@ -130,15 +130,3 @@ def scaling(
         for one in target.sizes()
         if one.chips in SCALING
     ]
-
-
-def cost(target: Target, step_seconds: float, steps: int, usd_per_chip_hour: float) -> float:
-    """Return the US dollars that the steps alone cost."""
-    return steps * step_seconds / 3600 * target.chips * usd_per_chip_hour
-
-
-def input_bytes_per_second(
-    features: int, rows: int, length: int, target: Target, step_seconds: float
-) -> float:
-    """Return what each host has to deliver: rows of every feature of the task, int32."""
-    return 4 * features * rows * length * target.chips / target.hosts / step_seconds

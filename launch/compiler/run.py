@@ -15,6 +15,7 @@ from launch.compiler.compiler import Compiled
 from launch.compiler.target import Target
 
 PROGRAMS = ("train", "evaluate", "decode")
+_INPUT_SECONDS = 3.0  # that `measured_input` reads
 
 
 class Preflight:
@@ -152,9 +153,8 @@ class Preflight:
             "roofline_tokens_per_second_per_chip": tokens / speed.roofline,
             "roofline_mfu": analytic / speed.roofline / peak,
             "input_tokens_per_second_per_host": per_host,
-            "input_bytes_per_second_per_host": predict.input_bytes_per_second(
-                len(self.programs.task.FEATURES), self.rows, self.length, target, here.step
-            ),
+            # Of every feature of the task an int32 a position.
+            "input_bytes_per_second_per_host": 4 * len(self.task.FEATURES) * per_host,
             "slowest": report.slowest(compiled, target.chip, program.line),
             "scaling": [
                 asdict(one)
@@ -189,13 +189,12 @@ class Preflight:
         return {**asdict(found), "batch_tokens": tokens}
 
 
-def measured_input(manifest: Manifest, config: schema.Config, seconds: float = 3.0) -> float:
+def measured_input(manifest: Manifest, config: schema.Config) -> float:
     """Return the target positions per second that one process on this machine reads.
 
     Args:
         manifest: the dataset's.
         config: the layout of the batches.
-        seconds: duration of the measurement.
     """
     from trainer.input.load import load_training_data
 
@@ -203,18 +202,19 @@ def measured_input(manifest: Manifest, config: schema.Config, seconds: float = 3
     batches = iter(data.dataset(0))
     next(batches)
     began, positions = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    while time.perf_counter() - began < _INPUT_SECONDS:
         positions += int(next(iter(next(batches).values())).shape.num_elements())
     return positions / (time.perf_counter() - began)
 
 
-def add_cost(facts: dict[str, Any], target: Target, steps: int, usd: float) -> None:
-    """Add the hours and the cost of `steps` steps, at `usd` per chip and hour."""
+def add_cost(facts: dict[str, Any], steps: int, usd: float) -> None:
+    """Add the hours and the cost of `steps` steps alone, at `usd` per chip and hour."""
     found = facts["prediction"]
-    total = predict.cost(target, found["step_seconds"], steps, usd)
+    hours = steps * found["step_seconds"] / 3600
+    total = hours * facts["chips"] * usd
     found |= {
         "steps": steps,
-        "hours": steps * found["step_seconds"] / 3600,
+        "hours": hours,
         "usd": total,
         "usd_per_billion_tokens": total / (steps * facts["batch_tokens"]) * 1e9,
     }

@@ -137,13 +137,25 @@ def test_optimizer_state_in_slices_is_refused_for_tpus():
         run.Preflight(config, task, tpus.parse("v5e-4"), "float32")
 
 
-def test_cost_by_hand(make):
-    tpu = tpus.parse("v5e-4")
-    facts = {"batch_tokens": 1000, "prediction": {"step_seconds": 0.5}}
-    run.add_cost(facts, tpu, steps=7200, usd=2.0)
+def test_cost_by_hand():
+    facts = {"batch_tokens": 1000, "chips": 16, "prediction": {"step_seconds": 0.5}}
+    run.add_cost(facts, steps=7200, usd=1.2)
     assert facts["prediction"]["hours"] == pytest.approx(1.0)
-    assert facts["prediction"]["usd"] == pytest.approx(8.0)
-    assert facts["prediction"]["usd_per_billion_tokens"] == pytest.approx(8.0 / 7.2e6 * 1e9)
+    assert facts["prediction"]["usd"] == pytest.approx(16 * 1.2)
+    assert facts["prediction"]["usd_per_billion_tokens"] == pytest.approx(16 * 1.2 / 7.2e6 * 1e9)
+
+
+def test_input_by_hand(make):
+    """16 chips on 4 hosts, 10 rows of 100 tokens a chip: of each, every feature is an int32."""
+    made = make()
+    made.target, made.rows, made.length = tpus.parse("v5e-16"), 10, 100
+    compiled = compiler.Compiled(operations=(hlo.Operation("a", cycles=1e6, memory_bytes=1e6),))
+    for features in (4, 2):
+        made.task = SimpleNamespace(FEATURES="abcd"[:features])
+        found = made._predict(SimpleNamespace(line=lambda name: ""), compiled, 1.0)
+        of_a_step = features * 4 * 10 * 100 * 16 / 4
+        in_a_second = of_a_step / found["step_seconds"]
+        assert found["input_bytes_per_second_per_host"] == pytest.approx(in_a_second)
 
 
 def test_a_missing_compiler_is_told_in_one_line(monkeypatch):

@@ -181,14 +181,6 @@ def test_the_gather_of_slices_is_half_an_all_reduce():
     assert found.step == pytest.approx(6e-3 + found.all_reduce + found.gather)
 
 
-def test_cost_and_input_by_hand():
-    tpu = tpus.parse("v5e-16")
-    assert predict.cost(tpu, 0.5, 7200, 1.2) == pytest.approx(16 * 1.2)
-    # 16 chips on 4 hosts, 10 rows of 100 tokens a chip, four int32 each, twice a second
-    assert predict.input_bytes_per_second(4, 10, 100, tpu, 0.5) == 4 * 10 * 100 * 16 * 2
-    assert predict.input_bytes_per_second(2, 10, 100, tpu, 0.5) == 2 * 10 * 100 * 16 * 2
-
-
 def test_facts_of_a_program():
     facts = report.program_facts(a_program(), tpus.parse("v5e-8"), 197e9)
     assert facts["fits"]
