@@ -29,7 +29,7 @@ class Largest:
 
 
 def find_largest(
-    compile_rows: Callable[[int], Compiled], rows: int, available: float, multiple: int = 1
+    compile_rows: Callable[[int], Compiled], rows: int, available: float, multiple: int
 ) -> Largest:
     """Search for the largest number of rows per chip that fits, by compiling.
 

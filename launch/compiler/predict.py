@@ -91,9 +91,9 @@ def scale(
     speed: Speed,
     parameters: int,
     tokens_per_chip: int,
-    reduce_dtype: str = "float32",
+    reduce_dtype: str,
     *,
-    shard: bool = False,
+    shard: bool,
 ) -> Scale:
     """Predict a train step on connected chips.
 
@@ -120,9 +120,9 @@ def scaling(
     speed: Speed,
     parameters: int,
     tokens_per_chip: int,
-    reduce_dtype: str = "float32",
+    reduce_dtype: str,
     *,
-    shard: bool = False,
+    shard: bool,
 ) -> list[Scale]:
     """Predict train steps on 8 to 256 chips of the same kind."""
     return [

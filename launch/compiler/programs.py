@@ -182,7 +182,7 @@ class Programs:
         tpu: whether the chips are TPUs, not GPUs.
     """
 
-    def __init__(self, config, task, replicas: int, precision: str, *, tpu: bool = True):
+    def __init__(self, config, task, replicas: int, precision: str, *, tpu: bool):
         keras.config.set_dtype_policy(precision)
         self.config, self.task, self._features = config, task, task.FEATURES
         self._strategy = _OneOfMany(replicas)

@@ -181,7 +181,8 @@ def supervise(
     make_commands: Callable[[], list[Command]],
     max_restarts: int,
     grace_seconds: float,
-    other_ports: bool = False,
+    *,
+    other_ports: bool,
 ) -> int:
     """Run the workers until they are done, or restarts cannot help.
 

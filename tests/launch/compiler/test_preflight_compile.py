@@ -21,12 +21,13 @@ _FLAGS = ("--tpu=v6e-4", "--vocab_size=512", "--json")
 _ROOT = Path(__file__).parents[3]
 
 
-def make(tpu, task_class=Translation, **train):
+def make(target, task_class=Translation, **train):
     config = schema.from_dict(
         {"model": MODEL, "data": {"row_length": LENGTH}, "train": train, "decode": {}}
     )
     task = task_class(config, VOCAB, VOCAB, joint=True, bos_id=2)
-    return programs.Programs(config, task, tpu.chips, "mixed_bfloat16")
+    tpu = isinstance(target, tpus.Slice)
+    return programs.Programs(config, task, target.chips, "mixed_bfloat16", tpu=tpu)
 
 
 def test_memory_flops_and_a_batch_that_is_too_large():
@@ -121,7 +122,7 @@ def test_memory_is_what_the_compiler_refuses_by():
     config.model.encoder_layers = config.model.decoder_layers = 1
     tpu = tpus.parse("v5e-4")
     task = Translation(config, 8000, 8000, joint=True, bos_id=2)
-    made = programs.Programs(config, task, tpu.chips, "mixed_bfloat16")
+    made = programs.Programs(config, task, tpu.chips, "mixed_bfloat16", tpu=True)
 
     def compiled(rows):
         return compiler.compile_program(made.evaluate(rows, LENGTH).stablehlo(), tpu, replicas=1)

@@ -164,7 +164,7 @@ def test_speed_on_a_gpu():
 def test_scaling_adds_the_all_reduce():
     tpu = tpus.parse("v5e-8")
     speed = predict.Speed(compute=1e-3, memory=2e-3, schedule=6e-3, memory_bytes=0.0)
-    rows = predict.scaling(tpu, speed, parameters=10_000_000, tokens_per_chip=1000)
+    rows = predict.scaling(tpu, speed, 10_000_000, 1000, "float32", shard=False)
     assert [one.chips for one in rows] == [8, 16, 32, 64, 128, 256]
     first = rows[0]
     assert first.all_reduce == pytest.approx(2 * 40e6 * 7 / 8 / 100e9 + 8e-6)
@@ -251,14 +251,14 @@ def test_the_largest_batch_is_found(bend, scratch, multiple):
 
 def test_no_batch_fits():
     found = batch.find_largest(
-        lambda rows: compiler.Compiled(error="too much", needs=2000), rows=8, available=1000
+        lambda rows: compiler.Compiled(error="too much", needs=2000), 8, 1000, multiple=1
     )
     assert (found.fits, found.too_many) == (0, 1)
 
 
 def test_another_error_ends_the_search():
     with pytest.raises(batch.SearchError, match=r"8 rows per chip .* no such operation"):
-        batch.find_largest(lambda rows: compiler.Compiled(error="no such operation"), 8, 1000)
+        batch.find_largest(lambda rows: compiler.Compiled(error="no such operation"), 8, 1000, 1)
 
 
 def test_slowest_lines_are_summed():
