@@ -49,7 +49,7 @@ _VERIFY = flags.DEFINE_bool(
     "verify", True, "Check every checksum, record and packed row; off: the sizes of the files."
 )
 _PICTURES = flags.DEFINE_string(
-    "pictures", "", "Directory for pictures of the lengths and the packing (needs Matplotlib)."
+    "pictures", "", "Directory for pictures of the lengths and the packing."
 )
 
 # Records of a split that are looked at without --verify.
@@ -82,10 +82,8 @@ def inspect(
         picture_directory: gets pictures, if it is not empty.
 
     Raises:
-        UsageError: not a dataset, or a damaged one; or pictures are wanted without Matplotlib.
+        UsageError: not a dataset, or a damaged one; or a picture cannot be written.
     """
-    if picture_directory:
-        pictures.check_matplotlib()
     manifest = load_manifest(directory)
     if verify:
         pairs = {split: verify_split(manifest, split) for split in manifest.splits}

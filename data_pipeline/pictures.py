@@ -1,4 +1,4 @@
-"""Pictures of a dataset, drawn with Matplotlib (the optional extra `pictures`)."""
+"""Pictures of a dataset, drawn with Matplotlib."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -34,17 +34,6 @@ _LINES = ("#4477AA", "#CC6677")  # of his "bright" and "muted" schemes
 _LARGEST_SHARE_SHOWN = 0.999  # of the sentences: one very long one must not squeeze the others
 # A sentence gets its number if it is at least this part of the row wide.
 _ROOM_FOR_NUMBER = 0.05
-
-
-def check_matplotlib() -> None:
-    """Raise `UsageError` if Matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "--pictures needs the package matplotlib, which is not installed; install it with: "
-            "pip install -e '.[pictures]', or leave --pictures out"
-        ) from error
 
 
 def draw_lengths(manifest: Manifest, directory: str) -> str:

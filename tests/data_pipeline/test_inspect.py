@@ -3,11 +3,11 @@ import dataclasses
 import io
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import image
 from rich.console import Console
 
 from common.errors import UsageError
@@ -223,7 +223,6 @@ def test_row_files_of_another_size(dataset, tmp_path):
 
 def test_pictures(dataset, tmp_path):
     """The bars have the colours of their sentences, and what is padding is white."""
-    image = pytest.importorskip("matplotlib.image")
     text = shown(dataset.directory, 0, picture_directory=str(tmp_path / "pictures"))
     for name in ("lengths.png", "packing.png"):
         assert f"drawn: {tmp_path / 'pictures' / name}" in text
@@ -245,23 +244,15 @@ def test_pictures(dataset, tmp_path):
 
 def test_dollars_in_a_title_are_text(tmp_path):
     """As in the path of a dataset: between two of them Matplotlib would look for a formula."""
-    image = pytest.importorskip("matplotlib.image")
     block = {"source": np.ones([2, 4], int), "source_segments": np.ones([2, 4], int)}
     path = pictures.draw_packing(block, {"source": "en"}, r"data/$\frac$", str(tmp_path))
     assert image.imread(path).std() > 0.01
 
 
 def test_pictures_that_cannot_be_written(dataset, tmp_path):
-    pytest.importorskip("matplotlib")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UsageError, match=r"--pictures=.*/file: cannot be written .* is not a dir"):
         shown(dataset.directory, 0, verify=False, picture_directory=str(tmp_path / "file"))
-
-
-def test_pictures_without_matplotlib(dataset, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UsageError, match=r"pip install -e '\.\[pictures\]'"):
-        shown(dataset.directory, picture_directory=str(tmp_path))
 
 
 def test_usage(dataset):
