@@ -36,6 +36,10 @@ PAIR_ONLY = ("length_ratio", "identical")
 _ALWAYS = ("nfc", "white_space")
 _ALWAYS_OF_DOCUMENTS = ("nfc", "line_breaks")
 
+# How sure the identifier must be that a text is in another language; shorter texts are not shown
+# to it.
+_MIN_LANGUAGE_CONFIDENCE, _MIN_LANGUAGE_CHARACTERS = 0.7, 20
+
 
 @dataclass(frozen=True)
 class Cleaned:
@@ -127,7 +131,7 @@ class Cleaner:
     def _is_foreign(self, texts: list[str]) -> bool:
         assert self._identifier is not None
         return any(
-            len(text) >= self._rules.min_language_characters
-            and not self._identifier.accepts(text, code, self._rules.min_language_confidence)
+            len(text) >= _MIN_LANGUAGE_CHARACTERS
+            and not self._identifier.accepts(text, code, _MIN_LANGUAGE_CONFIDENCE)
             for text, code in zip(texts, self._rules.languages, strict=True)
         )

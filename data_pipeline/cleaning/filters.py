@@ -15,6 +15,16 @@ MAX_PIECE_CHARACTERS = 16
 # Short sentences differ in length for good reasons ("No." - "Das kommt nicht in Frage."); this
 # many characters are forgiven before the ratio counts.
 RATIO_ALLOWANCE = 20
+# Pairs of equal sides are kept if shorter than this, or if they have fewer words: names, numbers
+# and short loans translate to themselves.
+_MIN_IDENTICAL_CHARACTERS, _MIN_IDENTICAL_WORDS = 20, 4
+# Least share of letters among the characters that are not white space. Shorter texts may have any
+# share: dates, times and prices are good pairs (0.3 of 25 drops none of the built-in, Tatoeba and
+# Multi30k ones).
+_MIN_LETTER_SHARE, _MIN_LETTER_SHARE_CHARACTERS = 0.3, 25
+# Least share of letters in the language's scripts among all letters; a text with fewer letters may
+# have any share.
+_MIN_SCRIPT_SHARE, _MIN_SCRIPT_LETTERS = 0.5, 3
 
 
 @dataclass(frozen=True)
@@ -30,17 +40,6 @@ class CleaningRules:
         keep_lines: the texts are documents; their line breaks and spaces stay.
         max_piece_characters: of the longest piece. A text with more than that times `max_tokens`
             characters has too many tokens, and need not be tokenised to know it.
-        min_identical_characters: pairs of equal sides are kept if shorter than this: names,
-            numbers and short loans translate to themselves.
-        min_identical_words: and also if they have fewer words.
-        min_letter_share: least share of letters among the characters that are not white space.
-        min_letter_share_characters: shorter texts may have any share: dates, times and
-            prices are good pairs (0.3 of 25 drops none of the built-in, Tatoeba and Multi30k ones).
-        min_script_share: least share of letters in the language's scripts among all letters.
-        min_script_letters: a text with fewer letters may have any share.
-        min_language_confidence: how sure the identifier must be that a text is in another
-            language.
-        min_language_characters: shorter texts are not shown to the identifier.
     """
 
     languages: tuple[str, ...]
@@ -49,14 +48,6 @@ class CleaningRules:
     filters: tuple[str, ...]
     keep_lines: bool = False
     max_piece_characters: int = MAX_PIECE_CHARACTERS
-    min_identical_characters: int = 20
-    min_identical_words: int = 4
-    min_letter_share: float = 0.3
-    min_letter_share_characters: int = 25
-    min_script_share: float = 0.5
-    min_script_letters: int = 3
-    min_language_confidence: float = 0.7
-    min_language_characters: int = 20
 
 
 @dataclass(frozen=True)
@@ -97,10 +88,10 @@ def has_bad_length_ratio(source: Side, target: Side, rules: CleaningRules) -> np
 def is_identical(source: Side, target: Side, rules: CleaningRules) -> np.ndarray:
     """Both sides are the same sentence: it was not translated."""
     lengths = source.lines.lengths
-    result = (lengths == target.lines.lengths) & (lengths >= rules.min_identical_characters)
+    result = (lengths == target.lines.lengths) & (lengths >= _MIN_IDENTICAL_CHARACTERS)
     for i in np.flatnonzero(result).tolist():
         text = source.texts[i]
-        long_enough = text.count(" ") + 1 >= rules.min_identical_words
+        long_enough = text.count(" ") + 1 >= _MIN_IDENTICAL_WORDS
         result[i] = long_enough and text == target.texts[i]
     return result
 
@@ -121,8 +112,8 @@ def has_few_letters(source: Side, target: Side, rules: CleaningRules) -> np.ndar
     def find(side: Side) -> np.ndarray:
         letters = side.lines.count(_LETTERS(side.lines.codes).view(bool))
         solid = side.lines.lengths - side.lines.count(side.lines.codes == ord(" "))
-        few = letters < rules.min_letter_share * solid
-        return few & (side.lines.lengths >= rules.min_letter_share_characters)
+        few = letters < _MIN_LETTER_SHARE * solid
+        return few & (side.lines.lengths >= _MIN_LETTER_SHARE_CHARACTERS)
 
     return _either(source, target, find)
 
@@ -138,8 +129,8 @@ def has_wrong_script(source: Side, target: Side, rules: CleaningRules) -> np.nda
         if not foreign.any():
             return foreign > 0
         letters = foreign + side.lines.count(kinds == language.EXPECTED)
-        wrong = letters - foreign < rules.min_script_share * letters
-        return wrong & (letters >= rules.min_script_letters)
+        wrong = letters - foreign < _MIN_SCRIPT_SHARE * letters
+        return wrong & (letters >= _MIN_SCRIPT_LETTERS)
 
     return _either(source, target, find)
 
