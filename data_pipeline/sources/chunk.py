@@ -122,6 +122,18 @@ def chunk_rows(path: str, rows: Iterable[Sequence[str]], columns: int = 2) -> It
         rows: the texts of an example; a line end inside a text becomes a space.
         columns: texts of an example.
     """
+    lines = ([one_line(text).encode("utf-8") for text in row] for row in rows)
+    return chunk_lines(path, lines, columns)
+
+
+def chunk_lines(path: str, rows: Iterable[Sequence[bytes]], columns: int) -> Iterator[Chunk]:
+    """Yield lines as chunks.
+
+    Args:
+        path: where they come from.
+        rows: the lines of an example, without line ends.
+        columns: lines of an example.
+    """
     number, size = 1, 0
     blocks: list[list[bytes]] = [[] for _ in range(columns)]
 
@@ -129,8 +141,7 @@ def chunk_rows(path: str, rows: Iterable[Sequence[str]], columns: int = 2) -> It
         return Chunk((path,) * columns, number, tuple(map(b"\n".join, blocks)))
 
     for row in rows:
-        for block, text in zip(blocks, row, strict=True):
-            line = one_line(text).encode("utf-8")
+        for block, line in zip(blocks, row, strict=True):
             block.append(line)
             size += len(line)
         if len(blocks[0]) == CHUNK_LINES or size >= CHUNK_BYTES:

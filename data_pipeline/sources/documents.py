@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from common.errors import UsageError
 from data_pipeline.dataset.normalization import LINE_BREAK
-from data_pipeline.sources import chunk as chunks
-from data_pipeline.sources.chunk import Chunk, Wanted, not_utf8
+from data_pipeline.sources.chunk import Chunk, Wanted, chunk_lines, not_utf8
 from data_pipeline.sources.text_files import expand_list, file_fingerprint, read_lines
 
 # Name -> where a document begins.
@@ -37,16 +36,7 @@ class DocumentSource:
         Raises:
             UsageError: the file cannot be read, is not UTF-8, or has too large a document.
         """
-        number, size = 1, 0
-        documents: list[bytes] = []
-        for document in self._documents():
-            documents.append(document)
-            size += len(document)
-            if len(documents) == chunks.CHUNK_LINES or size >= chunks.CHUNK_BYTES:
-                yield Chunk((self.path,), number, (b"\n".join(documents),))
-                number, size, documents = number + len(documents), 0, []
-        if documents:
-            yield Chunk((self.path,), number, (b"\n".join(documents),))
+        return chunk_lines(self.path, ([document] for document in self._documents()), 1)
 
     def _documents(self) -> Iterator[bytes]:
         mark = LINE_BREAK.encode()
