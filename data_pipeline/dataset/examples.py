@@ -20,8 +20,8 @@ from data_pipeline.dataset.manifest import REMAKE, FileInfo, Manifest
 from data_pipeline.dataset.normalization import LINE_BREAK
 from data_pipeline.dataset.tokenizer import Tokenizer, load_tokenizer
 
-# A TFRecord frame: length (8 bytes) and its checksum (4), the record, the record's checksum (4).
-FRAME_BYTES = 16
+# Of a TFRecord's frame: the length and its checksum before the record, and the record's after it.
+HEADER_BYTES, FOOTER_BYTES = 12, 4
 LABEL = "label"
 
 _PARSE_BATCH = 4096
@@ -122,7 +122,7 @@ def write_examples(
                 None if labels is None else labels[batch],
             ):
                 writer.write(record)
-                sizes.append(len(record) + FRAME_BYTES)
+                sizes.append(HEADER_BYTES + len(record) + FOOTER_BYTES)
     tf.io.gfile.rename(temporary, path, overwrite=True)
     return np.array(sizes, np.int64)
 

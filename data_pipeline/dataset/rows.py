@@ -20,11 +20,10 @@ import numpy as np
 
 from common import files
 from common.errors import UsageError
+from data_pipeline.dataset.examples import FOOTER_BYTES, HEADER_BYTES
 from data_pipeline.dataset.manifest import REMAKE, Manifest, RowsInfo
 from data_pipeline.dataset.packing import Rows
 
-# Of a TFRecord's frame: the length and its checksum before the record, and the record's after it.
-HEADER_BYTES, FOOTER_BYTES = 12, 4
 DIGEST_BYTES = 8
 
 
