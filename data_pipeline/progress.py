@@ -34,9 +34,8 @@ def plain_console() -> Console:
 class Display:
     """Shows phases one after the other: live on a terminal, one line each elsewhere."""
 
-    def __init__(self, console: Console | None = None):
-        """Write to `console`, or to standard output."""
-        self.console = console or plain_console()
+    def __init__(self) -> None:
+        self.console = plain_console()
 
     @contextlib.contextmanager
     def phase(self, title: str, unit: str, total: int | None = None) -> Iterator[None]:

@@ -252,7 +252,7 @@ class TokenizerInfo:
         file: its name inside the directory.
         sha256: SHA-256 of its bytes, hexadecimal.
         vocab_size: number of pieces.
-        model_type: "unigram", "bpe" or "char".
+        model_type: "unigram", "bpe", "char" or "byte".
     """
 
     file: str
