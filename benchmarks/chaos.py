@@ -33,7 +33,7 @@ from absl import flags
 
 from benchmarks import same_run, small
 from benchmarks.victim import PHASES, Hit, Times, Victim, verdict
-from common.errors import UsageError, run_app
+from common.errors import UsageError, run_app, split_arguments
 
 _KILLS = flags.DEFINE_integer("kills", 0, "SIGKILLs.", lower_bound=0)
 _TERMS = flags.DEFINE_integer("terms", 0, "SIGTERMs, after which the code must be 42.", 0)
@@ -170,11 +170,11 @@ def main(argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse what stands before "--"; return the program's name and what stands after it."""
-    end = argv.index("--") if "--" in argv else len(argv)
-    rest = flags.FLAGS(argv[:end])
+    own, trainer_flags = split_arguments(argv)
+    rest = flags.FLAGS(own)
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}; flags of the trainer come after --")
-    return [argv[0], *argv[end + 1 :]]
+    return [argv[0], *trainer_flags]
 
 
 if __name__ == "__main__":

@@ -99,6 +99,12 @@ def _parsed(parse: Callable, argv: list[str]) -> list[str]:
     return arguments
 
 
+def split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return what stands before the first "--" of a command line, and what stands after it."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return argv[:end], argv[end + 1 :]
+
+
 def no_arguments(argv: list[str]) -> None:
     """Raise `UsageError` if there is an argument besides the flags."""
     if len(argv) > 1:

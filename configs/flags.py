@@ -10,7 +10,7 @@ import typing
 from absl import flags
 from ml_collections import config_flags
 
-from common.errors import UsageError
+from common.errors import UsageError, split_arguments
 from configs import schema
 
 DEMO_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo.py")
@@ -43,7 +43,7 @@ def parse(
         UsageError: if the configuration has no such field, or its file is missing or not Python.
         absl.flags.Error: if another flag is wrong.
     """
-    arguments = argv[1 : argv.index("--") if "--" in argv else None]
+    arguments, _ = split_arguments(argv[1:])
     for argument, after in itertools.pairwise([*arguments, ""]):
         if named := re.match(r"--?config\.([^=]+)", argument):
             _check_field(named[1])

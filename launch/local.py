@@ -24,7 +24,7 @@ import sys
 
 from absl import flags
 
-from common.errors import UsageError, no_arguments, run_app
+from common.errors import UsageError, no_arguments, run_app, split_arguments
 from launch.processes.supervisor import supervise
 from launch.processes.workers import Command, say
 
@@ -58,12 +58,12 @@ _MODULE = flags.DEFINE_string("module", "trainer.main", "Module that the workers
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse what stands before "--"; return the program's name and what stands after it."""
-    end = argv.index("--") if "--" in argv else len(argv)
+    own, trainer_flags = split_arguments(argv)
     try:
-        no_arguments(flags.FLAGS(argv[:end]))
+        no_arguments(flags.FLAGS(own))
     except flags.UnrecognizedFlagError as error:
         raise UsageError(f"{error} (flags of the trainer come after --)") from error
-    return [argv[0], *argv[end + 1 :]]
+    return [argv[0], *trainer_flags]
 
 
 def with_strategy(arguments: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ import shlex
 import yaml
 from absl import flags
 
-from common.errors import UsageError, run_app
+from common.errors import UsageError, run_app, split_arguments
 from launch.cloud import slices
 from launch.clusters import manifests as clusters
 from launch.trainer_flags import check_config
@@ -60,11 +60,11 @@ _DAYS = flags.DEFINE_float("days", 7.0, "vertex: time limit of the job.", 0.01)
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Return the target, followed by the arguments after "--"."""
-    end = argv.index("--") if "--" in argv else len(argv)
-    rest = flags.FLAGS(argv[:end])
+    own, trainer_flags = split_arguments(argv)
+    rest = flags.FLAGS(own)
     if len(rest) != 2 or rest[1] not in TARGETS:
         raise UsageError(f"usage: python -m launch.render {'|'.join(TARGETS)} ... -- FLAGS")
-    return [rest[1], *argv[end + 1 :]]
+    return [rest[1], *trainer_flags]
 
 
 def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:

@@ -21,7 +21,7 @@ import time
 
 from absl import flags
 
-from common.errors import UsageError, no_arguments, run_app
+from common.errors import UsageError, no_arguments, run_app, split_arguments
 from launch.cloud import job, life, slices
 from launch.cloud.service import ADDRESS, DryRun, Service
 from launch.cloud.spec import Spec, check_name, from_json
@@ -71,15 +71,15 @@ _DELETE_WHEN_ENDED = flags.DEFINE_bool(
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Return the command, followed by the arguments after "--"."""
-    end = argv.index("--") if "--" in argv else len(argv)
-    rest = flags.FLAGS(argv[:end])
+    own, trainer_flags = split_arguments(argv)
+    rest = flags.FLAGS(own)
     if len(rest) < 2 or rest[1] not in COMMANDS:
         given = f"{rest[1]!r} is not a command" if len(rest) > 1 else "which command?"
         raise UsageError(f"{given}: python -m launch.tpu {'|'.join(COMMANDS)} --name=... (--help)")
     no_arguments(rest[1:])
-    if argv[end + 1 :] and rest[1] != "train":
+    if trainer_flags and rest[1] != "train":
         raise UsageError(f"flags of the trainer, after --, are for train, not for {rest[1]}")
-    return [rest[1], *argv[end + 1 :]]
+    return [rest[1], *trainer_flags]
 
 
 def _folder() -> str:
