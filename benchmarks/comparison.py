@@ -29,10 +29,6 @@ class Setting:
     precision: str
     variant: str
 
-    def of_variant(self, variant: str) -> "Setting":
-        """The same, run in another way."""
-        return dataclasses.replace(self, variant=variant)
-
 
 def fitting_pairs(pairs: Examples, row_length: int) -> Examples:
     """Return the pairs whose two sides, with their end-of-sentence tokens, fit into a row."""

@@ -9,7 +9,7 @@ import time
 import keras
 import tensorflow as tf
 
-from benchmarks.common import Meter, Setting
+from benchmarks.comparison import Meter, Setting
 from trainer.distributed.strategy import make_strategy, use_xla
 from trainer.input.distribution import distribute
 from trainer.metrics import flops

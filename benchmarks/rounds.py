@@ -12,7 +12,7 @@ import time
 import traceback
 from typing import Any
 
-from benchmarks.common import Meter, Setting
+from benchmarks.comparison import Meter, Setting
 from common.console import say_on_stderr
 
 

@@ -25,6 +25,7 @@ operations per second, without those on padding, divided by the rate of a large 
 which is measured in the same run on a CPU and taken from the data sheet on a GPU.
 """
 
+import dataclasses
 import json
 import math
 import platform
@@ -33,7 +34,7 @@ import sys
 from absl import flags
 
 from benchmarks import machine, rounds
-from benchmarks.common import Setting, fitting_pairs, target_tokens
+from benchmarks.comparison import Setting, fitting_pairs, target_tokens
 from common.errors import UsageError, no_arguments, run_app
 from configs import schema, transformer_base, transformer_tiny
 from data_pipeline.dataset.examples import read_examples
@@ -96,7 +97,7 @@ def make_contenders(setting: Setting, ours: list[str], peers: list[str]) -> list
     chosen = [(f"ours_{variant}", "benchmarks.ours", variant) for variant in ours]
     chosen += [(name, *_PEERS[name]) for name in peers]
     return [
-        rounds.Contender(name, module, setting.of_variant(variant))
+        rounds.Contender(name, module, dataclasses.replace(setting, variant=variant))
         for name, module, variant in chosen
     ]
 

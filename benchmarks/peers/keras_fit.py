@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.common import Meter, Setting, target_tokens
+from benchmarks.comparison import Meter, Setting, target_tokens
 from configs.schema import ModelConfig, OptimizerConfig
 from data_pipeline.dataset.examples import Examples
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.common import Meter, Setting
+from benchmarks.comparison import Meter, Setting
 from configs.schema import Config, OptimizerConfig
 from data_pipeline.dataset.examples import Examples
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import rounds, train_throughput
-from benchmarks.common import Meter, Setting, fitting_pairs, target_tokens
+from benchmarks.comparison import Meter, Setting, fitting_pairs, target_tokens
 from common.errors import UsageError
 from configs.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from data_pipeline.dataset import packing
@@ -165,7 +165,7 @@ def test_ours_counts_the_tokens_of_its_batches(setting):
     from benchmarks import ours
     from trainer.input import memory as trainer_input
 
-    warm, reports = _train(ours.train, setting.of_variant("off"), turns=6)
+    warm, reports = _train(ours.train, dataclasses.replace(setting, variant="off"), turns=6)
     data = trainer_input.training_data(setting.pairs, setting.config, EOS, 1)
     batches = iter(data.dataset(0))
     held = [int(np.count_nonzero(next(batches)["target"])) for _ in range(10)]
@@ -182,7 +182,7 @@ def test_ours_counts_the_tokens_of_its_batches(setting):
 def test_keras_fit_trains_on_the_corpus(setting):
     from benchmarks.peers import keras_fit
 
-    warm, reports = _train(keras_fit.train, setting.of_variant("fit"), turns=40)
+    warm, reports = _train(keras_fit.train, dataclasses.replace(setting, variant="fit"), turns=40)
     pairs = setting.pairs
     sentences = round(256 * len(pairs) / target_tokens(pairs))
     mean = sum(turn["tokens"] for turn in reports) / len(reports)
