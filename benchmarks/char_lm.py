@@ -7,6 +7,7 @@ Both train all steps, in turns of some steps each, so that other work on the mac
 The first turn, which compiles, is not timed. The result is one JSON line.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -18,6 +19,7 @@ import time
 
 from absl import flags
 
+from common.console import say_on_stderr
 from common.errors import UsageError, no_arguments, run_app
 from configs import char_lm
 from configs.schema import Config
@@ -45,39 +47,20 @@ def train_ours(connection, data_dir: str, config: Config) -> None:
     """Train as trainer.main does, in the turns that the connection asks for."""
     import tensorflow as tf
 
-    from data_pipeline.dataset.examples import read_examples
+    from benchmarks import ours
     from data_pipeline.dataset.manifest import load_manifest
-    from trainer.distributed.strategy import make_strategy, use_xla
     from trainer.input.distribution import distribute
-    from trainer.input.evaluation import evaluation_batches
-    from trainer.metrics.flops import Hardware
-    from trainer.run import assemble
-    from trainer.validation import total_metrics
 
     manifest = load_manifest(data_dir)
-    strategy, _ = make_strategy("one_device")
     with tempfile.TemporaryDirectory() as model_dir:
-        run = assemble(
-            config,
-            manifest,
-            model_dir,
-            strategy,
-            "float32",
-            use_xla("auto", strategy),
-            Hardware(1, "float32"),
-            pictures=False,
-        )
-        iterator = distribute(run.data, strategy, 0)
+        run = ours.build(config, manifest, model_dir)
+        iterator = distribute(run.data, run.strategy, 0)
         while steps := connection.recv():
             began = time.perf_counter()
             tokens = float(run.steps.train(iterator, tf.constant(steps))["tokens"])
             connection.send((tokens, time.perf_counter() - began))
-        batches = evaluation_batches(
-            read_examples(manifest, "valid"), config, manifest.closing_id, strategy
-        )
-        metrics = total_metrics(run.steps, batches, manifest.splits["valid"])
         parameters = sum(v.numpy().size for v in run.model.trainable_variables)
-        connection.send((metrics["nll"], parameters))
+        connection.send((ours.validate(run, manifest)["nll"], parameters))
 
 
 def train_torch(connection, data_dir: str, config: Config) -> None:
@@ -128,11 +111,9 @@ def compare(data_dir: str, config: Config, turn: int) -> dict:
             tokens, seconds = connection.recv()
             speeds[name].append(tokens / seconds)
         left -= steps
-        print(
+        say_on_stderr(
             f"{config.train.steps - left} steps, tokens/s: "
-            + ", ".join(f"{name} {of_name[-1]:,.0f}" for name, of_name in speeds.items()),
-            file=sys.stderr,
-            flush=True,
+            + ", ".join(f"{name} {of_name[-1]:,.0f}" for name, of_name in speeds.items())
         )
     result = {}
     for name, connection in connections.items():
@@ -165,22 +146,22 @@ def main(argv: list[str]) -> None:
 
     config = config_of(_STEPS.value, _LEARNING_RATE.value, _SEED.value)
     with tempfile.TemporaryDirectory() as data_dir:
-        job.prepare(
-            job.Settings(
-                train=(_TRAIN.value,),
-                valid=(_VALID.value,),
-                test=(),
-                source_lang="en",
-                target_lang="de",
-                output_dir=data_dir,
-                task="language_model",
-                documents="file",
-                model_type="char",
-                row_length=config.data.row_length,
-            )
+        settings = job.Settings(
+            train=(_TRAIN.value,),
+            valid=(_VALID.value,),
+            test=(),
+            source_lang="en",
+            target_lang="de",
+            output_dir=data_dir,
+            task="language_model",
+            documents="file",
+            model_type="char",
+            row_length=config.data.row_length,
         )
+        with contextlib.redirect_stdout(sys.stderr):
+            job.prepare(settings)
         print(json.dumps(compare(data_dir, config, _TURN.value)), flush=True)
 
 
 if __name__ == "__main__":
-    run_app(main)
+    run_app(main, result_on_stdout=True)

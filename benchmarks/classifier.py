@@ -9,11 +9,13 @@ rare class counts as much as a common one. What both are tuned with was chosen o
 texts. The result is one JSON line: right guesses and their share of the test texts.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -113,20 +115,12 @@ def prepare(directory: str, vocab_size: int) -> Manifest:
 
 def train_ours(manifest: Manifest, model_dir: str, config: Config) -> int:
     """Train; return the right guesses of the best checkpoint on the test texts."""
+    from benchmarks import ours
     from trainer import loop
     from trainer.checkpoints import model_dir as model_directory
-    from trainer.distributed.strategy import make_strategy, use_xla
-    from trainer.metrics.flops import Hardware
-    from trainer.run import assemble
     from trainer.split_scores import SplitScorer
 
-    strategy, _ = make_strategy("one_device")
-    compiles = use_xla("auto", strategy)
-    hardware = Hardware(1, "float32")
-    run = assemble(
-        config, manifest, model_dir, strategy, "float32", compiles, hardware, pictures=False
-    )
-    loop.train(run)
+    loop.train(ours.build(config, manifest, model_dir))
     loaded = model_directory.load(model_dir, "best")
     _, scores = SplitScorer(loaded, manifest, "test", quick=False).score()
     return int(np.trace(scores.metrics["confusion_matrix"]))
@@ -158,7 +152,7 @@ def main(argv: list[str]) -> None:
     if importlib.util.find_spec("sklearn") is None:
         raise UsageError("scikit-learn is not installed; pip install -e '.[bench]' brings it")
     corpora = {"first": half_sentences(_FIRST.value), "second": half_sentences(_SECOND.value)}
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(sys.stderr):
         write_splits(directory, corpora, {"valid": _VALID.value, "test": _TEST.value})
         manifest = prepare(directory, _VOCAB_SIZE.value)
         tested = manifest.splits["test"].kept
@@ -179,4 +173,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    run_app(main, result_on_stdout=True)

@@ -9,8 +9,10 @@ Variants run one after the other; other work on the machine makes the speeds har
 leaves the losses as they are.
 """
 
+import contextlib
 import os
 import statistics
+import sys
 import tempfile
 import time
 from typing import Any
@@ -21,7 +23,6 @@ from common.errors import UsageError, no_arguments, run_app
 from configs import char_lm, classifier, demo, schema
 from configs.schema import Config
 from data_pipeline import job
-from data_pipeline.dataset.examples import read_examples
 from data_pipeline.dataset.manifest import Manifest
 
 _CONFIGS = {"translation": demo, "language_model": char_lm, "classification": classifier}
@@ -99,30 +100,15 @@ def prepare(config: Config, directory: str, train: str | None, valid: str | None
 
 
 def train(manifest: Manifest, config: Config) -> dict[str, float]:
-    """Train all steps; return "nll" of the validation split, "speed" and "parameters"."""
+    """Train all steps; return "nll" of the validation split, "speed", "parameters" and "flops"."""
     import tensorflow as tf
 
-    from trainer.distributed.strategy import make_strategy, use_xla
+    from benchmarks import ours
     from trainer.input.distribution import distribute
-    from trainer.input.evaluation import evaluation_batches
-    from trainer.metrics.flops import Hardware
-    from trainer.run import assemble
-    from trainer.validation import total_metrics
 
-    strategy, _ = make_strategy("one_device")
-    compiles = use_xla("auto", strategy)
     with tempfile.TemporaryDirectory() as model_dir:
-        run = assemble(
-            config,
-            manifest,
-            model_dir,
-            strategy,
-            "float32",
-            compiles,
-            Hardware(1, "float32"),
-            pictures=False,
-        )
-        iterator, left = distribute(run.data, strategy, 0), config.train.steps
+        run = ours.build(config, manifest, model_dir)
+        iterator, left = distribute(run.data, run.strategy, 0), config.train.steps
         unit = next(iter(run.task.RATES.values()))
         speeds: list[float] = []
         while left:
@@ -131,10 +117,7 @@ def train(manifest: Manifest, config: Config) -> dict[str, float]:
             tokens = float(run.steps.train(iterator, tf.constant(steps))[unit])
             speeds.append(tokens / (time.perf_counter() - began))
             left -= steps
-        batches = evaluation_batches(
-            read_examples(manifest, "valid"), config, manifest.closing_id, strategy
-        )
-        metrics = total_metrics(run.steps, batches, manifest.splits["valid"])
+        metrics = ours.validate(run, manifest)
         parameters = sum(variable.numpy().size for variable in run.model.trainable_variables)
     return {
         "nll": metrics["nll"],
@@ -156,9 +139,9 @@ def main(argv: list[str]) -> None:
         name: config_of(_TASK.value, name, _STEPS.value, _BATCH_TOKENS.value) for name in names
     }
     with tempfile.TemporaryDirectory() as directory:
-        manifest = prepare(
-            configs[names[0]], os.path.join(directory, "data"), _TRAIN.value, _VALID.value
-        )
+        data_dir = os.path.join(directory, "data")
+        with contextlib.redirect_stdout(sys.stderr):
+            manifest = prepare(configs[names[0]], data_dir, _TRAIN.value, _VALID.value)
         print("| variant | validation nll | tokens/s | weights | MFLOPs a token |", flush=True)
         print("|---|---|---|---|---|", flush=True)
         for name, config in configs.items():
@@ -171,4 +154,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    run_app(main, result_on_stdout=True)

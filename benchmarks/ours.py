@@ -1,4 +1,4 @@
-"""This repository's trainer as a contender, on packed rows."""
+"""This repository's trainer, for benchmarks; and as a contender, on packed rows."""
 
 import contextlib
 import io
@@ -10,28 +10,52 @@ import keras
 import tensorflow as tf
 
 from benchmarks.comparison import Meter, Setting
+from configs.schema import Config
+from data_pipeline.dataset.examples import read_examples
+from data_pipeline.dataset.manifest import Manifest
 from trainer.distributed.strategy import make_strategy, use_xla
 from trainer.input.distribution import distribute
-from trainer.metrics import flops
+from trainer.input.evaluation import evaluation_batches
+from trainer.metrics.flops import Hardware
 from trainer.run import Run, assemble
+from trainer.validation import total_metrics
 
 
-def build(setting: Setting, model_dir: str) -> Run:
-    """Return the run that `trainer.main --strategy=one_device` would make, without its output."""
-    precision = setting.precision
+def build(
+    config: Config,
+    manifest: Manifest,
+    model_dir: str,
+    precision: str = "float32",
+    jit_compile: str = "auto",
+) -> Run:
+    """Return the run that `trainer.main --strategy=one_device --nopictures` would make, silently.
+
+    Args:
+        config: validated.
+        manifest: of the dataset directory.
+        model_dir: where everything is written.
+        precision: a Keras dtype policy.
+        jit_compile: "auto", "on" or "off".
+    """
     strategy, _ = make_strategy("one_device")
-    jit_compile = use_xla(setting.variant, strategy)
-    hardware = flops.Hardware(strategy.num_replicas_in_sync, precision)
+    compiles, hardware = use_xla(jit_compile, strategy), Hardware(1, precision)
     with contextlib.redirect_stdout(io.StringIO()):
         return assemble(
-            setting.config, setting.manifest, model_dir, strategy, precision, jit_compile, hardware
+            config, manifest, model_dir, strategy, precision, compiles, hardware, pictures=False
         )
+
+
+def validate(run: Run, manifest: Manifest) -> dict[str, float]:
+    """Return the task's metrics of the validation split."""
+    examples = read_examples(manifest, "valid")
+    batches = evaluation_batches(examples, run.config, manifest.closing_id, run.strategy)
+    return total_metrics(run.steps, batches, manifest.splits["valid"])
 
 
 def train(setting: Setting, meter: Meter) -> None:
     """Train in calls of several steps, as the trainer's loop does, until the meter says stop."""
     with tempfile.TemporaryDirectory() as model_dir:
-        run = build(setting, model_dir)
+        run = build(setting.config, setting.manifest, model_dir, setting.precision, setting.variant)
         run.writer.flush()
     iterator = distribute(run.data, run.strategy, 0)
 
