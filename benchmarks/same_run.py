@@ -1,7 +1,6 @@
 """Whether two model directories hold the same run: what `benchmarks.chaos` decides by."""
 
 import itertools
-import json
 import os
 import re
 
@@ -9,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoints import files
+from trainer.reporting.records import read_metrics
 
 # The elapsed time may differ, and so may a counter of TensorFlow's own.
 _FREE_TENSORS = re.compile(r"state/seconds/|save_counter/|_CHECKPOINTABLE_OBJECT_GRAPH")
@@ -48,6 +48,9 @@ def _leftovers(model_dir: str) -> list[str]:
             files.verified(directory, step)
         except files.DamageError as error:
             found.append(f"checkpoint {step}: {error}")
+    with open(os.path.join(model_dir, "metrics.jsonl"), "rb") as file:
+        if not file.read().endswith(b"\n"):  # `read_metrics` leaves it out
+            found.append("the last line of metrics.jsonl is half written")
     for folder, _, names in os.walk(model_dir):
         found += [f"{folder}/{name} is left" for name in names if name.endswith(".incomplete")]
     return found
@@ -76,9 +79,7 @@ def _tensors(whole: str, other: str) -> list[str]:
 
 def read_log(model_dir: str, split: str) -> list[dict]:
     """Return the lines of metrics.jsonl of a split."""
-    with open(os.path.join(model_dir, "metrics.jsonl"), encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    return [line for line in lines if line["split"] == split]
+    return [line for line in read_metrics(model_dir) if line["split"] == split]
 
 
 def _evaluations(whole: str, other: str) -> list[str]:

@@ -6,7 +6,6 @@ Every worker has the same share of the global batch (weak scaling). The runs alt
 other work on the machine affects both alike. The results are medians.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ import tempfile
 from absl import flags
 
 from common.errors import UsageError, run_app
+from trainer.reporting.records import read_metrics
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Dataset directory.", required=True)
 _CONFIG = flags.DEFINE_string("config", "configs/transformer_tiny.py", "Configuration.")
@@ -51,8 +51,7 @@ def tokens_per_second(workers: int, trainer_flags: list[str]) -> float:
         )
         if done.returncode:
             raise UsageError(f"{' '.join(command)} ended with {done.returncode}; see above")
-        with open(os.path.join(model_dir, "metrics.jsonl"), encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
+        lines = read_metrics(model_dir)
     speeds = [line.get("target_tokens_per_second") for line in lines if line["split"] == "train"]
     return statistics.median(speed for speed in speeds[1:] if speed)
 

@@ -112,6 +112,10 @@ def _edit_log(model_dir: str, old: str, new: str) -> None:
         ),
         (lambda path: files.remove(f"{path}/checkpoints", 8), "are of steps 8 and 4"),
         (
+            lambda path: _append(f"{path}/metrics.jsonl", '{"split": "valid"'),
+            "metrics.jsonl is half written",
+        ),
+        (
             lambda path: _append(
                 f"{path}/metrics.jsonl", '{"split": "valid", "step": 9, "loss": 1}\n'
             ),
