@@ -211,11 +211,8 @@ def time_slots(english: Side, german: Side) -> dict[str, Slot]:
     def full(dice: Dice, *years: int) -> tuple[str, Forms]:
         day = draw_day(dice, *years)
         text = full_date(de, day)
-        with_article = {
-            "nom": text.replace(", ", ", der ", 1),
-            "dat": text.replace(", ", ", dem ", 1),
-        }
-        return full_date(en, day), Forms({"": text}, **with_article)
+        nominative, dative = (text.replace(", ", f", {word} ", 1) for word in ("der", "dem"))
+        return full_date(en, day), Forms({"": text, "nom": nominative, "dat": dative})
 
     def plain_date(dice: Dice, *years: int) -> TextPair:
         day = draw_day(dice, *years)
