@@ -66,6 +66,12 @@ class _Output(io.FileIO):
             return len(data)
 
 
+def write_stdout(content: bytes) -> None:
+    """Write a part of a command's result, so that its reader has it at once."""
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
 def guard_streams(result_on_stdout: bool) -> None:
     """Replace the standard streams of this process by ones that fail as this module says.
 

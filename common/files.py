@@ -30,6 +30,28 @@ def passing_errors() -> tuple[type[Exception], ...]:
     return errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError
 
 
+@contextlib.contextmanager
+def storage_errors(problem: str, cure: str = "") -> Iterator[None]:
+    """Make one line of what storage refuses; errors that may pass go through.
+
+    Args:
+        problem: what cannot be done, such as "data/demo cannot be written".
+        cure: how to mend it, where the reason that storage gives does not say enough.
+
+    Raises:
+        UsageError: with the problem, the reason and the cure.
+    """
+    from tensorflow import errors
+
+    try:
+        yield
+    except passing_errors():
+        raise
+    except (OSError, errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or error_text(error)
+        raise UsageError(f"{problem}: {reason}{'; ' if cure else ''}{cure}") from error
+
+
 def is_refusal(error: Exception) -> bool:
     """Return whether TensorFlow may not use a path, or does not know its kind, such as s3://."""
     from tensorflow import errors
@@ -116,39 +138,26 @@ def write_json(path: str, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
-def open_input(path: str, flag: str) -> BinaryIO:
-    """Open a file that the user has named, for reading bytes; it has a descriptor.
+def open_input(path: str) -> BinaryIO:
+    """Open the file that --input names, for reading bytes; it has a descriptor.
 
     A remote file is copied to this machine first.
 
     Raises:
         UsageError: when it cannot be read.
     """
-    if "://" not in path:
-        try:
+    with storage_errors(f"--input={path} cannot be read"):
+        if "://" not in path:
             return open(path, "rb")
-        except OSError as error:
-            raise UsageError(f"--{flag}={path} cannot be read: {error.strerror}") from error
-    from tensorflow import errors
-
-    try:
         content = read_bytes(path)
-    except passing_errors():
-        raise
-    except errors.OpError as error:
-        raise UsageError(f"--{flag}={path} cannot be read: {error_text(error)}") from error
     copy = tempfile.TemporaryFile()  # noqa: SIM115
     copy.write(content)
     copy.seek(0)
     return copy
 
 
-def check_output(path: str, flag: str) -> None:
-    """Check early that `write_output` can write a file that the user has named.
-
-    Args:
-        path: the file.
-        flag: the flag that names it, for the message.
+def check_output(path: str) -> None:
+    """Check early that `write_output` can write the file that --output names.
 
     Raises:
         UsageError: when `path` is a directory, or its parent directory cannot be written to.
@@ -156,39 +165,33 @@ def check_output(path: str, flag: str) -> None:
     from tensorflow.io import gfile
 
     if gfile.isdir(path):
-        raise UsageError(f"--{flag}={path} is a directory; name a file")
+        raise UsageError(f"--output={path} is a directory; name a file")
     if "://" in path or (os.path.exists(path) and not os.path.isfile(path)):  # a device or a pipe
         return
     directory = os.path.dirname(path) or "."
     if not os.path.isdir(directory):
-        raise UsageError(f"--{flag}={path}: its directory does not exist; make it first")
-    try:
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise UsageError(f"--{flag}={path} cannot be written: {error.strerror}") from error
+        raise UsageError(f"--output={path}: its directory does not exist; make it first")
+    with (
+        storage_errors(f"--output={path} cannot be written"),
+        tempfile.TemporaryFile(dir=directory),
+    ):
+        pass
 
 
-def write_output(path: str, content: bytes, flag: str) -> None:
-    """Write a file that the user has named, as `write_bytes` does.
+def write_output(path: str, content: bytes) -> None:
+    """Write the file that --output names, as `write_bytes` does.
 
     A device or a pipe is not replaced, but written to.
 
     Raises:
         UsageError: when it cannot be written.
     """
-    from tensorflow import errors
-
-    try:
+    with storage_errors(f"--output={path} cannot be written"):
         if os.path.exists(path) and not os.path.isfile(path):
             with open(path, "wb") as file:
                 file.write(content)
         else:
             write_bytes(path, content)
-    except passing_errors():
-        raise
-    except (OSError, errors.OpError) as error:
-        raise UsageError(f"--{flag}={path} cannot be written: {error_text(error)}") from error
 
 
 def read_json(path: str) -> Any:

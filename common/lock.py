@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common import files
-from common.console import error_text, say
+from common.console import say
 from common.errors import EXIT_RETRY, UsageError
 
 FILE = "in_use.json"
@@ -44,13 +44,9 @@ def held(directory: str) -> Iterator[None]:
     """
     path = os.path.join(directory, FILE)
     mine = {**_this_process(), "token": secrets.token_hex(8)}
-    try:
+    with files.storage_errors(f"{directory} cannot be written"):
         made = not files.exists(directory)
         _take(directory, path, mine)
-    except files.passing_errors():
-        raise
-    except _storage_errors() as error:
-        raise UsageError(f"{directory} cannot be written: {error_text(error)}") from error
     done = threading.Event()
     thread = threading.Thread(target=_refresh, args=(path, mine, done), daemon=True, name="lock")
     thread.start()

@@ -6,6 +6,7 @@ be set on the command line too: `--config.train.steps=500`.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -445,8 +446,13 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def flat(config: Config) -> dict[str, Any]:
     """Return the fields by the names that they have on the command line, such as "train.steps"."""
+    return flatten(to_dict(config))
+
+
+def flatten(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `to_dict` made by the names that the fields have on the command line."""
     fields: dict[str, Any] = {}
-    for group, value in dataclasses.asdict(config).items():
+    for group, value in groups.items():
         if isinstance(value, dict):
             fields |= {f"{group}.{key}": item for key, item in value.items()}
         else:

@@ -136,19 +136,14 @@ def length_reached(side: SequenceInfo, share: float) -> int:
 
 
 def _save(figure: "Figure", path: str) -> str:
-    from tensorflow import errors
     from tensorflow.io import gfile
 
-    try:
-        gfile.makedirs(os.path.dirname(path) or ".")
+    directory = os.path.dirname(path)
+    with files.storage_errors(
+        f"--pictures={directory} cannot be written", "name another directory"
+    ):
+        gfile.makedirs(directory or ".")
         files.write_bytes(path, png(figure))
-    except files.passing_errors():
-        raise
-    except errors.OpError as error:
-        raise UsageError(
-            f"--pictures={os.path.dirname(path)}: cannot be written ({error.message}); name "
-            "another directory"
-        ) from error
     return path
 
 

@@ -97,7 +97,7 @@ def work_directory(
     plan = {"schema": SCHEMA_VERSION, "settings": settings.recorded(), "inputs": dict(inputs)}
     plan["shares_work"] = shares_work
     plan_path = os.path.join(work_dir, _PLAN_FILE)
-    try:
+    with files.storage_errors(f"{work_dir} cannot be made"):
         if tf.io.gfile.exists(plan_path) and files.read_json(plan_path) == plan:
             display.say(f"{work_dir}: continues from what an interrupted job has left")
         else:
@@ -105,10 +105,6 @@ def work_directory(
             for name in ("", "raw", "blocks", "text", "records", "rows", "rejected", "results"):
                 tf.io.gfile.makedirs(os.path.join(work_dir, name))
             files.write_json(plan_path, plan)
-    except files.passing_errors():
-        raise
-    except tf.errors.OpError as error:
-        raise UsageError(f"{work_dir}: cannot be made ({error.message})") from error
     try:
         yield work_dir
     except UsageError:

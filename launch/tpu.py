@@ -21,6 +21,7 @@ import time
 
 from absl import flags
 
+from common.console import write_stdout
 from common.errors import UsageError, no_arguments, run_app, split_arguments
 from launch.cloud import job, life, slices
 from launch.cloud.service import ADDRESS, DryRun, Service
@@ -177,8 +178,7 @@ def _status(spec: Spec, service: Service | DryRun, store: Store | DryStore) -> N
 
 def _logs(store: Store | DryStore) -> int:
     for part in job.read_logs(store, _FOLLOW.value and not _DRY_RUN.value):
-        sys.stdout.buffer.write(part)
-        sys.stdout.buffer.flush()
+        write_stdout(part)
     return int(_FOLLOW.value and job.state(store).get("state") == "failed")
 
 

@@ -1,6 +1,5 @@
 """Average checkpoints of a run and score the result on the validation split."""
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,12 +33,7 @@ def average(
     facts = loaded.facts.of_checkpoint()
     averages.load_average(loaded.model, checkpoints, facts, decay)
     metrics, scores = SplitScorer(loaded, manifest, "valid", quick=True).score(between)
-    found = {**metrics, **scores.metrics}
-    numbers = {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
+    numbers = files.finite({**metrics, **scores.metrics})
     return averages.save_average(loaded.model, model_dir, checkpoints[-1].step, numbers, facts)
 
 

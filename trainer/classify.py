@@ -9,8 +9,8 @@ import sys
 
 from absl import flags
 
-from common.console import warn
-from common.errors import UsageError, no_arguments, run_app
+from common.console import warn, write_stdout
+from common.errors import no_arguments, run_app
 from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding.lines import LineReader
 
@@ -23,11 +23,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a chec
 def main(argv: list[str]) -> None:
     """Load, classify, write."""
     no_arguments(argv)
-    loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
-    if loaded.facts.config.task != "classification":
-        raise UsageError(
-            f"{_MODEL_DIR.value} holds no classifier, but a model for {loaded.facts.config.task}"
-        )
+    loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value, "classification")
     labels = loaded.facts.labels
     classifier = loaded.task.classifier(loaded.model, loaded.tokenizers)  # type: ignore[attr-defined]
     _write(["\t".join(("label", *labels))])
@@ -46,8 +42,7 @@ def main(argv: list[str]) -> None:
 
 
 def _write(lines) -> None:
-    sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode("utf-8"))
-    sys.stdout.buffer.flush()
+    write_stdout("".join(f"{line}\n" for line in lines).encode("utf-8"))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from trainer.checkpoints import files, saver
 from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.model_dir import LoadedModel
 from trainer.decoding import comparison
+from trainer.decoding.options import search_options
 from trainer.decoding.scoring import bleu_tokenizer, score, translate_lines
-from trainer.decoding.search import Decoder, search_options
+from trainer.decoding.search import Decoder
 from trainer.distributed.strategy import all_gpus
 from trainer.metrics import boards
 from trainer.split_scores import SplitScorer
@@ -237,7 +238,7 @@ def main(argv: list[str]) -> None:
     """Load, score, print."""
     no_arguments(argv)
     if _OUTPUT.value:
-        check_output(_OUTPUT.value, "output")
+        check_output(_OUTPUT.value)
     every = _CHECKPOINT.value == "all"
     if every and (_OUTPUT.value or _PERTURB.value):
         raise UsageError("--output and --perturb are for one checkpoint, not --checkpoint=all")
@@ -267,7 +268,7 @@ def main(argv: list[str]) -> None:
 def _write(outputs: Sequence[str]) -> None:
     if _OUTPUT.value:
         text = "".join(f"{line}\n" for line in outputs)
-        write_output(_OUTPUT.value, text.encode("utf-8"), "output")
+        write_output(_OUTPUT.value, text.encode("utf-8"))
 
 
 if __name__ == "__main__":

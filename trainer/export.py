@@ -18,9 +18,9 @@ import tempfile
 import tensorflow as tf
 from absl import flags, logging
 
-from common.console import error_text, warn
+from common.console import warn
 from common.errors import UsageError, no_arguments, run_app
-from common.files import list_names, passing_errors, read_bytes, write_bytes
+from common.files import list_names, read_bytes, storage_errors, write_bytes
 from trainer.checkpoints import files as checkpoint_files
 from trainer.checkpoints import model_dir as model_directory
 from trainer.checkpoints.model_dir import LoadedModel
@@ -74,7 +74,7 @@ def _export_saved_model(
 def _export_ctranslate2(
     loaded: LoadedModel, directory: str, texts: dict[str, list[str]]
 ) -> list[str]:
-    from trainer.decoding.search import search_options
+    from trainer.decoding.options import search_options
     from trainer.exporting import ctranslate2_model
 
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
@@ -164,10 +164,6 @@ def _check_flags(directory: str) -> None:
             "pip install 'transformer-pipeline[export]' brings it"
         ) from error
     facts = model_directory.read_facts(_MODEL_DIR.value)
-    if _FORMAT.value == "saved_model":
-        from trainer.exporting import saved_model
-
-        saved_model.check(facts.config.task)
     if _FORMAT.value == "ctranslate2":
         from trainer.exporting import ctranslate2_model
 
@@ -177,15 +173,11 @@ def _check_flags(directory: str) -> None:
                 f"one for {facts.config.task}; use --format=saved_model"
             )
         ctranslate2_model.check(facts.config.model)
-    try:
+    with storage_errors(f"--output_dir={directory} cannot be used"):
         if tf.io.gfile.exists(directory) and not tf.io.gfile.isdir(directory):
             raise UsageError(f"--output_dir={directory} is a file; name a directory")
         if list_names(directory):
             raise UsageError(f"--output_dir={directory} is not empty; name another one")
-    except passing_errors():
-        raise
-    except tf.errors.OpError as error:
-        raise UsageError(f"--output_dir={directory} cannot be used: {error_text(error)}") from error
 
 
 def _publish(local: str, directory: str) -> None:
@@ -195,17 +187,11 @@ def _publish(local: str, directory: str) -> None:
         for folder, _, names in os.walk(local)
         for name in names
     ]
-    try:
+    with storage_errors(f"--output_dir={directory} cannot be written"):
         for path in sorted(paths, key=lambda path: (path == model_card.FILE, path)):
             target = os.path.join(directory, path)
             tf.io.gfile.makedirs(os.path.dirname(target))
             tf.io.gfile.copy(os.path.join(local, path), target)
-    except passing_errors():
-        raise
-    except tf.errors.OpError as error:
-        raise UsageError(
-            f"--output_dir={directory} cannot be written: {error_text(error)}"
-        ) from error
 
 
 def main(argv: list[str]) -> None:

@@ -7,14 +7,12 @@ The same --seed writes the same text. A document that is over ends a sample befo
 prompt longer than the row that the model was trained on is read from its end.
 """
 
-import sys
-
 import numpy as np
 from absl import flags
 
-from common.console import warn
+from common.console import warn, write_stdout
 from common.errors import UsageError, no_arguments, run_app
-from data_pipeline.dataset.tokenizer import Tokenizer
+from data_pipeline.dataset.tokenizer import UNK_ID, Tokenizer
 from trainer.checkpoints import model_dir as model_directory
 from trainer.decoding.generation import TextGenerator
 from trainer.decoding.options import SamplingOptions
@@ -37,15 +35,15 @@ _TOP_P = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 1, "Another seed writes another text.", 0)
 
 
-def encode_prompt(prompt: str, tokenizer: Tokenizer, unknown_id: int) -> list[int]:
+def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
     """Return the token ids of a prompt.
 
     Raises:
         UsageError: the vocabulary lacks some of its characters.
     """
     (ids,) = tokenizer.encode([prompt])
-    if unknown_id in ids:
-        lacking = sorted({one for one in prompt if unknown_id in tokenizer.encode([one])[0]})
+    if UNK_ID in ids:
+        lacking = sorted({one for one in prompt if UNK_ID in tokenizer.encode([one])[0]})
         raise UsageError(
             f"--prompt has characters that the model's vocabulary lacks: {' '.join(lacking)}; "
             "leave them out"
@@ -74,13 +72,9 @@ def sampling_options() -> SamplingOptions:
 def main(argv: list[str]) -> None:
     """Load, write."""
     no_arguments(argv)
-    loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value)
-    if loaded.facts.config.task != "language_model":
-        raise UsageError(
-            f"{_MODEL_DIR.value} holds no language model, but one for {loaded.facts.config.task}"
-        )
+    loaded = model_directory.load(_MODEL_DIR.value, _CHECKPOINT.value, "language_model")
     facts, tokenizer = loaded.facts, loaded.tokenizers["text"]
-    ids = encode_prompt(_PROMPT.value, tokenizer, unknown_id=1)
+    ids = encode_prompt(_PROMPT.value, tokenizer)
     room = facts.config.data.longest_row
     if len(ids) >= room:
         warn(
@@ -113,8 +107,7 @@ def _write(generator: TextGenerator, tokenizer: Tokenizer, prompts: np.ndarray) 
 
 
 def _say(text: str) -> None:
-    sys.stdout.buffer.write(text.encode("utf-8"))
-    sys.stdout.buffer.flush()
+    write_stdout(text.encode("utf-8"))
 
 
 if __name__ == "__main__":

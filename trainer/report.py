@@ -8,15 +8,39 @@ the time went. It reads the model directory, even while the run goes on: config.
 outputs and pictures; and the validation text of the dataset.
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 
 from common.errors import run_app
-from trainer.reporting.document import make_report
+from common.files import check_output, write_output
+from trainer.reporting.page import render
+from trainer.reporting.records import names_of, read_run
 
 _MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "Model directory; more of them may follow, to compare.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
+
+
+def make_report(directories: Sequence[str], output: str) -> list[str]:
+    """Write the report on the runs of some model directories.
+
+    Args:
+        directories: of the runs, local or remote, each once.
+        output: the file to write; it is replaced if it is there.
+
+    Returns:
+        The names that the report gives the runs.
+
+    Raises:
+        UsageError: a directory is no model directory, or the file cannot be written.
+    """
+    check_output(output)
+    names = names_of(directories)
+    runs = [read_run(path, name) for path, name in zip(directories, names, strict=True)]
+    write_output(output, render(runs).encode("utf-8", "backslashreplace"))
+    return names
 
 
 def main(argv: list[str]) -> None:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from common.console import write_stdout
 from common.errors import UsageError, no_arguments, run_app
 from common.files import check_output, open_input, write_output
 from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.decoding import scoring
 from trainer.decoding.lines import LineReader, Progress, split_sentences
-from trainer.decoding.options import SamplingOptions
+from trainer.decoding.options import SamplingOptions, search_options
 from trainer.decoding.words import word_alignment
 from trainer.exporting import ctranslate2_engine
 
@@ -118,18 +119,15 @@ class _Model:
     def __init__(self):
         from trainer.checkpoints import model_dir as model_directory
         from trainer.decoding.forced import ForcedDecoder
-        from trainer.decoding.search import Decoder, search_options
+        from trainer.decoding.search import Decoder
         from trainer.distributed.strategy import all_gpus
 
         with all_gpus().scope():
-            loaded = [model_directory.load(_MODEL_DIR.value, which) for which in _CHECKPOINT.value]
+            loaded = [
+                model_directory.load(_MODEL_DIR.value, which, "translation")
+                for which in _CHECKPOINT.value
+            ]
         first = loaded[0]
-        if first.facts.config.task != "translation":
-            raise UsageError(
-                f"{_MODEL_DIR.value} holds no translation model, but one for "
-                f"{first.facts.config.task}; trainer.generate is for language models, "
-                "trainer.classify for classifiers"
-            )
         models = [one.model for one in loaded]
         self._tokenizers = (first.tokenizers["source"], first.tokenizers["target"])
         changes: dict[str, Any] = {"suppressed": _suppressed_ids(self._tokenizers[1])}
@@ -280,8 +278,8 @@ def main(argv: list[str]) -> None:
     if not _CHECKPOINT.value:
         raise UsageError("--checkpoint= is empty; give best, latest, or a checkpoint's path")
     if _OUTPUT.value:
-        check_output(_OUTPUT.value, "output")
-    with open_input(_INPUT.value, "input") if _INPUT.value else nullcontext(sys.stdin) as file:
+        check_output(_OUTPUT.value)
+    with open_input(_INPUT.value) if _INPUT.value else nullcontext(sys.stdin) as file:
         exported = ctranslate2_engine.find_export(_MODEL_DIR.value)
         translator = _Export(exported) if exported else _Model()
         _say(f"{translator.name}\n")
@@ -308,14 +306,13 @@ def _translate(translator: _Model | _Export | _BySentence, descriptor: int, prom
         if _OUTPUT.value:
             whole.append(content)
         else:
-            sys.stdout.buffer.write(content)
-            sys.stdout.buffer.flush()
+            write_stdout(content)
         sources_cut += sum(one.source_cut for one in found)
         targets_cut += sum(one.cut for one in found)
         progress.end_batch()
         _say("> " if prompts else "")
     if _OUTPUT.value:
-        write_output(_OUTPUT.value, b"".join(whole), "output")
+        write_output(_OUTPUT.value, b"".join(whole))
     progress.end()
     _say("\n" if prompts else "")
     scoring.warn_of_cuts(sources_cut, targets_cut)

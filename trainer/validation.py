@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from common.console import warn
 from common.errors import UsageError
@@ -148,13 +147,7 @@ def show_details(writer: MetricsWriter, split: str, step: int, scores: Scores) -
     """Show the table and the pictures of some scores in TensorBoard."""
     if scores.table:
         writer.text(split, step, "details", f"```\n{scores.table}\n```")
-    if scores.pictures:
-        writer.show(split, step, lambda: _images(scores.pictures))
-
-
-def _images(pictures: Mapping[str, bytes]) -> None:
-    for title, png in pictures.items():
-        tf.summary.image(title, tf.io.decode_png(png, channels=3)[tf.newaxis])
+    writer.images(split, step, scores.pictures)
 
 
 def show(sample: Mapping[str, str], indent: int) -> list[str]:

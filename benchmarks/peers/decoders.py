@@ -38,7 +38,8 @@ def start_ours(
     import tensorflow as tf
 
     from trainer.checkpoints import model_dir as model_directory
-    from trainer.decoding.search import Decoder, search_options
+    from trainer.decoding.options import search_options
+    from trainer.decoding.search import Decoder
     from trainer.exporting import ctranslate2_model
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -119,11 +119,13 @@ def read_blocks(path: str) -> Iterator[bytes]:
     Raises:
         UsageError: the file cannot be read, is damaged or is not what its name says.
     """
-    import tensorflow as tf
     from zstandard import ZstdDecompressor, ZstdError
 
     try:
-        with files.open_binary(path) as file:
+        with (
+            files.storage_errors(f"{path} cannot be read"),
+            files.open_binary(path) as file,
+        ):
             suffix = _check_kind(path, file.peek(4)[:4])
             blocks = iter(lambda: file.read(_BLOCK_BYTES), b"")
             if suffix == ".gz":
@@ -138,26 +140,18 @@ def read_blocks(path: str) -> Iterator[bytes]:
     except (zlib.error, ZstdError, EOFError) as error:
         kind = "gzip" if path.endswith(".gz") else "zstd"
         raise UsageError(f"{path}: damaged {kind} file ({error}); copy it again") from error
-    except files.passing_errors():
-        raise
-    except tf.errors.OpError as error:
-        raise UsageError(f"{path}: cannot be read ({error.message})") from error
 
 
 def file_fingerprint(path: str) -> str:
     """Return the SHA-256 of a local file, or size and time of a remote one."""
     import tensorflow as tf
 
-    try:
+    with files.storage_errors(f"{path} cannot be read"):
         if "://" not in path:
             return files.sha256(path)
         # Hashing would read the file over the network once more.
         status = tf.io.gfile.stat(path)
         return f"size={status.length},mtime={status.mtime_nsec}"
-    except files.passing_errors():
-        raise
-    except tf.errors.OpError as error:
-        raise UsageError(f"{path}: cannot be read ({error.message})") from error
 
 
 def _expand(pattern: str) -> list[str]:
@@ -175,14 +169,8 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _exists(path: str) -> bool:
-    import tensorflow as tf
-
-    try:
-        return tf.io.gfile.exists(path)
-    except files.passing_errors():
-        raise
-    except tf.errors.OpError as error:
-        raise UsageError(f"{path}: cannot be read ({error.message})") from error
+    with files.storage_errors(f"{path} cannot be read"):
+        return files.exists(path)
 
 
 def _check_kind(path: str, head: bytes) -> str | None:

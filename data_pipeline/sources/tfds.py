@@ -74,7 +74,6 @@ class TfdsSource:
         return _find_features(builder.info.features, self.features, labels, self._name())
 
     def _rows(self) -> Iterator[list[str]]:
-        import tensorflow as tf
         import tensorflow_datasets as tfds
 
         builder = self._builder()
@@ -87,7 +86,7 @@ class TfdsSource:
             lambda example: tuple(_at(example, (*place, name)) for name in self.features)
         )
         number = 1
-        try:
+        with files.storage_errors(f"{self._name()} cannot be read", "prepare it again"):
             for batch in columns.batch(_BATCH).prefetch(2).as_numpy_iterator():
                 for values in zip(*batch, strict=True):
                     yield [
@@ -95,12 +94,6 @@ class TfdsSource:
                         for kind, value in zip(kinds, values, strict=True)
                     ]
                     number += 1
-        except files.passing_errors():
-            raise
-        except tf.errors.OpError as error:
-            raise UsageError(
-                f"{self._name()}: cannot be read ({error.message}); prepare it again"
-            ) from error
 
     def _text(self, number: int, kind: Any, value: Any) -> str:
         """Return the text of a feature, or the name of a class."""

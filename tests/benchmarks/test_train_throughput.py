@@ -121,7 +121,7 @@ def _vocab(setting: Setting) -> int:
 
 def _parameters(setting: Setting) -> int:
     vocab = _vocab(setting)
-    task = Translation(setting.config, vocab, vocab, joint=True, bos_id=BOS)
+    task = Translation(setting.config, vocab, vocab, joint=True)
     model = task.build_model()
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 

@@ -83,7 +83,7 @@ def make_model(tiny_config) -> Callable[..., Transformer]:
         **model_fields,
     ) -> Transformer:
         config, joint = tiny_config(model=model_fields), source_vocab is None
-        task = Translation(config, source_vocab or vocab, vocab, joint=joint, bos_id=BOS)
+        task = Translation(config, source_vocab or vocab, vocab, joint=joint)
         model = task.build_model()
         rng = np.random.default_rng(seed)
         for variable in model.trainable_variables:

@@ -22,7 +22,8 @@ from data_pipeline.settings import Settings
 from trainer import loop
 from trainer.checkpoints import model_dir
 from trainer.decoding import scoring
-from trainer.decoding.search import Decoder, search_options
+from trainer.decoding.options import search_options
+from trainer.decoding.search import Decoder
 from trainer.metrics import flops
 from trainer.run import Run, assemble
 

@@ -11,8 +11,8 @@ import pytest
 from common.errors import UsageError
 from trainer.metrics import boards, live
 from trainer.metrics.goodput import PARTS
+from trainer.report import make_report
 from trainer.reporting import charts, page, records
-from trainer.reporting.document import make_report
 from trainer.tasks.lookup import TASKS
 
 
@@ -193,7 +193,7 @@ def test_many_points_are_averaged_and_the_last_one_stays():
     [(0.0, 10.0, [0, 2, 4, 6, 8, 10]), (4.92, 7.63, [4, 5, 6, 7, 8]), (3.0, 3.0, [3.0])],
 )
 def test_ticks_are_round_and_span_the_values(low, high, ticks):
-    found = charts._linear_ticks(low, high, 5)
+    found = charts._linear_ticks(low, high)
     assert found[0] <= low and found[-1] >= high
     if low != 4.92:
         assert found == pytest.approx(ticks)

@@ -25,7 +25,7 @@ from trainer.step import Steps
 from trainer.tasks.base import DataFacts, Task
 from trainer.tasks.lookup import make_task, task_class
 
-VOCAB, BOS, EOS = 30, 2, 3
+VOCAB, EOS = 30, 3
 LABELS = ("few", "some", "many")
 
 Result = dict[str, np.ndarray]
@@ -37,7 +37,7 @@ def task_of(config: schema.Config) -> Task:
     labels = LABELS if dataset == "classification" else ()
     sizes = dict.fromkeys(SEQUENCES[dataset], VOCAB)
     counts = dict(zip(labels, (1, 2, 3), strict=False))
-    return make_task(config, DataFacts(dataset, sizes, True, labels, BOS, EOS, counts))
+    return make_task(config, DataFacts(dataset, sizes, True, labels, counts))
 
 
 def closing_id(config: schema.Config) -> int | None:

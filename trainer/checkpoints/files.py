@@ -13,22 +13,23 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from common import files as storage
-from common.console import error_text, warn
+from common.console import warn
 from common.errors import UsageError
 from common.files import list_names
 
-_BLOCK_BYTES = 1 << 20
 _MANIFEST = re.compile(r"ckpt-(\d+)\.json")
 _PART = re.compile(
     r"ckpt-(\d+)(?:\.|_temp).*(?<!\.damaged)"
 )  # _temp: TensorFlow's, while it writes
 _DAMAGED = ".damaged"
+_CURE = "fix that and start again"
 
 Facts = dict[str, dict[str, Any]]
 """What a checkpoint depends on: "model", its shape and vocabularies, and "run", all else that may
@@ -146,16 +147,8 @@ def check_path(path: str) -> None:
 
 def _names(directory: str) -> list[str]:
     """Return the names in a directory, if it exists; `UsageError` if that fails for good."""
-    try:
+    with storage.storage_errors(f"{directory} cannot be read", _CURE):
         return list_names(directory)
-    except storage.passing_errors():
-        raise
-    except tf.errors.OpError as error:
-        raise _unreadable(directory, error) from error
-
-
-def _unreadable(path: str, error: tf.errors.OpError) -> UsageError:
-    return UsageError(f"{path} cannot be read: {error_text(error)}; fix that and start again")
 
 
 def steps(directory: str) -> list[int]:
@@ -188,12 +181,26 @@ def describe_files(directory: str, step: int) -> dict[str, dict[str, Any]]:
 
 
 def _describe(path: str) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            size += len(block)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return {"bytes": tf.io.gfile.stat(path).length, "sha256": storage.sha256(path)}
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Tell a missing file of a checkpoint from one that cannot be read."""
+    with storage.storage_errors(f"{path} cannot be read", _CURE):
+        try:
+            yield
+        except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError) as error:
+            raise DamageError(f"{os.path.basename(path)} is missing") from error
+
+
+def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that a manifest can hold: numbers that are finite."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def write_manifest(checkpoint: Checkpoint) -> None:
@@ -213,19 +220,14 @@ def read_manifest(directory: str, step: int) -> Checkpoint:
     """
     path = prefix(directory, step)
     name = f"ckpt-{step}.json"
+    with _reading(f"{path}.json"), tf.io.gfile.GFile(f"{path}.json", "rb") as file:
+        content = file.read()
     try:
-        with tf.io.gfile.GFile(f"{path}.json", "rb") as file:
-            values = json.loads(file.read())
+        values = json.loads(content)
         expected = values.pop("sha256")
         if expected != _digest(values):
             raise DamageError(f"{name} has another checksum than when it was written")
         checkpoint = Checkpoint(path=path, **values)
-    except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError) as error:
-        raise DamageError(f"{name} is missing") from error
-    except storage.passing_errors():
-        raise
-    except tf.errors.OpError as error:
-        raise _unreadable(f"{path}.json", error) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamageError(f"{name} is no manifest") from error
     if checkpoint.step != step:
@@ -243,14 +245,8 @@ def verified(directory: str, step: int) -> Checkpoint:
     checkpoint = read_manifest(directory, step)
     for name, expected in checkpoint.files.items():
         path = os.path.join(directory, name)
-        try:
+        with _reading(path):
             found = _describe(path)
-        except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError) as error:
-            raise DamageError(f"{name} is missing") from error
-        except storage.passing_errors():
-            raise
-        except tf.errors.OpError as error:
-            raise _unreadable(path, error) from error
         if found["bytes"] != expected["bytes"]:
             raise DamageError(f"{name} has {found['bytes']:,} bytes, not {expected['bytes']:,}")
         if found != expected:
@@ -300,26 +296,28 @@ def check_remains(directory: str) -> None:
         )
 
 
+def _parts(directory: str, step: int) -> list[str]:
+    """Return the paths of the files of a checkpoint that are there, its manifest among them."""
+    matches = (_PART.fullmatch(name) for name in _names(directory))
+    return [
+        os.path.join(directory, match[0]) for match in matches if match and int(match[1]) == step
+    ]
+
+
 def remove(directory: str, step: int) -> None:
     """Delete the files of a checkpoint, the manifest first; those set aside stay."""
     storage.remove(f"{prefix(directory, step)}.json")
-    for name in _names(directory):
-        match = _PART.fullmatch(name)
-        if match and int(match[1]) == step:
-            path = os.path.join(directory, name)
-            if tf.io.gfile.isdir(path):
-                storage.remove_tree(path)
-            else:
-                storage.remove(path)
+    for path in _parts(directory, step):
+        if tf.io.gfile.isdir(path):
+            storage.remove_tree(path)
+        else:
+            storage.remove(path)
 
 
 def set_aside(directory: str, step: int) -> None:
     """Rename the files of a damaged checkpoint to *.damaged."""
-    for name in _names(directory):
-        match = _PART.fullmatch(name)
-        if match and int(match[1]) == step:
-            path = os.path.join(directory, name)
-            tf.io.gfile.rename(path, path + _DAMAGED, overwrite=True)
+    for path in _parts(directory, step):
+        tf.io.gfile.rename(path, path + _DAMAGED, overwrite=True)
 
 
 def read_manifests(directory: str) -> list[Checkpoint]:

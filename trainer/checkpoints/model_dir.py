@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from common.console import warn
 from common.errors import UsageError
-from common.files import passing_errors, write_bytes
+from common.files import storage_errors, write_bytes
 from configs import schema
 from data_pipeline.dataset.manifest import Manifest, TokenizerInfo
 from data_pipeline.dataset.tokenizer import Tokenizer, load_tokenizer
@@ -119,8 +119,6 @@ class RunFacts:
                 joint_vocabulary=self.joint_vocabulary,
                 labels=self.labels,
                 label_counts=self.label_counts,
-                bos_id=self.bos_id,
-                eos_id=self.eos_id,
             ),
         )
 
@@ -180,14 +178,10 @@ def start(model_dir: str, facts: RunFacts, manifest: Manifest) -> None:
             contents[info.file] = file.read()
     # Last: without it the directory holds no run.
     contents["config.json"] = (json.dumps(dataclasses.asdict(facts), indent=2) + "\n").encode()
-    try:
+    with storage_errors(f"--model_dir={model_dir} cannot be written"):
         tf.io.gfile.makedirs(model_dir)
         for name, content in contents.items():
             write_bytes(os.path.join(model_dir, name), content, alone=True)
-    except passing_errors():
-        raise
-    except tf.errors.OpError as error:
-        raise UsageError(f"--model_dir={model_dir} cannot be written: {error.message}") from error
 
 
 def _compare(model_dir: str, old: RunFacts, new: RunFacts) -> None:
@@ -280,17 +274,24 @@ class LoadedModel:
     metrics: Mapping[str, float]
 
 
-def load(model_dir: str, which: str) -> LoadedModel:
+def load(model_dir: str, which: str, task_name: str = "") -> LoadedModel:
     """Load a trained model, under the strategy whose scope this is called in.
 
     Args:
         model_dir: written by trainer.main.
         which: "best", "latest", or the path of a checkpoint.
+        task_name: the task that it must have learned; "" for any.
 
     Raises:
-        UsageError: the directory or the checkpoint cannot be used.
+        UsageError: the directory or the checkpoint cannot be used, or it is for another task.
     """
     facts = read_facts(model_dir)
+    if task_name and facts.config.task != task_name:
+        raise UsageError(
+            f"{model_dir} holds a model for {facts.config.task}, and this needs one for "
+            f"{task_name}; trainer.translate, trainer.generate and trainer.classify are for one "
+            "task each"
+        )
     loaded = {
         info: _load_tokenizer(model_dir, facts, info) for info in set(facts.tokenizers.values())
     }

@@ -1,7 +1,6 @@
 """Save a run so that it can go on as if nothing had happened."""
 
 import itertools
-import math
 import os
 import re
 import time
@@ -225,12 +224,9 @@ class Checkpoints:
         if self._copy is None:
             self._copy = _Copy(self._parts)
         self._copy.take()
-        numbers = {
-            name: value
-            for name, value in (metrics or {}).items()
-            if isinstance(value, int | float) and math.isfinite(value)
-        }
-        self._pending = self._thread.submit(self._write, self._copy, step, numbers, extra)
+        self._pending = self._thread.submit(
+            self._write, self._copy, step, files.finite(metrics or {}), extra
+        )
         if self._saved is None:
             self.wait()
 

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from data_pipeline.dataset.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from trainer.decoding.candidates import log_normalizer, top_tokens
-from trainer.decoding.constraints import allow, changed_scores
-from trainer.decoding.options import NEVER, SearchOptions, SpecialTokens
-from trainer.decoding.predictor import Predictor, State
+from trainer.decoding.constraints import MOST_FORBIDDEN, allow, changed_scores
+from trainer.decoding.options import NEVER, SearchOptions
+from trainer.decoding.predictor import State, TranslationPredictor
 
 
 class Beam(NamedTuple):
@@ -81,21 +82,15 @@ def normalized(log_p: tf.Tensor, length: tf.Tensor, options: SearchOptions) -> t
 
 
 class BeamSearch:
-    """Beam search with one model and one set of options.
+    """Beam search with one predictor and one set of options.
 
     Args:
         predictor: see `trainer.decoding.predictor`; for a coverage penalty it must watch.
         options: how to search.
-        special: the special token ids.
     """
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        options: SearchOptions,
-        special: SpecialTokens = SpecialTokens(),  # noqa: B008
-    ):
-        self.predictor, self.options, self.special = predictor, options, special
+    def __init__(self, predictor: TranslationPredictor, options: SearchOptions):
+        self.predictor, self.options = predictor, options
         self._groups = options.groups
         self._members = options.beam_size // options.groups
 
@@ -114,7 +109,7 @@ class BeamSearch:
         beams, shape = self.options.beam_size, [batch, self._groups, self._members]
         empty = tf.zeros([*shape, length], tf.int32)
         first_only = tf.where(tf.range(self._members) == 0, 0.0, NEVER)  # equals would stay equal
-        vacant = source[:, 0] == self.special.pad
+        vacant = source[:, 0] == PAD_ID
         done_scores = tf.where(vacant, 0.0, NEVER)[:, tf.newaxis, tf.newaxis]
         return Beam(
             position=tf.constant(0),
@@ -170,13 +165,13 @@ class BeamSearch:
         here = tf.range(length) == position  # [T]
         written = tf.reshape(beam.alive, [-1, beams, length])  # [B, K, T]
         last = tf.gather(written, tf.maximum(position - 1, 0), axis=2)  # [B, K]
-        last = tf.where(position == 0, self.special.bos, last)
+        last = tf.where(position == 0, BOS_ID, last)
         ancestors = tf.where(here, tf.range(beams)[:, tf.newaxis], beam.ancestors)
         logits, model = self.predictor.step(
             last, beam.model, position, ancestors if beams > 1 else None
         )
         scores, member, token = self._candidates(logits, beam, written)  # [B, G, 2M]
-        ends = token == self.special.eos
+        ends = token == EOS_ID
         is_open = self.is_open(beam)[:, tf.newaxis, tf.newaxis]  # [B, 1, 1]
         extended = tf.gather(beam.alive, member, batch_dims=2)  # [B, G, 2M, T]
         extended = tf.where(here, token[..., tf.newaxis], extended)
@@ -252,7 +247,7 @@ class BeamSearch:
         values = tf.reshape(values, [*shape, vocabulary])  # [B, G, M, V]
         normalizer = tf.reshape(normalizer, [*shape, 1])  # [B, G, M, 1]
         # The 2M best of a group are among the 2M best of each member that are allowed.
-        width = min(2 * members + self.special.most_forbidden, vocabulary)
+        width = min(2 * members + MOST_FORBIDDEN, vocabulary)
         chosen = tf.zeros([tf.shape(values)[0], vocabulary])  # by how many earlier groups
         found = []
         for group in range(self._groups):
@@ -271,7 +266,6 @@ class BeamSearch:
                 forced,
                 of_forced[:, group],
                 options,
-                self.special,
             )
             ranks = totals = log_p + beam.alive_log_p[:, group, :, tf.newaxis]  # [B, M, W]
             if group:

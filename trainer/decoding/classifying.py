@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from data_pipeline.dataset import packing
 from data_pipeline.dataset.examples import Examples
-from data_pipeline.dataset.tokenizer import Tokenizer
+from data_pipeline.dataset.tokenizer import EOS_ID, Tokenizer
 from trainer.decoding.devices import decoding_device
 
 _POSITIONS = 8192  # tokens that are classified at a time, at most
@@ -36,12 +36,11 @@ class TextClassifier:
     Args:
         model: `trainer.model.encoder_classifier.EncoderClassifier`.
         tokenizer: of its vocabulary.
-        closing_id: the token that closes a text.
         row_length: tokens of a row; longer texts are cut.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, closing_id: int, row_length: int):
-        self._tokenizer, self._closing_id, self._length = tokenizer, closing_id, row_length
+    def __init__(self, model: Any, tokenizer: Tokenizer, row_length: int):
+        self._tokenizer, self._length = tokenizer, row_length
         self._device = decoding_device(model)
         shape = tf.TensorSpec([None, row_length], tf.int32)
         self._probabilities = tf.function(
@@ -65,7 +64,7 @@ class TextClassifier:
         ids = self._tokenizer.encode(texts)
         # Their numbers travel in the place of labels, so that they are found again in the rows.
         examples = Examples.of_lists({"text": ids}, np.arange(len(ids)))
-        rows = packing.pack(examples, self._length, self._closing_id, truncate=True)
+        rows = packing.pack(examples, self._length, EOS_ID, truncate=True)
         text, segments, labels = rows.arrays.values()  # [R, L] each
         found: list[np.ndarray] = []
         size = max(1, _POSITIONS // self._length)

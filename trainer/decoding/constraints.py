@@ -6,7 +6,11 @@ longest translation, V vocabulary.
 
 import tensorflow as tf
 
-from trainer.decoding.options import NEVER, SearchOptions, SpecialTokens
+from data_pipeline.dataset.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from trainer.decoding.options import NEVER, SearchOptions
+
+MOST_FORBIDDEN = 4
+"""The most tokens that `allow` can rule out at one position: the special ones."""
 
 
 def apply_constraints(
@@ -15,7 +19,6 @@ def apply_constraints(
     position: tf.Tensor,
     prefix: tf.Tensor,
     options: SearchOptions,
-    special: SpecialTokens,
 ) -> tf.Tensor:
     """Apply all the rules of `options` to the whole vocabulary, as sampling needs it.
 
@@ -27,14 +30,13 @@ def apply_constraints(
         position: int32 scalar.
         prefix: int32 [B, T], what a translation must begin with, then 0.
         options: which rules there are.
-        special: the special token ids.
 
     Returns:
         float32 [B, K, V].
     """
     vocabulary = log_p.shape[-1]
     changed, _ = changed_scores(log_p, tf.zeros([]), written, position, options)
-    is_never = _is_never(tf.range(vocabulary), position, options, special)
+    is_never = _is_never(tf.range(vocabulary), position, options)
     forced = tf.gather(prefix, position, axis=1)[:, tf.newaxis, tf.newaxis]  # [B, 1, 1]
     follows = tf.where(tf.range(vocabulary) == forced, log_p, NEVER)
     return tf.where(forced > 0, follows, tf.where(is_never, NEVER, changed))
@@ -80,7 +82,6 @@ def allow(
     forced: tf.Tensor,
     of_forced: tf.Tensor,
     options: SearchOptions,
-    special: SpecialTokens,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Apply the other rules to a few candidates.
 
@@ -91,24 +92,23 @@ def allow(
         forced: int32 [B], the token that must come, 0 for any.
         of_forced: float32 [B, M, 1], its log probability.
         options: which rules there are.
-        special: the special token ids.
 
     Returns:
         log probabilities, `NEVER` for what is not allowed, and candidates; a forced token stands
         first.
     """
-    log_p = tf.where(_is_never(tokens, position, options, special), NEVER, log_p)
+    log_p = tf.where(_is_never(tokens, position, options), NEVER, log_p)
     forced = forced[:, tf.newaxis, tf.newaxis]  # [B, 1, 1]
     is_first = tf.range(tf.shape(tokens)[2]) == 0  # [W]
     log_p = tf.where(forced > 0, tf.where(is_first, of_forced, NEVER), log_p)
     return log_p, tf.where((forced > 0) & is_first, forced, tokens)
 
 
-def _is_never(tokens, position, options: SearchOptions, special: SpecialTokens) -> tf.Tensor:
+def _is_never(tokens: tf.Tensor, position: tf.Tensor, options: SearchOptions) -> tf.Tensor:
     """Return which tokens cannot stand at this position whatever the hypothesis is, bool."""
-    is_never = (tokens == special.pad) | (tokens == special.unknown) | (tokens == special.bos)
+    is_never = (tokens == PAD_ID) | (tokens == UNK_ID) | (tokens == BOS_ID)
     if options.min_length:
-        is_never |= (tokens == special.eos) & (position < options.min_length)
+        is_never |= (tokens == EOS_ID) & (position < options.min_length)
     return is_never
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.decoding.options import MAX_SOURCE, SpecialTokens
+from data_pipeline.dataset.tokenizer import EOS_ID
+from trainer.decoding.options import MAX_SOURCE
 from trainer.model.attention import recorded_weights
 
+_BATCH_TOKENS = 4096  # target positions in a batch
 _MULTIPLE = 16  # lengths are padded to multiples of it, so that few graphs are made
 
 
@@ -54,20 +56,10 @@ class ForcedDecoder:
 
     Args:
         models: `trainer.model.transformer.Transformer`; the probabilities of several are averaged.
-        batch_tokens: target positions in a batch.
-        device: where to run; None for where TensorFlow would.
-        special: the special token ids.
     """
 
-    def __init__(
-        self,
-        models: Sequence[Any],
-        batch_tokens: int = 4096,
-        device: str | None = None,
-        special: SpecialTokens = SpecialTokens(),  # noqa: B008
-    ):
-        self._models, self._batch_tokens = list(models), batch_tokens
-        self._device, self._special = device, special
+    def __init__(self, models: Sequence[Any]):
+        self._models = list(models)
         signature = [tf.TensorSpec([None, None], tf.int32)] * 2
         self._function = tf.function(self.forward, input_signature=signature, autograph=False)
 
@@ -84,12 +76,11 @@ class ForcedDecoder:
         results: dict[int, Forced] = {}
         while order:
             width = longest[order[-1]] + -longest[order[-1]] % _MULTIPLE
-            rows = max(1, self._batch_tokens // width)
+            rows = max(1, _BATCH_TOKENS // width)
             chunk, order = order[-rows:], order[:-rows]
             source = self._pad([sources[number] for number in chunk], width)
             target = self._pad([targets[number] for number in chunk], width)
-            with tf.device(self._device):
-                log_p, attention = self._function(tf.constant(source), tf.constant(target))
+            log_p, attention = self._function(tf.constant(source), tf.constant(target))
             lengths = (target > 0).sum(axis=1), (source > 0).sum(axis=1)
             for number, row, looks, *size in zip(
                 chunk, log_p.numpy(), attention.numpy(), *lengths, strict=True
@@ -100,7 +91,7 @@ class ForcedDecoder:
     def _pad(self, sentences: Sequence[list[int]], width: int) -> np.ndarray:
         rows = np.zeros([len(sentences), width], np.int32)
         for row, ids in zip(rows, sentences, strict=True):
-            row[: len(ids) + 1] = [*ids, self._special.eos]
+            row[: len(ids) + 1] = [*ids, EOS_ID]
         return rows
 
     def forward(self, source: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

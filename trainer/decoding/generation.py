@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from data_pipeline.dataset.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from trainer.decoding.devices import decoding_device
-from trainer.decoding.options import NEVER, SamplingOptions, SpecialTokens
+from trainer.decoding.options import NEVER, SamplingOptions
 from trainer.decoding.sampling import draw_tokens, uniform_numbers
 
 
@@ -40,17 +41,10 @@ class TextGenerator:
         model: `trainer.model.decoder_only.DecoderOnly`.
         sampling: how to draw; its `samples` are for the caller, who repeats the prompt.
         row_length: T, tokens that the model sees at most.
-        special: the special token ids.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        sampling: SamplingOptions,
-        row_length: int,
-        special: SpecialTokens = SpecialTokens(),  # noqa: B008
-    ):
-        self._model, self._sampling, self._special = model, sampling, special
+    def __init__(self, model: Any, sampling: SamplingOptions, row_length: int):
+        self._model, self._sampling = model, sampling
         self._room, self._device = row_length, decoding_device(model)
         on_gpu = self._device is not None and "GPU" in self._device
         compiled = {"jit_compile": on_gpu or None, "autograph": False}
@@ -140,24 +134,20 @@ class TextGenerator:
         return _Texts(*tf.while_loop(goes_on, extend, tuple(texts)))
 
     def _extend(self, texts: _Texts, uniform: tf.Tensor, temperature: Any) -> _Texts:
-        position, written, special = texts.position, texts.written, self._special
+        position, written = texts.position, texts.written
         last = tf.gather(written, tf.maximum(position - 1, 0), axis=1)  # [R]
-        last = tf.where(position == 0, special.bos, last)[:, tf.newaxis]  # [R, 1]
+        last = tf.where(position == 0, BOS_ID, last)[:, tf.newaxis]  # [R, 1]
         logits, cache = self._model.decode_step(last, texts.cache, position)  # [R, 1, V]
         log_p = tf.nn.log_softmax(logits[:, 0])
-        never = tf.range(log_p.shape[-1])[:, tf.newaxis] == [
-            special.pad,
-            special.unknown,
-            special.bos,
-        ]
+        never = tf.range(log_p.shape[-1])[:, tf.newaxis] == [PAD_ID, UNK_ID, BOS_ID]
         log_p = tf.where(tf.reduce_any(never, axis=-1), NEVER, log_p)  # [R, V]
         drawn = draw_tokens(
             log_p / temperature, tf.gather(uniform, position, axis=1), self._sampling
         )  # [R]
         given = tf.gather(written, position, axis=1)  # [R]
-        is_end = (given == 0) & (drawn == special.eos)
+        is_end = (given == 0) & (drawn == EOS_ID)
         ended = texts.ended | is_end
-        token = tf.where(given > 0, given, tf.where(ended, special.pad, drawn))
+        token = tf.where(given > 0, given, tf.where(ended, PAD_ID, drawn))
         here = tf.range(tf.shape(written)[1]) == position
         written = tf.where(here, token[:, tf.newaxis], written)
         return _Texts(position + 1, written, ended, cache)

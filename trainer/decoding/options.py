@@ -1,28 +1,16 @@
-"""Options of beam search and of sampling, and the ids of the special tokens."""
+"""Options of beam search and of sampling."""
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
+
+from configs.schema import DecodeConfig
 
 MAX_SOURCE = 1024
 """Tokens of a source sentence with its end token; what is longer is cut."""
 
 NEVER = -1e30
 """A score that no hypothesis reaches; finite, so that scores can be added to it."""
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokens that are not text."""
-
-    pad: int = 0
-    unknown: int = 1
-    bos: int = 2
-    eos: int = 3
-
-    @property
-    def most_forbidden(self) -> int:
-        """The most of these that the rules can forbid at one position."""
-        return 4
 
 
 @dataclass(frozen=True)
@@ -67,16 +55,22 @@ class SearchOptions:
         if self.normalization not in ("gnmt", "length"):
             raise ValueError(f"normalization is gnmt or length, not {self.normalization!r}")
 
-    @classmethod
-    def of(cls, config, **changes) -> "SearchOptions":
-        """Return the options that a `configs.schema.DecodeConfig` holds, with some changed."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        values = {key: value for key, value in vars(config).items() if key in names}
-        return cls(**{**values, **changes})
-
     def longest(self, source_length: int) -> int:
         """Return the most tokens a translation of so many source tokens may have."""
         return max(1, int(source_length * self.max_length_ratio) + self.max_length_offset)
+
+
+def search_options(config: DecodeConfig, beam_size: int = 0, **changes: Any) -> SearchOptions:
+    """Return the options of a configuration, with some changed.
+
+    Args:
+        config: of a trained model.
+        beam_size: another beam than its own; 0 for its own.
+        **changes: fields of `SearchOptions` -> other values.
+    """
+    names = {field.name for field in dataclasses.fields(SearchOptions)}
+    values = {name: value for name, value in vars(config).items() if name in names} | changes
+    return SearchOptions(**(values | ({"beam_size": beam_size} if beam_size else {})))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from data_pipeline.dataset.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from trainer.decoding.beam import Found, normalized
 from trainer.decoding.constraints import apply_constraints
-from trainer.decoding.options import NEVER, SamplingOptions, SearchOptions, SpecialTokens
-from trainer.decoding.predictor import Predictor, State
+from trainer.decoding.options import NEVER, SamplingOptions, SearchOptions
+from trainer.decoding.predictor import State, TranslationPredictor
 
 
 class Draw(NamedTuple):
@@ -86,24 +87,18 @@ def draw_tokens(log_p: tf.Tensor, uniform: tf.Tensor, options: SamplingOptions) 
 
 
 class Sampler:
-    """Ancestral sampling with one model.
+    """Ancestral sampling with one predictor.
 
     Args:
         predictor: see `trainer.decoding.predictor`.
         options: the rules and the normalisation of scores.
         sampling: how to draw.
-        special: the special token ids.
     """
 
     def __init__(
-        self,
-        predictor: Predictor,
-        options: SearchOptions,
-        sampling: SamplingOptions,
-        special: SpecialTokens = SpecialTokens(),  # noqa: B008
+        self, predictor: TranslationPredictor, options: SearchOptions, sampling: SamplingOptions
     ):
-        self.predictor, self.options, self.special = predictor, options, special
-        self.sampling = sampling
+        self.predictor, self.options, self.sampling = predictor, options, sampling
 
     def start(self, source, limit, prefix, uniform) -> Draw:
         """Return the samples before the first token; the encoder runs once for each sentence.
@@ -127,7 +122,7 @@ class Sampler:
             uniform=uniform,
             written=tf.zeros([rows, length], tf.int32),
             log_p=tf.zeros([rows]),
-            ended=repeat(source[:, 0] == self.special.pad),
+            ended=repeat(source[:, 0] == PAD_ID),
             model=tf.nest.map_structure(repeat, self.predictor.start(source, length, 1)),
         )
 
@@ -151,16 +146,11 @@ class Sampler:
     def _extend(self, draw: Draw) -> Draw:
         position = draw.position
         last = tf.gather(draw.written, tf.maximum(position - 1, 0), axis=1)  # [R]
-        last = tf.where(position == 0, self.special.bos, last)[:, tf.newaxis]  # [R, 1]
+        last = tf.where(position == 0, BOS_ID, last)[:, tf.newaxis]  # [R, 1]
         logits, model = self.predictor.step(last, draw.model, position, None)  # [R, 1, V]
         log_p = tf.nn.log_softmax(logits)
         allowed = apply_constraints(
-            log_p,
-            draw.written[:, tf.newaxis],
-            position,
-            draw.prefix,
-            self.options,
-            self.special,
+            log_p, draw.written[:, tf.newaxis], position, draw.prefix, self.options
         )[:, 0]
         decides = tf.gather(draw.uniform, position, axis=1)  # [R]
         token = draw_tokens(allowed, decides, self.sampling)  # [R]
@@ -174,7 +164,7 @@ class Sampler:
             uniform=draw.uniform,
             written=tf.where(here & is_open[:, tf.newaxis], token[:, tf.newaxis], draw.written),
             log_p=draw.log_p + tf.where(is_open, gained, 0.0),
-            ended=draw.ended | (is_open & (token == self.special.eos)),
+            ended=draw.ended | (is_open & (token == EOS_ID)),
             model=model,
         )
 

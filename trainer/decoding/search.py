@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from data_pipeline.dataset.tokenizer import EOS_ID, PAD_ID
 from trainer.decoding.beam import BeamSearch
 from trainer.decoding.devices import HOST, decoding_devices, given_weights, weights_on
-from trainer.decoding.options import MAX_SOURCE, SamplingOptions, SearchOptions, SpecialTokens
-from trainer.decoding.predictor import Predictor, TranslationPredictor
+from trainer.decoding.options import MAX_SOURCE, SamplingOptions, SearchOptions
+from trainer.decoding.predictor import TranslationPredictor
 from trainer.decoding.sampling import Sampler, uniform_numbers
 from trainer.distributed import cluster
 
@@ -74,13 +75,12 @@ class Decoder:
 
     Args:
         model: a `trainer.model.transformer.Transformer`, a list of them as an ensemble, or a
-            `Predictor`.
+            predictor, which has the methods of a `TranslationPredictor`.
         options: how to search.
         sampling: how to draw instead of searching for the best; None to search.
         strategy: whose workers share the sentences, and so search together; None to search alone.
         jit_compile: compile with XLA, once for each of a few shapes; None for only on a GPU. On a
             CPU the graph runs as fast, and starts without compiling.
-        special: the special token ids.
     """
 
     def __init__(
@@ -91,14 +91,13 @@ class Decoder:
         sampling: SamplingOptions | None = None,
         strategy: tf.distribute.Strategy | None = None,
         jit_compile: bool | None = None,
-        special: SpecialTokens = SpecialTokens(),  # noqa: B008
     ):
-        self.options, self.sampling, self.special = options, sampling, special
+        self.options, self.sampling = options, sampling
         self._strategy = strategy
         self._worker = cluster.worker_of(strategy) if strategy else cluster.Worker(0, 1)
         self._samples = sampling.samples if sampling else 1
         self._searched = 0  # sentences before those of this search
-        predictor: Predictor = model
+        predictor = model
         models: Sequence[Any] = []
         if isinstance(model, list | tuple) or hasattr(model, "encode"):
             models = model if isinstance(model, list | tuple) else [model]
@@ -107,9 +106,7 @@ class Decoder:
         self._static = "GPU" in self._devices[0] if jit_compile is None else jit_compile
         self._variables = [variable for one in models for variable in one.weights]
         self._search: Any = (
-            Sampler(predictor, options, sampling, special)
-            if sampling
-            else BeamSearch(predictor, options, special)
+            Sampler(predictor, options, sampling) if sampling else BeamSearch(predictor, options)
         )
         self._functions: tuple[Any, Any, Any, Any] | None = None
 
@@ -289,7 +286,7 @@ class Decoder:
         for ids, *facts in zip(tokens, scores, log_p, ended, strict=True):
             if not ids[0]:
                 continue  # an empty place
-            end = np.flatnonzero((ids == self.special.eos) | (ids == self.special.pad))
+            end = np.flatnonzero((ids == EOS_ID) | (ids == PAD_ID))
             text = ids[: end[0] if len(end) else None].tolist()
             found.append(Hypothesis(text, float(facts[0]), float(facts[1]), bool(facts[2])))
         return found
@@ -315,12 +312,7 @@ class Decoder:
                 for row, number in enumerate(chunk):
                     ids = sentences[number][: length - 1]
                     source[row, : len(ids)] = ids
-                    source[row, len(ids)] = self.special.eos
+                    source[row, len(ids)] = EOS_ID
                     prefix[row, : len(begins[row])] = begins[row]
                     limit[row] = options.longest(len(ids) + 1) + len(begins[row])
                 yield _Batch(chunk, source, limit, prefix)
-
-
-def search_options(config, beam_size: int = 0, **changes) -> SearchOptions:
-    """Return the options of a `DecodeConfig`, with another beam where one is given."""
-    return SearchOptions.of(config, **({"beam_size": beam_size} if beam_size else {}), **changes)

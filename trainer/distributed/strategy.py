@@ -241,26 +241,20 @@ def all_gpus() -> tf.distribute.Strategy:
 def use_xla(jit_compile: str, strategy: tf.distribute.Strategy) -> bool:
     """Return whether --jit_compile ("auto", "on" or "off") means XLA under this strategy.
 
+    "auto" means it on GPUs, in any precision. Not on TPUs: TPUStrategy compiles the whole step
+    itself. Not on CPUs: it takes longer to compile and is not faster.
+
     Raises:
         UsageError: for "on" under TPUStrategy.
     """
     if jit_compile == "auto":
-        return jit_default(strategy)
+        return _device_type(strategy) == "GPU"
     if jit_compile == "on" and compiles_itself(strategy):
         raise UsageError(
             "--jit_compile=on is not for --strategy=tpu: TPUStrategy compiles the step itself, and "
             "TensorFlow's TPU builds cannot compile for the host's CPU; leave the flag out"
         )
     return jit_compile == "on"
-
-
-def jit_default(strategy: tf.distribute.Strategy) -> bool:
-    """Return whether --jit_compile=auto uses XLA: on GPUs, in any precision.
-
-    Not on TPUs: TPUStrategy compiles the whole step itself. Not on CPUs: it takes longer to compile
-    and is not faster.
-    """
-    return _device_type(strategy) == "GPU"
 
 
 def draws_on_device(fast_dropout: str, strategy: tf.distribute.Strategy, jit_compile: bool) -> bool:

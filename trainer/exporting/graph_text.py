@@ -7,7 +7,7 @@ which registers them.
 import tensorflow as tf
 
 from data_pipeline.dataset.normalization import INVISIBLE, SPACE_MARK
-from data_pipeline.dataset.tokenizer import Tokenizer
+from data_pipeline.dataset.tokenizer import EOS_ID, Tokenizer
 
 
 def _character_class(text: str) -> str:
@@ -63,16 +63,15 @@ class GraphTokenizer(tf.Module):
             text = collapse_spaces(text)
         return self._pieces.tokenize(text)
 
-    def encode_closed(self, text: tf.Tensor, closing_id: int, longest: int) -> tf.Tensor:
-        """Return the token ids, int32 [B, L], each row closed by a token, then 0.
+    def encode_closed(self, text: tf.Tensor, longest: int) -> tf.Tensor:
+        """Return the token ids, int32 [B, L], each row closed by its end token, then 0.
 
         Args:
             text: string [B].
-            closing_id: the token.
             longest: tokens that a row may have; of longer texts the tail is cut off.
         """
         ids = self.encode(text)[:, : longest - 1]
-        end = tf.fill([tf.shape(text)[0], 1], closing_id)
+        end = tf.fill([tf.shape(text)[0], 1], EOS_ID)
         return tf.concat([ids, end], axis=1).to_tensor()
 
     def decode(self, ids: tf.RaggedTensor) -> tf.Tensor:

@@ -17,9 +17,9 @@ from data_pipeline.dataset.manifest import load_manifest
 from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.checkpoints.model_dir import LoadedModel
 from trainer.decoding.generation import TextGenerator
-from trainer.decoding.options import SamplingOptions, SearchOptions
+from trainer.decoding.options import SamplingOptions, SearchOptions, search_options
 from trainer.decoding.scoring import Tokenizers, bleu_tokenizer, score, translate_lines
-from trainer.decoding.search import Decoder, search_options
+from trainer.decoding.search import Decoder
 
 _SAME = 0.99  # share of answers that must be the same; the rest are ties, decided by rounding
 _BATCH = 32  # texts of a request to a SavedModel

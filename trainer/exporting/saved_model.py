@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from common.errors import UsageError
+from data_pipeline.dataset.tokenizer import EOS_ID, PAD_ID
 from trainer.checkpoints.model_dir import LoadedModel
 from trainer.decoding.beam import BeamSearch
 from trainer.decoding.classifying import class_probabilities
 from trainer.decoding.forced import ForcedDecoder
 from trainer.decoding.generation import TextGenerator
-from trainer.decoding.options import MAX_SOURCE, SamplingOptions, SearchOptions, SpecialTokens
+from trainer.decoding.options import MAX_SOURCE, SamplingOptions, SearchOptions, search_options
 from trainer.decoding.predictor import TranslationPredictor
 from trainer.decoding.scoring import Tokenizers
-from trainer.decoding.search import search_options
 from trainer.exporting import warmup
 from trainer.exporting.graph_text import GraphTokenizer, collapse_spaces
 
@@ -40,7 +39,7 @@ class TranslationModule(tf.Module):
         super().__init__()
         self.model = model
         self._source, self._target = (GraphTokenizer(one) for one in tokenizers)
-        self._options, self._special = options, SpecialTokens()
+        self._options = options
         self._search = BeamSearch(
             TranslationPredictor([model], watches=options.coverage_penalty > 0), options
         )
@@ -68,14 +67,14 @@ class TranslationModule(tf.Module):
             "translation", string [B], "score", float32 [B], the normalised log probability, and
             "cut", bool [B], whether the longest length was reached.
         """
-        source = self._source.encode_closed(text, self._special.eos, MAX_SOURCE)  # [B, S]
+        source = self._source.encode_closed(text, MAX_SOURCE)  # [B, S]
         size = tf.reduce_sum(tf.cast(source > 0, tf.int32), axis=1)  # [B], with the end token
         limit = tf.cast(tf.cast(size, tf.float32) * self._options.max_length_ratio, tf.int32)
         limit = tf.maximum(1, limit + self._options.max_length_offset)
-        source = tf.where(size[:, tf.newaxis] > 1, source, self._special.pad)  # no empty lines
+        source = tf.where(size[:, tf.newaxis] > 1, source, PAD_ID)  # no empty lines
         found = self._search.run(source, limit, tf.reduce_max(limit))
         best = found.tokens[:, 0]  # [B, T]
-        kept = (best != self._special.eos) & (best != self._special.pad)
+        kept = (best != EOS_ID) & (best != PAD_ID)
         # Single bytes are pieces too, so a model can spell a line feed.
         translation = collapse_spaces(self._target.decode(tf.ragged.boolean_mask(best, kept)))
         empty = size == 1
@@ -91,9 +90,9 @@ class TranslationModule(tf.Module):
     )
     def score(self, text: tf.Tensor, translation: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return "log_probability", float32 [B], of given translations, and "tokens", int32 [B]."""
-        eos = self._special.eos
-        target = self._target.encode_closed(translation, eos, MAX_SOURCE)  # [B, T]
-        log_p, _ = self._forced.forward(self._source.encode_closed(text, eos, MAX_SOURCE), target)
+        source = self._source.encode_closed(text, MAX_SOURCE)  # [B, S]
+        target = self._target.encode_closed(translation, MAX_SOURCE)  # [B, T]
+        log_p, _ = self._forced.forward(source, target)
         counts = target > 0
         return {
             "log_probability": tf.reduce_sum(tf.where(counts, log_p, 0.0), axis=1),
@@ -179,17 +178,14 @@ class ClassifierModule(tf.Module):
         model: a trained `trainer.model.encoder_classifier.EncoderClassifier`.
         tokenizer: of its vocabulary.
         labels: names of the classes.
-        closing_id: the token that closes a text.
         row_length: tokens of the longest text; what is longer is cut.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, labels: Sequence[str], closing_id: int, row_length: int
-    ):
+    def __init__(self, model: Any, tokenizer: Any, labels: Sequence[str], row_length: int):
         super().__init__()
         self.model, self._labels = model, list(labels)
         self._tokenizer = GraphTokenizer(tokenizer)
-        self._closing_id, self._longest = closing_id, row_length
+        self._longest = row_length
 
     def signatures(self) -> dict[str, Any]:
         """Return signature -> function."""
@@ -210,7 +206,7 @@ class ClassifierModule(tf.Module):
             "label", string [B], the likeliest class; "classes", string [B, C], the names of all,
             and "probabilities", float32 [B, C].
         """
-        ids = self._tokenizer.encode_closed(text, self._closing_id, self._longest)  # [B, L]
+        ids = self._tokenizer.encode_closed(text, self._longest)  # [B, L]
         segments = tf.cast(ids > 0, tf.int32)
         probabilities = class_probabilities(self.model, ids, segments)[:, 0]  # [B, C]
         labels = tf.constant(self._labels)
@@ -224,20 +220,6 @@ class ClassifierModule(tf.Module):
 Module = TranslationModule | LanguageModule | ClassifierModule
 
 
-def check(task: str) -> None:
-    """Refuse a model for which there is no module here.
-
-    Raises:
-        UsageError: with the tasks that have one.
-    """
-    tasks = ("translation", "language_model", "classification")
-    if task not in tasks:
-        raise UsageError(
-            f"--format=saved_model exports models for {', '.join(tasks)}, and this one is for "
-            f"{task}; use --format=keras or --format=safetensors"
-        )
-
-
 def module_of(loaded: LoadedModel) -> Module:
     """Return what is saved of a trained model, whatever its task."""
     facts, tokenizers = loaded.facts, loaded.tokenizers
@@ -247,9 +229,7 @@ def module_of(loaded: LoadedModel) -> Module:
         return TranslationModule(loaded.model, both, search_options(facts.config.decode))
     if facts.config.task == "language_model":
         return LanguageModule(loaded.model, tokenizers["text"], row_length)
-    return ClassifierModule(
-        loaded.model, tokenizers["text"], facts.labels, facts.eos_id, row_length
-    )
+    return ClassifierModule(loaded.model, tokenizers["text"], facts.labels, row_length)
 
 
 def save(module: Module, directory: str) -> None:

@@ -13,7 +13,7 @@ from data_pipeline.dataset.examples import Examples
 from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.metrics import boards, pictures
 from trainer.metrics.attention_maps import attention_maps
-from trainer.metrics.writer import MetricsWriter
+from trainer.metrics.writer import MetricsWriter, image
 from trainer.tasks.base import Task
 
 LARGEST_SHARE = 0.02
@@ -105,8 +105,8 @@ class Gallery:
         """Show what does not change."""
         width = getattr(getattr(self._model, "config", None), "width", None)
         if width:
-            _image("positions", pictures.draw_positions(width, 64))
-        _image("schedule", pictures.draw_schedule({"learning rate": self._schedule}, self._steps))
+            image("positions", pictures.draw_positions(width, 64))
+        image("schedule", pictures.draw_schedule({"learning rate": self._schedule}, self._steps))
         tf.summary.graph(self._graph())
         self._drawn = True
 
@@ -133,7 +133,7 @@ class Gallery:
                 step = tf.summary.experimental.get_step()
                 title = f"{one.kind} attention, example {number}, step {step:,}"
                 picture = pictures.draw_attention(one, title)
-                _image(f"attention/{one.kind}/{number}", picture)
+                image(f"attention/{one.kind}/{number}", picture)
                 self._writer.pictures({f"attention-{one.kind}-{number}.png": picture})
 
     def _add_weights(self) -> None:
@@ -206,10 +206,6 @@ def _start(examples: Examples, index: int) -> dict[str, np.ndarray]:
 
 def _label(examples: Examples, index: int) -> int | None:
     return None if examples.labels is None else int(examples.labels[index])
-
-
-def _image(name: str, png: bytes) -> None:
-    tf.summary.image(name, tf.io.decode_png(png, channels=3)[tf.newaxis])
 
 
 def _histogram(name: str, values: np.ndarray) -> None:

@@ -29,6 +29,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
+def image(title: str, png: bytes) -> None:
+    """Write a PNG image with tf.summary."""
+    tf.summary.image(title, tf.io.decode_png(png, channels=3)[tf.newaxis])
+
+
 class MetricsWriter:
     """Writes the metrics of a run into its model directory.
 
@@ -191,10 +196,16 @@ class MetricsWriter:
 
     def text(self, split: str, step: int, name: str, markdown: str) -> None:
         """Show a text, in Markdown, under TensorBoard's Text tab."""
-        if not self._active:
-            return
-        with self._tolerant(), self._writer(split).as_default(step=step):
-            tf.summary.text(name, markdown)
+        self.show(split, step, lambda: tf.summary.text(name, markdown))
+
+    def images(self, split: str, step: int, pictures: Mapping[str, bytes]) -> None:
+        """Show PNG images under TensorBoard's Images tab: title -> image."""
+
+        def draw() -> None:
+            for title, png in pictures.items():
+                image(title, png)
+
+        self.show(split, step, draw)
 
     def start_boards(
         self,
@@ -211,13 +222,14 @@ class MetricsWriter:
             scores: metrics of evaluations, to sort the runs by.
             rates: metrics of training, per second.
         """
-        if not self._active:
-            return
         page = boards.first_page([*scores, *rates])
         table = boards.table_of_runs(self._model_dir, settings, scores)
-        with self._tolerant(), self._writer("valid").as_default(step=step):
+
+        def enter() -> None:
             for summary in (page, *table):
                 tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=step)
+
+        self.show("valid", step, enter)
 
     def show(self, split: str, step: int, draw: Callable[[], Any]) -> None:
         """Call a function that writes with tf.summary, so that it writes to a split's board."""
@@ -235,6 +247,8 @@ class MetricsWriter:
         self._files(os.path.join(self._model_dir, PICTURES), contents)
 
     def _files(self, folder: str, contents: Mapping[str, str | bytes]) -> None:
+        if not self._active:
+            return
         with self._tolerant():
             tf.io.gfile.makedirs(folder)
             for name, content in contents.items():
@@ -244,13 +258,8 @@ class MetricsWriter:
 
     def outputs(self, name: str, split: str, step: int, lines: Sequence[str]) -> None:
         """Write NAME/SPLIT-STEP.txt, what the model produced, a line an example."""
-        if not self._active:
-            return
-        folder = os.path.join(self._model_dir, name)
-        with self._tolerant():
-            tf.io.gfile.makedirs(folder)
-            with tf.io.gfile.GFile(os.path.join(folder, f"{split}-{step}.txt"), "w") as file:
-                file.write("".join(f"{line}\n" for line in lines))
+        text = "".join(f"{line}\n" for line in lines)
+        self._files(os.path.join(self._model_dir, name), {f"{split}-{step}.txt": text})
 
     def flush(self) -> None:
         """Write what is still held back, so that a run that is killed now has all of it."""

@@ -26,7 +26,7 @@ _recorded: list[tf.Tensor] | None = None
 def recorded_weights() -> Iterator[list[tf.Tensor]]:
     """Collect the weights of every attention that runs inside, to draw attention maps.
 
-    Run the model eagerly: in a traced function the tensors would be symbolic.
+    In a traced function they are symbolic, and belong to its graph.
 
     Yields:
         A list that gets one float32 tensor [B, N, Q, K] a call, in the order of the calls.

@@ -9,12 +9,13 @@ import keras
 import tensorflow as tf
 
 from configs.schema import ModelConfig
+from data_pipeline.dataset.tokenizer import BOS_ID
 from trainer.model import positions
 from trainer.model.attention import dense
 from trainer.model.dropout import Dropout, number_dropouts
 from trainer.model.embeddings import Projection, token_embedding
 from trainer.model.encodings import PositionEncoding
-from trainer.model.norms import UNSCALED, deepnorm_scales, final_norm
+from trainer.model.norms import final_norm, stack_scales
 from trainer.model.stack import Cache, Stack
 
 
@@ -24,16 +25,12 @@ class DecoderOnly(keras.Model):
     Args:
         config: of the model.
         vocab_size: V.
-        bos_id: the token that opens a text.
         remat: see `trainer.model.stack.Stack`.
     """
 
-    def __init__(
-        self, config: ModelConfig, vocab_size: int, *, bos_id: int, remat: bool = False, **kwargs
-    ):
+    def __init__(self, config: ModelConfig, vocab_size: int, *, remat: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.config = config
-        self.bos_id = bos_id
         self.embedding = token_embedding(vocab_size, config.width, "embedding")
         self.softmax = (
             dense(config.width, vocab_size, use_bias=False, name="softmax")
@@ -41,9 +38,8 @@ class DecoderOnly(keras.Model):
             else None
         )
         self.dropout = Dropout(config.dropout)
-        depth, scales = config.decoder_layers, UNSCALED
-        if config.norm == "deepnorm":
-            _, scales = deepnorm_scales(0, depth)
+        depth = config.decoder_layers
+        _, scales = stack_scales(config, 0, depth)
         self.decoder = Stack(self, config, "decoder", depth, scales=scales, remat=remat)
         self.decoder_norm = final_norm(config, "decoder_norm")
         self.positions = PositionEncoding(config, causal=True, name="positions")
@@ -67,7 +63,7 @@ class DecoderOnly(keras.Model):
 
     def hidden(self, text, text_segments, rng=None) -> tf.Tensor:
         """Return the input of `projection`, [B, L, D]; the arguments are those of `call`."""
-        shifted = positions.shift_right(text, text_segments, self.bos_id)
+        shifted = positions.shift_right(text, text_segments, BOS_ID)
         mask = positions.same_segment_mask(text_segments, text_segments)
         mask &= positions.causal_mask(tf.shape(text)[1])
         places = tf.range(tf.shape(text)[1])
@@ -90,7 +86,7 @@ class DecoderOnly(keras.Model):
         """Return the logits of the next token of K continuations a text.
 
         Args:
-            tokens: int32 [B, K], the token before it; `bos_id` at position 0.
+            tokens: int32 [B, K], the token before it; `BOS_ID` at position 0.
             cache: from `start_cache` or the last step.
             position: int32 scalar, 0 for the first token.
             ancestors: int32 [B, K, T], see `Transformer.decode_step`; not needed where K is 1.

@@ -12,7 +12,7 @@ from trainer.model.attention import dense
 from trainer.model.dropout import Dropout, number_dropouts
 from trainer.model.embeddings import float32_logits, token_embedding
 from trainer.model.encodings import PositionEncoding
-from trainer.model.norms import UNSCALED, deepnorm_scales, final_norm
+from trainer.model.norms import final_norm, stack_scales
 from trainer.model.stack import Stack
 
 
@@ -33,9 +33,8 @@ class EncoderClassifier(keras.Model):
         self.config = config
         self.embedding = token_embedding(vocab_size, config.width, "embedding")
         self.dropout = Dropout(config.dropout)
-        depth, scales = config.encoder_layers, UNSCALED
-        if config.norm == "deepnorm":
-            scales, _ = deepnorm_scales(depth, 0)
+        depth = config.encoder_layers
+        scales, _ = stack_scales(config, depth, 0)
         self.encoder = Stack(self, config, "encoder", depth, scales=scales, remat=remat)
         self.encoder_norm = final_norm(config, "encoder_norm")
         self.positions = PositionEncoding(config, causal=False, name="positions")

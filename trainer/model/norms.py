@@ -46,6 +46,15 @@ class Scales:
 UNSCALED = Scales()
 
 
+def stack_scales(
+    config: ModelConfig, encoder_layers: int, decoder_layers: int
+) -> tuple[Scales, Scales]:
+    """Return what the encoder and the decoder of a model multiply by, whatever its norm is."""
+    if config.norm == "deepnorm":
+        return deepnorm_scales(encoder_layers, decoder_layers)
+    return UNSCALED, UNSCALED
+
+
 def deepnorm_scales(encoder_layers: int, decoder_layers: int) -> tuple[Scales, Scales]:
     """Return the constants of an encoder and of a decoder (figure 2 of the paper).
 

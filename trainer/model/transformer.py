@@ -8,12 +8,13 @@ import keras
 import tensorflow as tf
 
 from configs.schema import ModelConfig
+from data_pipeline.dataset.tokenizer import BOS_ID
 from trainer.model import positions
 from trainer.model.attention import dense
 from trainer.model.dropout import Dropout, number_dropouts
 from trainer.model.embeddings import Projection, token_embedding
 from trainer.model.encodings import PositionEncoding, Sight
-from trainer.model.norms import UNSCALED, deepnorm_scales, final_norm
+from trainer.model.norms import final_norm, stack_scales
 from trainer.model.stack import Cache, Stack
 
 
@@ -25,7 +26,6 @@ class Transformer(keras.Model):
         source_vocab_size: pieces of the source vocabulary.
         target_vocab_size: V, pieces of the target vocabulary.
         joint: whether both are one vocabulary, so that the embeddings may be shared (3.4).
-        bos_id: the token that opens a target sentence.
         remat: see `trainer.model.stack.Stack`.
 
     Raises:
@@ -39,7 +39,6 @@ class Transformer(keras.Model):
         target_vocab_size: int,
         *,
         joint: bool,
-        bos_id: int,
         remat: bool = False,
         **kwargs,
     ):
@@ -48,7 +47,6 @@ class Transformer(keras.Model):
         if shared and not (joint and source_vocab_size == target_vocab_size):
             raise ValueError("two vocabularies cannot share one embedding")
         self.config = config
-        self.bos_id = bos_id
         self.target_embedding = token_embedding(target_vocab_size, config.width, "target_embedding")
         self.source_embedding = (
             self.target_embedding
@@ -62,11 +60,9 @@ class Transformer(keras.Model):
         )
         self.source_dropout = Dropout(config.dropout)
         self.target_dropout = Dropout(config.dropout)
-        encoder_scales, decoder_scales = UNSCALED, UNSCALED
-        if config.norm == "deepnorm":
-            encoder_scales, decoder_scales = deepnorm_scales(
-                config.encoder_layers, config.decoder_layers
-            )
+        encoder_scales, decoder_scales = stack_scales(
+            config, config.encoder_layers, config.decoder_layers
+        )
         self.encoder = Stack(
             self, config, "encoder", config.encoder_layers, scales=encoder_scales, remat=remat
         )
@@ -120,7 +116,7 @@ class Transformer(keras.Model):
         """
         source_kept, target_kept = kept
         memory = self.encode(source, source_segments, rng, source_kept)
-        shifted = positions.shift_right(target, target_segments, self.bos_id)
+        shifted = positions.shift_right(target, target_segments, BOS_ID)
         mask = positions.same_segment_mask(target_segments, target_segments)
         mask &= positions.causal_mask(tf.shape(target)[1])
         places = tf.range(tf.shape(target)[1])

@@ -9,6 +9,7 @@ from trainer.reporting.records import Points
 WIDTH, HEIGHT = 380, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 24
 _MOST_POINTS = 240  # more would only make the page larger
+_TICKS = 5  # about so many numbers along an axis
 _SERIES_COLOURS = 6  # --series-0 ... of the page
 
 
@@ -43,9 +44,9 @@ def line_chart(title: str, series: list[Series], *, logarithmic: bool = False) -
     steps = [step for one in drawn for step, _ in one.points]
     values = [value for one in drawn for _, value in one.points]
     logarithmic = logarithmic and min(values) > 0 and max(values) > 30 * min(values)
-    x_ticks = _linear_ticks(min(steps), max(steps), 5)
+    x_ticks = _linear_ticks(min(steps), max(steps))
     y_ticks = _log_ticks(min(values), max(values)) if logarithmic else None
-    y_ticks = y_ticks or _linear_ticks(min(values), max(values), 5)
+    y_ticks = y_ticks or _linear_ticks(min(values), max(values))
     x = _Axis(min(steps), max(steps), _LEFT, WIDTH - _RIGHT, False)
     low, high = min(*values, y_ticks[0]), max(*values, y_ticks[-1])
     y = _Axis(low, high, HEIGHT - _BOTTOM, _TOP, logarithmic)
@@ -147,11 +148,11 @@ def _x_label(left: float, label: str) -> str:
     return f'<text x="{left:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{label}</text>'
 
 
-def _linear_ticks(low: float, high: float, count: int) -> list[float]:
-    """Return about `count` round numbers from at most `low` to at least `high`."""
+def _linear_ticks(low: float, high: float) -> list[float]:
+    """Return about `_TICKS` round numbers from at most `low` to at least `high`."""
     if low == high:
         return [low]
-    rough = (high - low) / count
+    rough = (high - low) / _TICKS
     scale = 10 ** math.floor(math.log10(rough))
     step = next(scale * factor for factor in (1, 2, 2.5, 5, 10) if scale * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

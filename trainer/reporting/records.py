@@ -10,6 +10,7 @@ from typing import Any
 
 from common import files
 from common.errors import UsageError
+from configs.schema import flatten
 
 LOWER_IS_BETTER = frozenset({"loss", "nll", "perplexity", "bits_per_byte", "bits_per_character"})
 """The metrics of all tasks, `Task.BEST`, that are the better the lower."""
@@ -47,13 +48,7 @@ class RunRecord:
 
     def settings(self) -> dict[str, Any]:
         """Return the configuration, flat: "group.field" -> value."""
-        flat: dict[str, Any] = {}
-        for group, fields in self.facts["config"].items():
-            if isinstance(fields, dict):
-                flat |= {f"{group}.{key}": value for key, value in fields.items()}
-            else:
-                flat[group] = fields
-        return flat | {"precision": self.facts.get("precision", "")}
+        return flatten(self.facts["config"]) | {"precision": self.facts.get("precision", "")}
 
     def points(self, split: str, metric: str) -> Points:
         """Return a metric of a split by step, without what is not a finite number."""

@@ -178,13 +178,9 @@ def load_engine(model_dir: str, checkpoint: str, beam_size: int) -> TranslationE
                 f"{model_dir} is {problem}; name the model directory, or an export with "
                 "--format=ctranslate2 on this machine's disk"
             )
-    from trainer.decoding.search import search_options
+    from trainer.decoding.options import search_options
 
-    loaded = model_directory.load(model_dir, checkpoint)
-    if loaded.facts.config.task != "translation":
-        raise UsageError(
-            f"{model_dir} holds no translation model, but one for {loaded.facts.config.task}"
-        )
+    loaded = model_directory.load(model_dir, checkpoint, "translation")
     name = f"{' to '.join(loaded.facts.languages.values())}, step {loaded.step:,}"
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
     options = search_options(loaded.facts.config.decode, beam_size)

@@ -41,16 +41,12 @@ class DataFacts:
         joint_vocabulary: whether all sequences share one vocabulary.
         labels: names of the classes; () without labels.
         label_counts: label -> training examples; empty where it does not matter.
-        bos_id: the token that opens a sequence.
-        eos_id: the token that closes one.
     """
 
     task: str
     vocab_sizes: Mapping[str, int]
     joint_vocabulary: bool
     labels: tuple[str, ...]
-    bos_id: int
-    eos_id: int
     label_counts: Mapping[str, int] = field(default_factory=dict)
 
 

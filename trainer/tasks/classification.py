@@ -27,7 +27,6 @@ class Classification(Task):
         vocab_size: pieces of the vocabulary.
         labels: names of the classes.
         counts: label -> training texts; empty unless `train.class_weights` needs them.
-        eos_id: token that closes a text.
 
     Raises:
         UsageError: there are not two classes to tell apart.
@@ -50,15 +49,13 @@ class Classification(Task):
         vocab_size: int,
         labels: tuple[str, ...],
         counts: Mapping[str, int],
-        *,
-        eos_id: int,
     ):
         if len(labels) < 2:
             raise UsageError(
                 f"the dataset has only the class {', '.join(labels)}, and a classifier needs two; "
                 "make one with data_pipeline.main --task=classification of text with more labels"
             )
-        self.config, self.vocab_size, self.labels, self.eos_id = config, vocab_size, labels, eos_id
+        self.config, self.vocab_size, self.labels = config, vocab_size, labels
         self.class_weights = np.ones(len(labels), np.float32)
         if config.train.class_weights == "balanced":
             found = np.array([counts.get(label, 0) for label in labels], np.float64)
@@ -67,8 +64,7 @@ class Classification(Task):
 
     @classmethod
     def from_data(cls, config: Config, data: DataFacts) -> "Classification":
-        size = data.vocab_sizes["text"]
-        return cls(config, size, data.labels, data.label_counts, eos_id=data.eos_id)
+        return cls(config, data.vocab_sizes["text"], data.labels, data.label_counts)
 
     def build_model(self) -> EncoderClassifier:
         return EncoderClassifier(
@@ -165,7 +161,7 @@ class Classification(Task):
     def classifier(self, model, tokenizers: Mapping[str, Tokenizer]) -> TextClassifier:
         """Return what classifies texts with a model."""
         length = self.config.data.longest_row
-        return TextClassifier(model, tokenizers["text"], self.eos_id, length)
+        return TextClassifier(model, tokenizers["text"], length)
 
     def train_flops(self, split: SplitInfo, longest_row: int) -> float:
         """Return the mean FLOPs of training a token."""

@@ -7,7 +7,7 @@ from configs.schema import ModelConfig
 from data_pipeline.dataset.manifest import SequenceInfo, SplitInfo
 
 
-def forward_flops(
+def translation_flops(
     config: ModelConfig,
     vocab_size: int,
     *,
@@ -48,7 +48,7 @@ def language_model_flops(
 ) -> float:
     """Return the FLOPs of one forward pass of `trainer.model.decoder_only.DecoderOnly`.
 
-    See `forward_flops`. `pairs` are the (query, key) pairs of one layer.
+    See `translation_flops`. `pairs` are the (query, key) pairs of one layer.
     """
     layers = config.decoder_layers * layer_flops(config, tokens, pairs)
     return layers + 2.0 * config.width * vocab_size * tokens
@@ -57,7 +57,7 @@ def language_model_flops(
 def classifier_flops(config: ModelConfig, classes: int, *, tokens: float, pairs: float) -> float:
     """Return the FLOPs of one forward pass of `trainer.model.encoder_classifier`.
 
-    See `forward_flops`. The mean is a product too, of 2 D FLOPs a pair.
+    See `translation_flops`. The mean is a product too, of 2 D FLOPs a pair.
     """
     layers = config.encoder_layers * layer_flops(config, tokens, pairs)
     pooling = 2.0 * config.width * pairs if config.pooling == "mean" else 0.0
@@ -80,20 +80,14 @@ def _matrices(config: ModelConfig) -> tuple[int, int, int]:
     return 2 * config.width**2, 2 * config.width * kv_width, feed_forward
 
 
-def train_flops(config: ModelConfig, vocab_size: int, **counts: float) -> float:
-    """Return the FLOPs of forward and backward pass: three times `forward_flops`.
-
-    The backward pass has two products for each of the forward pass, one for either factor. The
-    optimizer counts nothing, nor does anything that is computed twice to save memory. R-Drop runs
-    two passes on every token: its caller doubles the result.
-    """
-    return 3.0 * forward_flops(config, vocab_size, **counts)
-
-
 def train_flops_of_split(
     config: ModelConfig, vocab_size: int, split: SplitInfo, longest_row: int | None = None
 ) -> float:
     """Return the mean FLOPs of training per target token, over all pairs of a split.
+
+    Training takes three times the forward pass: the backward pass has two products for each of the
+    forward pass, one for either factor. The optimizer counts nothing, nor does anything that is
+    computed twice to save memory.
 
     A sentence includes its end-of-sentence token and attends to itself and its translation.
     Padding, and the other sentences of a packed row, are no useful work and count nothing.
@@ -130,7 +124,7 @@ def train_flops_of_split(
             "or raise data.row_length"
         )
     target_tokens = float(count @ target)
-    flops = train_flops(
+    flops = 3.0 * translation_flops(
         config,
         vocab_size,
         source_tokens=float(count @ source),

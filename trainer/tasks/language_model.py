@@ -36,7 +36,6 @@ class LanguageModel(Task):
     Args:
         config: `configs.schema.Config`.
         vocab_size: pieces of the vocabulary.
-        bos_id: token that opens a text.
     """
 
     DATASET = "language_model"
@@ -57,19 +56,16 @@ class LanguageModel(Task):
     SCORES = ()
     OUTPUTS = "samples"
 
-    def __init__(self, config: Config, vocab_size: int, *, bos_id: int):
-        self.config, self.vocab_size, self.bos_id = config, vocab_size, bos_id
+    def __init__(self, config: Config, vocab_size: int):
+        self.config, self.vocab_size = config, vocab_size
 
     @classmethod
     def from_data(cls, config: Config, data: DataFacts) -> "LanguageModel":
-        return cls(config, data.vocab_sizes["text"], bos_id=data.bos_id)
+        return cls(config, data.vocab_sizes["text"])
 
     def build_model(self) -> DecoderOnly:
         return DecoderOnly(
-            self.config.model,
-            self.vocab_size,
-            bos_id=self.bos_id,
-            remat=self.config.train.remat == "layers",
+            self.config.model, self.vocab_size, remat=self.config.train.remat == "layers"
         )
 
     def sums(self, model, batch: Batch, rng, *, training: bool) -> dict[str, tf.Tensor]:

@@ -5,7 +5,6 @@ import dataclasses
 from common.errors import UsageError
 from configs.schema import Config, flat
 from data_pipeline.dataset.manifest import SEQUENCES
-from data_pipeline.dataset.tokenizer import BOS_ID, EOS_ID
 from trainer.tasks.base import DataFacts, Task
 from trainer.tasks.classification import Classification
 from trainer.tasks.language_model import LanguageModel
@@ -64,7 +63,7 @@ def make_task_without_data(config: Config, vocab_size: int) -> Task:
     dataset = task_class(config.task).DATASET
     labels = ("0", "1") if dataset == "classification" else ()
     sizes = dict.fromkeys(SEQUENCES[dataset], vocab_size)
-    return make_task(config, DataFacts(dataset, sizes, True, labels, BOS_ID, EOS_ID))
+    return make_task(config, DataFacts(dataset, sizes, True, labels))
 
 
 def resolve(config: Config) -> Config:

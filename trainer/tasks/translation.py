@@ -13,9 +13,9 @@ from data_pipeline.dataset.manifest import Manifest, SplitInfo
 from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer.decoding import scoring
 from trainer.decoding.beam import BeamSearch
-from trainer.decoding.options import SearchOptions
+from trainer.decoding.options import search_options
 from trainer.decoding.predictor import TranslationPredictor
-from trainer.decoding.search import Decoder, search_options
+from trainer.decoding.search import Decoder
 from trainer.model.positions import positions_in_segments
 from trainer.model.transformer import Transformer
 from trainer.tasks import flops, losses
@@ -34,7 +34,6 @@ class Translation(Task):
         source_vocab_size: pieces of the source vocabulary.
         target_vocab_size: pieces of the target vocabulary.
         joint: whether both are one vocabulary.
-        bos_id: token that opens a target sentence.
 
     Raises:
         UsageError: the configuration shares embeddings that two vocabularies cannot share.
@@ -62,7 +61,7 @@ class Translation(Task):
     OUTPUTS = "translations"
 
     def __init__(
-        self, config, source_vocab_size: int, target_vocab_size: int, *, joint: bool, bos_id: int
+        self, config: Config, source_vocab_size: int, target_vocab_size: int, *, joint: bool
     ):
         if config.model.tied_embeddings == "all" and not joint:
             raise UsageError(
@@ -74,18 +73,11 @@ class Translation(Task):
         self.source_vocab_size = source_vocab_size
         self.target_vocab_size = self.vocab_size = target_vocab_size
         self.joint = joint
-        self.bos_id = bos_id
 
     @classmethod
     def from_data(cls, config: Config, data: DataFacts) -> "Translation":
         sizes = data.vocab_sizes
-        return cls(
-            config,
-            sizes["source"],
-            sizes["target"],
-            joint=data.joint_vocabulary,
-            bos_id=data.bos_id,
-        )
+        return cls(config, sizes["source"], sizes["target"], joint=data.joint_vocabulary)
 
     def build_model(self) -> Transformer:
         return Transformer(
@@ -93,7 +85,6 @@ class Translation(Task):
             self.source_vocab_size,
             self.target_vocab_size,
             joint=self.joint,
-            bos_id=self.bos_id,
             remat=self.config.train.remat == "layers",
         )
 
@@ -221,7 +212,7 @@ class Translation(Task):
     def program_flops(self, rows: int, length: int, *, training: bool) -> float:
         """Return the FLOPs of a step on full rows; see `Task.program_flops`."""
         tokens, pairs = float(rows * length), float(rows * length**2)
-        forward = flops.forward_flops(
+        forward = flops.translation_flops(
             self.config.model,
             self.vocab_size,
             source_tokens=tokens,
@@ -234,7 +225,7 @@ class Translation(Task):
 
     def decoding(self, model, rows: int, length: int) -> Decoding:
         """Return the search of `trainer.evaluate`."""
-        options = SearchOptions.of(self.config.decode)
+        options = search_options(self.config.decode)
         longest = options.longest(length)
         beam = BeamSearch(TranslationPredictor([model]), options)
 

@@ -41,7 +41,7 @@ def test_bad_weights(weight):
         ("text:a,b,c", "expected two files"),
         ("text:a,", "expected two files"),
         ("text:/nowhere/a,/nowhere/b", "/nowhere/a: no such file"),
-        ("text:nofs://a,nofs://b", "nofs://a: cannot be read (File system scheme 'nofs' not impl"),
+        ("text:nofs://a,nofs://b", "nofs://a cannot be read: File system scheme 'nofs' not impl"),
         ("tsv:/nowhere/*.tsv", "no such file"),
         ("tsv:", "expected a file, tsv:FILE"),
         ("tsv:a,,b", "expected a file, tsv:FILE or tsv:FILE,FILE"),

@@ -33,7 +33,7 @@ def get_config():
 def shared():
     """A preflight on v5e-4, with 2 rows of 8 tokens per chip; it traces each program once."""
     config = schema.from_dict(CONFIG)
-    task = Translation(config, 32, 32, joint=True, bos_id=2)
+    task = Translation(config, 32, 32, joint=True)
     made = run.Preflight(config, task, tpus.parse("v5e-4"), "mixed_bfloat16")
     for name in run.PROGRAMS:
         setattr(made.programs, name, functools.cache(getattr(made.programs, name)))
@@ -125,14 +125,14 @@ def test_what_a_tpu_forbids_is_not_compiled(make, monkeypatch):
 
 def test_a_batch_that_the_chips_cannot_share_is_refused():
     config = schema.from_dict(CONFIG)
-    task = Translation(config, 32, 32, joint=True, bos_id=2)
+    task = Translation(config, 32, 32, joint=True)
     with pytest.raises(UsageError, match=r"8 rows of 8 tokens, which 16 replica\(s\) cannot"):
         run.Preflight(config, task, tpus.parse("v5e-16"), "float32")
 
 
 def test_optimizer_state_in_slices_is_refused_for_tpus():
     config = schema.from_dict({**CONFIG, "train": {"batch_tokens": 64, "shard_optimizer": True}})
-    task = Translation(config, 32, 32, joint=True, bos_id=2)
+    task = Translation(config, 32, 32, joint=True)
     with pytest.raises(UsageError, match=r"shard_optimizer is for .*, not for TPUs; leave it out"):
         run.Preflight(config, task, tpus.parse("v5e-4"), "float32")
 

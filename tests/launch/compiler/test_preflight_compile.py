@@ -25,7 +25,7 @@ def make(target, task_class=Translation, **train):
     config = schema.from_dict(
         {"model": MODEL, "data": {"row_length": LENGTH}, "train": train, "decode": {}}
     )
-    task = task_class(config, VOCAB, VOCAB, joint=True, bos_id=2)
+    task = task_class(config, VOCAB, VOCAB, joint=True)
     tpu = isinstance(target, tpus.Slice)
     return programs.Programs(config, task, target.chips, "mixed_bfloat16", tpu=tpu)
 
@@ -121,7 +121,7 @@ def test_memory_is_what_the_compiler_refuses_by():
     config.data.row_length = LENGTH
     config.model.encoder_layers = config.model.decoder_layers = 1
     tpu = tpus.parse("v5e-4")
-    task = Translation(config, 8000, 8000, joint=True, bos_id=2)
+    task = Translation(config, 8000, 8000, joint=True)
     made = programs.Programs(config, task, tpu.chips, "mixed_bfloat16", tpu=True)
 
     def compiled(rows):

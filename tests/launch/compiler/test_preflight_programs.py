@@ -24,7 +24,7 @@ CONFIG = {
 
 def make(task_class=Translation, **train) -> programs.Programs:
     config = schema.from_dict({**CONFIG, "train": CONFIG["train"] | train})
-    task = task_class(config, 32, 32, joint=True, bos_id=2)
+    task = task_class(config, 32, 32, joint=True)
     return programs.Programs(config, task, REPLICAS, "mixed_bfloat16", tpu=True)
 
 

@@ -10,9 +10,9 @@ import tensorflow as tf
 from configs.schema import DecodeConfig
 from trainer.decoding import devices, search
 from trainer.decoding.beam import BeamSearch, Found
-from trainer.decoding.options import SearchOptions
+from trainer.decoding.options import SearchOptions, search_options
 from trainer.decoding.predictor import TranslationPredictor
-from trainer.decoding.search import Decoder, search_options
+from trainer.decoding.search import Decoder
 from trainer.model.layers import write_position
 
 BOS, EOS = 2, 3

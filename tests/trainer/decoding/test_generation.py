@@ -17,7 +17,7 @@ ROOM, VOCAB = 12, 30
 @pytest.fixture(scope="module")
 def model(tiny_config) -> DecoderOnly:
     with seeded_weights(3):
-        made = DecoderOnly(tiny_config(model={"norm": "pre"}).model, VOCAB, bos_id=2)
+        made = DecoderOnly(tiny_config(model={"norm": "pre"}).model, VOCAB)
     rng = np.random.default_rng(3)
     for variable in made.trainable_variables:
         variable.assign(variable.numpy() + rng.normal(0, 0.2, variable.shape))

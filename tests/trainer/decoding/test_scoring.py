@@ -4,8 +4,9 @@ import pytest
 
 from configs.schema import DecodeConfig
 from data_pipeline.dataset.examples import load_tokenizers, read_raw_text
+from trainer.decoding.options import search_options
 from trainer.decoding.scoring import bleu_tokenizer, score, score_split, translate_lines
-from trainer.decoding.search import Decoder, Hypothesis, search_options
+from trainer.decoding.search import Decoder, Hypothesis
 
 LINES = ["A man sees the red house.", "The old dog sleeps in the garden, as always."]
 

@@ -13,7 +13,6 @@ from common.errors import RetryError, UsageError
 from trainer.distributed.strategy import (
     check_paths,
     draws_on_device,
-    jit_default,
     make_strategy,
     use_xla,
 )
@@ -271,14 +270,13 @@ WORKER_TPU = "/job:worker/replica:0/task:0/device:TPU:0"
     ("device", "expected"),
     [(WORKER_GPU, True), ("/device:GPU:0", True), (WORKER_TPU, False), ("/device:CPU:0", False)],
 )
-def test_jit_default(device, expected):
-    assert jit_default(strategy_on(device)) is expected
+def test_xla_is_on_by_itself_on_gpus(device, expected):
     assert use_xla("auto", strategy_on(device)) is expected
 
 
-def test_jit_default_of_real_strategies():
+def test_xla_is_off_by_itself_on_cpus():
     for name in ("one_device", "mirrored"):
-        assert jit_default(make_strategy(name)[0]) is False
+        assert use_xla("auto", make_strategy(name)[0]) is False
 
 
 @pytest.mark.parametrize(

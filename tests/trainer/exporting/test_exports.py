@@ -22,7 +22,6 @@ from trainer.decoding.scoring import translate_lines
 from trainer.decoding.search import Decoder
 from trainer.model.decoder_only import DecoderOnly
 from trainer.model.encoder_classifier import EncoderClassifier
-from trainer.tasks.lookup import TASKS
 
 pytestmark = pytest.mark.export
 
@@ -208,15 +207,6 @@ def test_a_tokenizer_in_the_graph_is_the_tokenizer(keep_lines):
     assert broken == tokenizer.encode(["\ufffd dog", "dog"])
 
 
-def test_a_task_without_a_saved_model_is_refused():
-    from trainer.exporting import saved_model
-
-    for task in TASKS:
-        saved_model.check(task)
-    with pytest.raises(UsageError, match="and this one is for tagging; use --format=keras"):
-        saved_model.check("tagging")
-
-
 def test_what_ctranslate2_cannot_express_is_refused():
     """Every field with another value than its default, and one that nobody has thought of."""
     from trainer.exporting import ctranslate2_model
@@ -263,7 +253,7 @@ def small_models(tiny_config):
     lines = ["the red dog", "a line\nand another", "the old man sees"] * 20
     tokenizer = Tokenizer(train(lines, vocab_size=278, model_type="unigram", keep_lines=True))
     config = tiny_config(model={"norm": "pre"}).model
-    language = DecoderOnly(config, tokenizer.vocab_size, bos_id=2)
+    language = DecoderOnly(config, tokenizer.vocab_size)
     classifier = EncoderClassifier(config, tokenizer.vocab_size, 3)
     rng = np.random.default_rng(3)
     for variable in language.trainable_variables + classifier.trainable_variables:
@@ -282,7 +272,7 @@ def answers(make_model, tokenizers, small_models, tmp_path_factory):
     for name, module in {
         "translation": saved_model.TranslationModule(translator, tokenizers, OPTIONS),
         "language": saved_model.LanguageModule(language, tokenizer, 32),
-        "classifier": saved_model.ClassifierModule(classifier, tokenizer, ["a", "b", "c"], 3, 16),
+        "classifier": saved_model.ClassifierModule(classifier, tokenizer, ["a", "b", "c"], 16),
     }.items():
         saved_model.save(module, str(folder / name))
     generate = {
@@ -343,7 +333,7 @@ def test_a_saved_language_model_goes_on_as_ours(answers, small_models):
 def test_a_saved_classifier_gives_labels_and_probabilities(answers, small_models):
     _, _, found = answers
     _, model, tokenizer = small_models
-    expected, cut = TextClassifier(model, tokenizer, 3, 16).probabilities(_TEXTS)
+    expected, cut = TextClassifier(model, tokenizer, 16).probabilities(_TEXTS)
     assert cut == 2
     np.testing.assert_allclose(found["classify.probabilities"], expected, atol=1e-5)
     assert found["classify.label"] == ["abc"[row.argmax()] for row in expected]

@@ -32,7 +32,7 @@ def read(directory, split):
 def gallery(make_model, make_pairs, tiny_config, tmp_path):
     """Return a gallery, and the list whose last number is the training time that it sees."""
     writer, seconds = MetricsWriter(str(tmp_path), 0), [0.0]
-    task = Translation(tiny_config(), 30, 30, joint=True, bos_id=2)
+    task = Translation(tiny_config(), 30, 30, joint=True)
     model = make_model()
     made = Gallery(
         writer,

@@ -24,7 +24,7 @@ class Pieces:
 @pytest.fixture(scope="module")
 def maps(make_model, tiny_config):
     model = make_model(encoder_layers=2, decoder_layers=2)
-    task = Translation(tiny_config(), 30, 30, joint=True, bos_id=2)
+    task = Translation(tiny_config(), 30, 30, joint=True)
     found = attention_maps(
         model, task, EXAMPLE, {"source": Pieces(), "target": Pieces()}, closing_id=3
     )

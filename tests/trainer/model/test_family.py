@@ -47,9 +47,9 @@ def make(tiny_config):
         sizes = {"heads": 4, "width": 16, "encoder_layers": 2, "decoder_layers": 2}
         config = tiny_config(model={**sizes, **fields}).model
         if kind is Transformer:
-            model = Transformer(config, VOCAB, VOCAB, joint=True, bos_id=BOS)
+            model = Transformer(config, VOCAB, VOCAB, joint=True)
         elif kind is DecoderOnly:
-            model = DecoderOnly(config, VOCAB, bos_id=BOS)
+            model = DecoderOnly(config, VOCAB)
         else:
             model = EncoderClassifier(config, VOCAB, CLASSES)
         rng = np.random.default_rng(0)
@@ -369,7 +369,7 @@ def test_deepnorm_scales(make):
     assert (decoder.shortcut, decoder.gain) == pytest.approx((18**0.25, 72**-0.25))
     assert deepnorm_scales(0, 12)[1].gain == pytest.approx(96**-0.25)
     config = make(DecoderOnly, norm="deepnorm", width=64, heads=2).config
-    layer = DecoderOnly(config, VOCAB, bos_id=BOS).decoder.layers[0]
+    layer = DecoderOnly(config, VOCAB).decoder.layers[0]
     limit = np.sqrt(6 / 128)  # Glorot's, of 64 and 64
     gain = (8 * 2) ** -0.25
     for projection, factor in (("query", 1), ("key", 1), ("value", gain)):

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from common.errors import UsageError
 from configs.schema import ModelConfig
+from data_pipeline.dataset.tokenizer import BOS_ID
 from trainer.model.dropout import step_rng
 from trainer.model.layers import write_position
 from trainer.model.transformer import Transformer
@@ -53,7 +54,7 @@ def test_number_of_parameters(make_model, norm, tied, by_hand):
 def test_number_of_parameters_of_the_base_model():
     """Table 3 of the paper says 65 million; with 37,000 tokens it is 63,082,496."""
     with tf.device("/CPU:0"):
-        model = Transformer(ModelConfig(), 37_000, 37_000, joint=True, bos_id=2)
+        model = Transformer(ModelConfig(), 37_000, 37_000, joint=True)
     assert count(model) == parameters(ModelConfig(), 37_000) == 63_082_496
 
 
@@ -79,7 +80,7 @@ def test_two_vocabularies_cannot_share_an_embedding(make_model, tiny_config):
         make_model(source_vocab=VOCAB)
     for sizes, joint in (((20, 30), True), ((30, 30), False)):
         with pytest.raises(ValueError, match="two vocabularies cannot share one embedding"):
-            Transformer(tiny_config().model, *sizes, joint=joint, bos_id=2)
+            Transformer(tiny_config().model, *sizes, joint=joint)
 
 
 def numpy_transformer(model, batch) -> list[np.ndarray]:
@@ -137,7 +138,7 @@ def numpy_transformer(model, batch) -> list[np.ndarray]:
             ff = layer.feed_forward
             x = residual(layer.around_feed_forward, x, lambda y, f=ff: feed_forward(f, y))
         memory = norm(model.encoder_norm, x) if config.norm == "pre" else x
-        x = embed(model.target_embedding, np.array([model.bos_id, *target[:-1]]))
+        x = embed(model.target_embedding, np.array([BOS_ID, *target[:-1]]))
         for layer in model.decoder.layers:
             x = residual(layer.around_attention, x, lambda y, a=layer.attention: causal(a, y))
             cross = layer.cross_attention
@@ -209,7 +210,7 @@ def losses_and_gradients(model, task, batch):
 def test_packed_equals_unpacked(make_model, rows_of, tiny_config, norm, tied):
     """Two sentences in one row give the logits, the loss and the gradients of two rows."""
     model = make_model(norm=norm, tied_embeddings=tied)
-    task = Translation(tiny_config(), VOCAB, VOCAB, joint=True, bos_id=2)
+    task = Translation(tiny_config(), VOCAB, VOCAB, joint=True)
     packed, unpacked = rows_of([PAIRS], 11), rows_of([[pair] for pair in PAIRS], 11)
     together = logits_of(model, packed).numpy()[0]
     apart = logits_of(model, unpacked).numpy()
@@ -231,7 +232,7 @@ def test_packed_equals_unpacked(make_model, rows_of, tiny_config, norm, tied):
 
 def test_evaluation_is_not_smoothed(make_model, rows_of, tiny_config):
     config = tiny_config(train={"label_smoothing": 0.3})
-    task = Translation(config, VOCAB, VOCAB, joint=True, bos_id=2)
+    task = Translation(config, VOCAB, VOCAB, joint=True)
     model, batch = make_model(), rows_of([PAIRS], 11)
     sums = task.sums(model, batch, None, training=False)
     assert float(sums["loss"]) == float(sums["nll"])

@@ -44,7 +44,7 @@ def test_class_weights(tiny_config, seeded):
 
 def test_one_class_is_refused(tiny_config):
     with pytest.raises(UsageError, match="has only the class good, and a classifier needs two"):
-        Classification(tiny_config(), VOCAB, ("good",), {}, eos_id=EOS)
+        Classification(tiny_config(), VOCAB, ("good",), {})
 
 
 def test_confusion():
@@ -75,7 +75,7 @@ def test_texts_come_back_in_order(tiny_config, seeded):
     """Whatever the packing, and as one at a time; an empty line and one that is cut too."""
     tokenizer = Tokenizer(train(["a b c d e f g"], 0, "char"))
     model = EncoderClassifier(tiny_config().model, tokenizer.vocab_size, 3)
-    classifier = TextClassifier(model, tokenizer, EOS, 16)
+    classifier = TextClassifier(model, tokenizer, 16)
     rng = np.random.default_rng(0)
     texts = ["", "a b" * 20, *(" ".join(rng.choice(list("abcdefg"), n)) for n in range(1, 8))]
     together, cut = classifier.probabilities(texts)

@@ -207,7 +207,7 @@ def sentences(rows_of) -> dict[str, np.ndarray]:
 
 def sums_of(tiny_config, model, batch, training: bool = True, rng=(7, 0), **train):
     config = tiny_config(train={"label_smoothing": 0.1, **train})
-    task = Translation(config, 30, 30, joint=True, bos_id=2)
+    task = Translation(config, 30, 30, joint=True)
     sums = task.sums(model, batch, tf.constant(rng), training=training)
     assert set(sums) == set(Translation.SUMS)
     return {key: float(value) for key, value in sums.items()}
@@ -268,7 +268,7 @@ def test_rdrop_without_dropout_changes_nothing(tiny_config, make_model, sentence
 def test_rdrop_is_for_training(tiny_config, make_model, sentences):
     model = make_model(dropout=0.3)
     config = tiny_config(train={"rdrop_alpha": 5.0})
-    task = Translation(config, 30, 30, joint=True, bos_id=2)
+    task = Translation(config, 30, 30, joint=True)
     sums = task.sums(model, sentences, None, training=False)
     logits = model(*(sentences[name] for name in FEATURES)).numpy()
     wanted = expected(logits, sentences["target"], sentences["target_segments"] > 0, 0.0)
@@ -282,7 +282,7 @@ def test_simcut_is_two_passes(tiny_config, make_model, sentences):
     model.target_embedding.embeddings.assign(
         model.target_embedding.embeddings * (np.arange(30) != 29)[:, np.newaxis]
     )
-    task = Translation(tiny_config(train=options), 30, 30, joint=True, bos_id=2)
+    task = Translation(tiny_config(train=options), 30, 30, joint=True)
     kept = [side.numpy() for side in task._kept(sentences, tf.constant([7, 0]))]
     assert all(side[:2].all() for side in kept)
     source, source_segments, target, target_segments = (sentences[name] for name in FEATURES)
@@ -311,7 +311,7 @@ def test_simcut_is_two_passes(tiny_config, make_model, sentences):
 @pytest.mark.parametrize("rate", [0.05, 0.3])
 def test_simcut_cuts_a_share_of_the_tokens_anew_each_step(tiny_config, rate):
     config = tiny_config(train={"simcut_alpha": 3.0, "simcut_rate": rate})
-    task = Translation(config, 30, 30, joint=True, bos_id=2)
+    task = Translation(config, 30, 30, joint=True)
     segments = np.ones([20, 500], np.int32)
     batch = {"source_segments": segments, "target_segments": segments}
     masks = []

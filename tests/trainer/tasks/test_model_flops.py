@@ -65,8 +65,8 @@ def functions_of(model):
 def test_flops_equal_the_products_in_the_graph(make_model, tied, source_vocab):
     model = make_model(source_vocab=source_vocab, tied_embeddings=tied, **SIZES)
     forward, backward = (graph_flops(function) for function in functions_of(model))
-    assert flops.forward_flops(model.config, VOCAB, **COUNTS) == forward
-    assert flops.train_flops(model.config, VOCAB, **COUNTS) == backward
+    assert flops.translation_flops(model.config, VOCAB, **COUNTS) == forward
+    assert 3 * flops.translation_flops(model.config, VOCAB, **COUNTS) == backward
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_flops_of_variants(make_model, fields):
     """Of every option that changes the products; the others must change nothing."""
     model = make_model(**{**SIZES, **fields})
     forward, backward = (graph_flops(function) for function in functions_of(model))
-    assert flops.forward_flops(model.config, VOCAB, **COUNTS) == forward
-    assert flops.train_flops(model.config, VOCAB, **COUNTS) == backward
+    assert flops.translation_flops(model.config, VOCAB, **COUNTS) == forward
+    assert 3 * flops.translation_flops(model.config, VOCAB, **COUNTS) == backward
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_flops_of_one_sequence(tiny_config, fields):
     config = tiny_config(model={**SIZES, **fields}).model
     counts = {"tokens": ROWS * SOURCE, "pairs": ROWS * SOURCE * SOURCE}
     specs = [tf.TensorSpec([ROWS, SOURCE], tf.int32)] * 2
-    language_model = DecoderOnly(config, VOCAB, bos_id=2)
+    language_model = DecoderOnly(config, VOCAB)
     classifier = EncoderClassifier(config, VOCAB, 3)
     graphs = [
         tf.function(lambda *features, m=model: m(*features), autograph=False)
@@ -118,9 +118,8 @@ def test_flops_by_hand(tiny_config):
     pairs = {"source_pairs": 4, "target_pairs": 9, "cross_pairs": 6}
     encoder = 2 * 2 * (4 * 256 + 2 * 16 * 24) + 4 * 16 * 4
     decoder = 2 * 3 * (6 * 256 + 2 * 16 * 24) + 2 * 2 * 2 * 256 + 4 * 16 * (9 + 6)
-    forward = flops.forward_flops(config, 30, **counts, **pairs)
+    forward = flops.translation_flops(config, 30, **counts, **pairs)
     assert forward == encoder + decoder + 2 * 3 * 16 * 30 == 27_136
-    assert flops.train_flops(config, 30, **counts, **pairs) == 3 * 27_136
 
 
 def split_of(lengths) -> SplitInfo:
@@ -140,7 +139,7 @@ def test_split_equals_a_loop_over_its_sentences(tiny_config):
     lengths = np.stack([source, source + 3 + source // 20], axis=1)
     total = tokens = 0.0
     for source, target in lengths + 1:  # with the end-of-sentence token
-        total += flops.train_flops(
+        total += 3 * flops.translation_flops(
             config,
             VOCAB,
             source_tokens=source,
