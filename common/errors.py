@@ -3,6 +3,7 @@
 import atexit
 import gc
 import math
+import re
 import sys
 from collections.abc import Callable
 
@@ -35,9 +36,9 @@ def run_app(
 ) -> None:
     """Run `main(argv)` under absl and end the process.
 
-    `UsageError`, bad flags, standard streams that fail and a storage that refuses a path become one
-    line and code 2. An outage of the storage becomes one line and code 1: it may be over at the
-    next start.
+    `UsageError`, bad flags, standard streams that fail, too little memory and a storage that
+    refuses a path become one line and code 2. An outage of the storage becomes one line and code 1:
+    it may be over at the next start.
 
     Args:
         main: gets the arguments that are not flags, the program's name first; returns the exit
@@ -60,7 +61,9 @@ def run_app(
             sys.exit(EXIT_CLOSED_PIPE)
         _fail(str(error))
     except flags.Error as error:
-        _fail(f"{error} (--help lists the flags)")
+        missing = re.findall(r"Flag --(\w+) must have a value other than None", str(error))
+        needed = "give " + ", ".join(f"--{name}=..." for name in dict.fromkeys(missing))
+        _fail(f"{needed if missing else error} (--help lists the flags)")
     except UsageError as error:
         _fail(str(error))
     except RetryError as error:
@@ -70,10 +73,13 @@ def run_app(
     except Exception as error:
         from common import files  # which imports this module
 
+        text = console.error_text(error)
+        if isinstance(error, MemoryError) or "OOM when allocating" in text:
+            _fail(f"out of memory: {text}; lower the sizes that flags and configuration ask for")
         if "tensorflow" in sys.modules and isinstance(error, files.passing_errors()):
-            sys.exit(f"error: {console.error_text(error)}; start again")
+            sys.exit(f"error: {text}; start again")
         if "tensorflow" in sys.modules and files.is_refusal(error):
-            _fail(f"{console.error_text(error)}; check the paths in the flags, and permissions")
+            _fail(f"{text}; check the paths in the flags, and permissions")
         raise
 
 

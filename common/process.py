@@ -12,10 +12,11 @@ NO_GRPC_PROXY = "no_grpc_proxy"
 
 
 def prepare() -> None:
-    """Keep the standard descriptors, choose Keras' backend, and keep local gRPC from the proxy."""
+    """Keep the standard descriptors, silence TensorFlow, choose Keras' backend, and so on."""
     keep_descriptors()
     drop_notices()
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no notices about TensorFlow itself
     _keep_proxies_from_local_grpc()
 
 

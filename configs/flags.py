@@ -5,6 +5,8 @@ import difflib
 import itertools
 import os
 import re
+import runpy
+import traceback
 import typing
 
 from absl import flags
@@ -40,7 +42,7 @@ def parse(
         The arguments that are not flags, the program's name first.
 
     Raises:
-        UsageError: if the configuration has no such field, or its file is missing or not Python.
+        UsageError: if the configuration has no such field, or its file has none.
         absl.flags.Error: if another flag is wrong.
     """
     arguments, _ = split_arguments(argv[1:])
@@ -49,28 +51,36 @@ def parse(
             _check_field(named[1])
         elif given := re.fullmatch(r"--?config(?:=(.*))?", argument):
             _check_file(given[1] if "=" in argument else after)
-    try:
-        # Defined here and not at import, because ml_collections reads the overrides already here.
-        config_flags.DEFINE_config_file(
-            "config",
-            default,
-            "Python file with get_config(). Set single fields with --config.GROUP.FIELD=VALUE; "
-            "configs/schema.py lists them.",
-            flag_values=values,
-            sys_argv=argv,
-        )
-        return values(argv)
-    except SyntaxError as error:
-        raise UsageError(f"--config: {error.filename} is not Python: {error}") from error
+    # Defined here and not at import, because ml_collections reads the overrides already here.
+    config_flags.DEFINE_config_file(
+        "config",
+        default,
+        "Python file with get_config(). Set single fields with --config.GROUP.FIELD=VALUE; "
+        "configs/schema.py lists them.",
+        flag_values=values,
+        sys_argv=argv,
+    )
+    return values(argv)
 
 
 def _check_file(path: str) -> None:
-    """Refuse a missing file here: with an override beside it, ml_collections ends in a traceback.
+    """Refuse a file without a configuration, for which ml_collections has tracebacks.
 
     The path may go on with a colon and an argument of get_config().
     """
-    if not os.path.isfile(path) and not os.path.isfile(path.rpartition(":")[0]):
+    file, *argument = [path] if os.path.isfile(path) else path.rsplit(":", 1)
+    if not os.path.isfile(file):
         raise UsageError(f"--config={path}: no such file")
+    try:
+        made = runpy.run_path(file)["get_config"](*argument)
+    except Exception as error:  # the file is a program
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f", line {frame.lineno}" for frame in frames if frame.filename == file]
+        raise UsageError(
+            f"--config={path}{''.join(lines[-1:])}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(made, schema.Config):
+        raise UsageError(f"--config={path}: its get_config() returns no configs.schema.Config")
 
 
 def _check_field(name: str) -> None:
@@ -79,7 +89,8 @@ def _check_field(name: str) -> None:
     parts = name.split(".")
     for depth, part in enumerate(parts):
         if not dataclasses.is_dataclass(kind):
-            return  # an item of a list
+            above = ".".join(parts[:depth])
+            raise UsageError(f"--config.{name}: {above} is a field and has none of its own")
         kinds = typing.get_type_hints(kind)
         if part not in kinds:
             close = difflib.get_close_matches(part, kinds, 1)
@@ -107,8 +118,6 @@ def read(values: flags.FlagValues = flags.FLAGS) -> tuple[str, schema.Config]:
     if config is None:
         raise UsageError("give --config=FILE, such as --config=configs/transformer_base.py")
     path = config_flags.get_config_filename(values["config"])
-    if not isinstance(config, schema.Config):
-        raise UsageError(f"--config={path}: its get_config() returns no configs.schema.Config")
     try:
         schema.validate(config)
     except ValueError as error:

@@ -8,10 +8,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 
-@dataclass
+@dataclass(slots=True)  # so that a misspelt field is an error
 class ModelConfig:
     """The Transformer. The defaults are "base" of Attention Is All You Need (Table 3)."""
 
@@ -75,7 +75,7 @@ class ModelConfig:
     """How a classifier makes one vector of a text: "mean", "max" or the "first" token's."""
 
 
-@dataclass
+@dataclass(slots=True)
 class DataConfig:
     """How sentences become batches of a static shape."""
 
@@ -109,7 +109,7 @@ class DataConfig:
         return self.row_length if self.batching == "packed" else self.buckets[-1]
 
 
-@dataclass
+@dataclass(slots=True)
 class OptimizerConfig:
     """How gradients change the weights."""
 
@@ -140,7 +140,7 @@ class OptimizerConfig:
     evaluated and translated with; 0 for none."""
 
 
-@dataclass
+@dataclass(slots=True)
 class TrainConfig:
     steps: int = 100_000
     """Optimizer steps in all."""
@@ -222,7 +222,7 @@ class TrainConfig:
     steps."""
 
 
-@dataclass
+@dataclass(slots=True)
 class DecodeConfig:
     beam_size: int = 4
     """Hypotheses kept; 1 is greedy decoding."""
@@ -251,7 +251,7 @@ class DecodeConfig:
     """Sentences of the validation split decoded during training; 0 for all."""
 
 
-@dataclass
+@dataclass(slots=True)
 class PrepareConfig:
     """The text that a configuration brings with it.
 
@@ -267,7 +267,7 @@ class PrepareConfig:
     model_type: str = "unigram"
 
 
-@dataclass
+@dataclass(slots=True)
 class Config:
     """Everything that decides a training run."""
 
@@ -302,6 +302,7 @@ _CHOICES = {
 _DECAYING = ("adamw", "lion", "muon")
 # Those that look at one number of a weight at a time, not at whole matrices.
 _SHARDABLE = ("adam", "adamw", "lion")
+_BELOW_ONE = 1 - 2**-25  # in float32 it is 1
 _MAY_BE_ZERO = {
     "model.kv_heads",
     "model.attention_window",
@@ -351,16 +352,16 @@ def _check_field(name: str, value: Any) -> str | None:
         "optimizer.beta_2",
         "optimizer.ema_decay",
     ):
-        return None if 0 <= value < 1 else "at least 0 and less than 1"
+        return None if 0 <= value < _BELOW_ONE else "at least 0 and less than 1"
     if isinstance(value, tuple):
         rising = all(a < b for a, b in zip((0, *value), value, strict=False))
         return None if value and rising else "rising positive numbers"
     if name == "train.seed":
         return None if 0 <= value < 2**31 else "at least 0 and less than 2**31"
-    if name in _MAY_BE_ZERO:
-        return None if value >= 0 else "0 or more"
     if value == math.inf:
         return "finite"
+    if name in _MAY_BE_ZERO:
+        return None if value >= 0 else "0 or more"
     return None if value > 0 else "more than 0"
 
 
@@ -376,6 +377,10 @@ def _check_type(default: Any, value: Any) -> str | None:
 def validate(config: Config) -> None:
     """Raise ValueError with one line that names the field, its value and what it may be."""
     defaults = flat(Config())
+    for name, kind in get_type_hints(Config).items():
+        group = getattr(config, name)
+        if type(group) is not kind and name != "task":
+            raise ValueError(f"--config.{name} is {group!r}, but must be a {kind.__name__}")
     for name, value in flat(config).items():
         wanted = _check_type(defaults[name], value) or _check_field(name, value)
         if wanted:
@@ -466,7 +471,8 @@ def from_dict(values: dict[str, Any]) -> Config:
     Raises:
         ValueError: for a group or field that this version does not know.
     """
-    config = Config(task=values.get("task", Config.task))
+    config = Config()
+    config.task = values.get("task", config.task)
     for group, fields in values.items():
         if group == "task":
             continue

@@ -35,10 +35,12 @@ _NAME = flags.DEFINE_string("name", None, "Name of the TPU and of its folder in 
 _BUCKET = flags.DEFINE_string(
     "bucket", None, "Folder for code, logs and models, in the TPU's region: gs://BUCKET/FOLDER."
 )
-_PROJECT = flags.DEFINE_string("project", None, "create: Google Cloud project.")
-_ZONE = flags.DEFINE_string("zone", None, "create: zone of the TPU, such as us-central1-a.")
+_PROJECT = flags.DEFINE_string("project", None, "create, --dry_run: Google Cloud project.")
+_ZONE = flags.DEFINE_string("zone", None, "create, --dry_run: zone, such as us-central1-a.")
 _TYPE = flags.DEFINE_string(
-    "accelerator_type", None, f"create: type and size of the slice, such as {slices.EXAMPLES}."
+    "accelerator_type",
+    None,
+    f"create, --dry_run: kind and size, such as {slices.EXAMPLES}.",
 )
 _SPOT = flags.DEFINE_bool("spot", False, "create: cheaper, but can be preempted.")
 _IMAGE = flags.DEFINE_string(

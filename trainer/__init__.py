@@ -1,6 +1,5 @@
 """The trainer: model, compiled steps, loop, decoding."""
 
-import os
 import time
 
 from common import process
@@ -11,7 +10,6 @@ STARTED = time.monotonic()
 
 # All of this works only before TensorFlow is imported.
 process.prepare()
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no start-up notices about TensorFlow itself
 ALLOCATOR = memory.keep_freed_memory()
 xla_cache.enable()
 google_cloud.skip_metadata_queries()

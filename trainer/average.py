@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
     metric = loaded.facts.config.train.best_metric
     higher = loaded.task.BEST[metric]
     last = 0 if _BEST.value else _LAST.value
+    if _BEST.value == 1:
+        raise UsageError("--best=1 is no average; give at least 2")
     if _DECAY.value == 0:
         raise UsageError("--ema_decay=0 leaves nothing to average; give a number above 0")
     chosen = averages.choose(model_dir, last=last, best=_BEST.value, metric=metric, higher=higher)
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> None:
     print(
         json.dumps(
             {
-                "checkpoint": averaged.path,
+                "checkpoint": averaged.path or None,
                 "steps": [one.step for one in chosen],
                 **averaged.metrics,
                 "is_best": model.path == averaged.path,

@@ -1,9 +1,11 @@
 """Average checkpoints of a run and score the result on the validation split."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from common.console import warn
 from data_pipeline.dataset.manifest import Manifest
 from trainer.checkpoints import averages, files, saver
 from trainer.checkpoints import model_dir as model_directory
@@ -22,6 +24,9 @@ def average(
 ) -> Checkpoint:
     """Average checkpoints, score the result on the validation split as training does, and save it.
 
+    There is one average for each newest checkpoint. Where that is better than this one, it stays,
+    with a warning.
+
     Args:
         loaded: a model of the run; it has the averaged weights afterwards.
         model_dir: of the run.
@@ -29,12 +34,24 @@ def average(
         checkpoints: intact, by rising step.
         decay: see `averages.load_average`.
         between: called after every batch; what it raises ends the work.
+
+    Returns:
+        this average; its path is empty if it was not saved.
     """
     facts = loaded.facts.of_checkpoint()
     averages.load_average(loaded.model, checkpoints, facts, decay)
     metrics, scores = SplitScorer(loaded, manifest, "valid", quick=True).score(between)
     numbers = files.finite({**metrics, **scores.metrics})
-    return averages.save_average(loaded.model, model_dir, checkpoints[-1].step, numbers, facts)
+    step, metric = checkpoints[-1].step, loaded.facts.config.train.best_metric
+    made = Checkpoint("", step, time.time(), {}, numbers, False, facts)
+    better = averages.as_good(model_dir, made, metric, loaded.task.BEST[metric])
+    if better and better.metrics != numbers:
+        warn(
+            f"{better.path} has {metric} {better.metrics[metric]:.4g} and stays; this average has "
+            f"{numbers[metric]:.4g} and is not saved"
+        )
+        return made
+    return better or averages.save_average(loaded.model, model_dir, step, numbers, facts)
 
 
 def average_at_end(

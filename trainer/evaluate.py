@@ -17,6 +17,7 @@ from typing import Any
 import tensorflow as tf
 from absl import flags
 
+from common.console import error_text, warn
 from common.errors import UsageError, no_arguments, run_app
 from common.files import check_output, write_output
 from configs.schema import DecodeConfig
@@ -32,7 +33,7 @@ from trainer.decoding.scoring import bleu_tokenizer, score, translate_lines
 from trainer.decoding.search import Decoder
 from trainer.distributed.strategy import all_gpus
 from trainer.metrics import boards
-from trainer.split_scores import SplitScorer
+from trainer.split_scores import SplitScorer, check_dataset
 from trainer.tasks.base import Scores
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
@@ -127,7 +128,7 @@ def _read_lines(flag: str, path: str, count: int | None = None) -> list[str]:
     """Read a file of as many lines as there are sentences; None for any number above 0."""
     try:
         with tf.io.gfile.GFile(path) as file:
-            text = file.read()
+            text = file.read().removeprefix("\ufeff")
     except (tf.errors.OpError, UnicodeDecodeError) as error:
         raise UsageError(f"--{flag}={path} cannot be read as UTF-8 text") from error
     if not text:
@@ -170,6 +171,7 @@ def _load(which: str) -> LoadedModel:
 
 
 def _check(manifest: Manifest, loaded: LoadedModel) -> None:
+    check_dataset(manifest, loaded.facts)
     if _SPLIT.value not in manifest.splits or _SPLIT.value == "train":
         held_out = sorted(set(manifest.splits) - {"train"})
         raise UsageError(
@@ -214,7 +216,11 @@ def _evaluate_all(loaded: LoadedModel, evaluation: Evaluation) -> None:
     """Score every checkpoint: a JSON line each, then a table, and a curve in TensorBoard."""
     directory = os.path.join(_MODEL_DIR.value, "checkpoints")
     board = os.path.join(_MODEL_DIR.value, "tensorboard", f"evaluate-{_SPLIT.value}")
-    writer = tf.summary.create_file_writer(board)
+    try:
+        writer = tf.summary.create_file_writer(board)
+    except tf.errors.OpError as error:
+        warn(f"{board} cannot be written: {error_text(error)}; there will be no curve")
+        writer = tf.summary.create_noop_writer()
     rows: list[tuple[int, dict[str, Any]]] = []
     for step in files.steps(directory):
         found = saver.find(_MODEL_DIR.value, files.prefix(directory, step))

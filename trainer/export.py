@@ -78,12 +78,10 @@ def _export_ctranslate2(
     from trainer.exporting import ctranslate2_model
 
     tokenizers = (loaded.tokenizers["source"], loaded.tokenizers["target"])
-    options = search_options(loaded.facts.config.decode)
-    if lacking := ctranslate2_engine.unsupported(options):
+    wanted = search_options(loaded.facts.config.decode)
+    options, lacking = ctranslate2_engine.supported(wanted)
+    if lacking:
         warn(f"CTranslate2 translates without decode.{', decode.'.join(lacking)}")
-        options = search_options(
-            loaded.facts.config.decode, coverage_penalty=0.0, repetition_penalty=1.0
-        )
     facts = {"languages": loaded.facts.languages, "step": loaded.step}
     check = parity.CTranslate2Check(loaded, texts, options) if texts else None
     for name in ctranslate2_model.QUANTIZATIONS:
@@ -161,7 +159,7 @@ def _check_flags(directory: str) -> None:
     except ImportError as error:
         raise UsageError(
             f"--format={_FORMAT.value} needs {_NEEDS[_FORMAT.value]} ({error}); "
-            "pip install 'transformer-pipeline[export]' brings it"
+            "pip install -c requirements/extras.txt -e '.[export]' brings it"
         ) from error
     facts = model_directory.read_facts(_MODEL_DIR.value)
     if _FORMAT.value == "ctranslate2":

@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 from contextlib import nullcontext
-from typing import Any
 
 import tensorflow as tf
 
@@ -13,11 +12,12 @@ from data_pipeline.dataset.manifest import Manifest
 from trainer.agreement import Agreement
 from trainer.averaging import average_at_end
 from trainer.checkpoints import model_dir as model_directory
+from trainer.checkpoints import saver
+from trainer.checkpoints.files import Checkpoint
 from trainer.distributed import cluster
 from trainer.metrics.goodput import Ledger, summary
 from trainer.metrics.writer import MetricsWriter
 from trainer.reporting.page import score_text
-from trainer.reporting.records import best_line, read_metrics
 from trainer.runtime.signals import StopAskedError
 from trainer.split_scores import SplitScorer
 from trainer.tasks.base import Task
@@ -56,10 +56,11 @@ def report(
                     _test(task, model_dir, manifest, writer, stops)
             writer.flush()
             metric = model_directory.read_facts(model_dir).config.train.best_metric
-            best = best_line(read_metrics(model_dir), metric, task.BEST[metric])
-            if best:
-                print(f"best  {_scores(task, best)}")
-            print(f"time  {summary(ledger.spent(), worker.count * (os.cpu_count() or 1))}")
+            best = saver.find(model_dir, "best", metric, task.BEST[metric])
+            if metric in best.metrics:
+                print(f"best  {_scores(task, best, model_dir)}")
+            cores = cluster.hosts_of(strategy) * (os.cpu_count() or 1)
+            print(f"time  {summary(ledger.spent(), cores)}")
             _say_where_to_look(task, model_dir)
         stops.poll_for_chief()
     except StopAskedError:
@@ -88,10 +89,13 @@ def _test(
     print(f"\ntest  {'  '.join(filter(None, parts))}")
 
 
-def _scores(task: Task, line: dict[str, Any]) -> str:
-    """Return an evaluation in a few words."""
-    scores = (f"{name} {score_text(name, line[name])}" for name in task.SCORES if name in line)
-    parts = (task.summary(line), *scores, f"(validation, step {line['step']:,})")
+def _scores(task: Task, best: Checkpoint, model_dir: str) -> str:
+    """Return the evaluation of a checkpoint, or of an average of some, in a few words."""
+    found = best.metrics
+    scores = (f"{name} {score_text(name, found[name])}" for name in task.SCORES if name in found)
+    is_average = os.path.dirname(best.path) == os.path.join(model_dir, saver.AVERAGED)
+    kind = "average up to step" if is_average else "step"
+    parts = (task.summary(found), *scores, f"(validation, {kind} {best.step:,})")
     return "  ".join(dict.fromkeys(parts))
 
 

@@ -23,7 +23,7 @@ _INCOMPLETE = "\ufffd"  # what an unfinished character of several bytes decodes 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Model directory.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a checkpoint's path.")
 _PROMPT = flags.DEFINE_string("prompt", "", "How the text begins; empty to begin a document.")
-_LENGTH = flags.DEFINE_integer("length", 300, "Tokens to write at most.", 1)
+_LENGTH = flags.DEFINE_integer("length", 300, "Tokens to write at most.", 1, 10_000_000)
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "How many texts.", 1)
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", 0.8, "Below 1 for likelier text; 0 for the likeliest token each time.", 0.0

@@ -107,6 +107,9 @@ def main(argv: list[str]) -> int:
 def _train(stop: StopRequest, watch: Watch) -> int:
     """Connect the workers, open the dataset, train and test; return the exit code."""
     name, config = config_flags.read()
+    for holder in (_DATA_DIR, _MODEL_DIR, _INIT_FROM):
+        if holder.value == "":
+            raise UsageError(f"--{holder.name}= is empty; name a path, or leave the flag out")
     same = {"--precision": _PRECISION, "--jit_compile": _JIT, "--init_from": _INIT_FROM}
     shared = {flag: holder.value for flag, holder in same.items()}
     strategy, description = place.connect(config, _DATA_DIR.value, shared, stop, watch)

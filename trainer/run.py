@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import textwrap
 import time
 from collections.abc import Callable
@@ -21,10 +22,10 @@ from data_pipeline.dataset.tokenizer import Tokenizer
 from trainer import replay
 from trainer.agreement import Agreement
 from trainer.bad_steps import BatchSaver
+from trainer.checkpoints import files as checkpoint_files
 from trainer.checkpoints import model_dir as model_directory
-from trainer.checkpoints.files import Keep
 from trainer.checkpoints.model_dir import RunFacts
-from trainer.checkpoints.saver import Checkpoints
+from trainer.checkpoints.saver import Checkpoints, restore_model
 from trainer.decoding.devices import decoding_device
 from trainer.distributed import cluster
 from trainer.distributed.cluster import Worker
@@ -190,6 +191,9 @@ def assemble(
     )
     flops_per_unit = task.train_flops(manifest.splits["train"], config.data.longest_row)
     PHASES.end("data")
+    initial = None
+    if init_from and not checkpoint_files.steps(os.path.join(model_dir, "checkpoints")):
+        initial = model_directory.find_weights(init_from, facts)
     _start_model_dir(model_dir, facts, manifest, strategy)
     keras.config.set_dtype_policy(precision)
     with strategy.scope():
@@ -209,10 +213,10 @@ def assemble(
         _check_newest(checkpoints, strategy, model_dir)
         restored = checkpoints.restore(strategy)
         origin = "new run" if restored is None else f"resumed at step {restored:,}"
-        if restored is None and init_from:
-            found = model_directory.init_weights(model, init_from, facts)
+        if restored is None and initial:
+            restore_model(model, initial, facts.of_checkpoint())
             optimizer.reset_averages(model.trainable_variables)
-            origin += f", weights of {found.path}"
+            origin += f", weights of {initial.path}"
     if compiles_itself(strategy):
         optimize_for_tpu(model)
     if draws_on_device(config.train.fast_dropout, strategy, jit_compile):
@@ -325,9 +329,9 @@ def _say_nothing(text: str) -> None:
     """Keep quiet, on a worker that is not the chief."""
 
 
-def _keep(config: Config, task: Task) -> Keep:
+def _keep(config: Config, task: Task) -> checkpoint_files.Keep:
     train = config.train
-    return Keep(
+    return checkpoint_files.Keep(
         newest=train.keep_checkpoints,
         best=train.keep_best,
         every_hours=train.keep_every_hours,

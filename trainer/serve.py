@@ -52,7 +52,8 @@ def main(argv: list[str]) -> None:
         from trainer.serving.app import Limits, make_app
     except ImportError as error:
         raise UsageError(
-            f"trainer.serve needs {error.name}; pip install 'transformer-pipeline[serve]' brings it"
+            f"trainer.serve needs {error.name}; pip install -c requirements/extras.txt "
+            "-e '.[serve]' brings it"
         ) from error
     from trainer.serving.engines import load_engine
 

@@ -45,13 +45,13 @@ _CHECKPOINT = flags.DEFINE_list(
     ["best"],
     "best, latest, or a checkpoint's path; several, with commas, are an ensemble.",
 )
-_BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "Beams; 0 for the configuration's.", 0)
+_BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "Beams; 0 for the configuration's.", 0, 1000)
 _INTERACTIVE = flags.DEFINE_bool(
     "interactive", False, "Show a prompt, and answer each line before the next is read."
 )
 _JSON = flags.DEFINE_bool("json", False, "Write one JSON object a line: text, score, cut.")
 _N_BEST = flags.DEFINE_integer(
-    "n_best", 1, 'With --json: so many of the beam\'s translations, under "alternatives".', 1
+    "n_best", 1, 'With --json: at most so many texts of the beam, under "alternatives".', 1
 )
 _ALIGNMENTS = flags.DEFINE_bool(
     "alignments", False, "With --json: pairs of source and target words, counted from 0."
@@ -76,6 +76,7 @@ _SAMPLES = flags.DEFINE_integer(
     "Draw this many translations; the one that agrees best with the others, by chrF, "
     "is written (minimum Bayes risk). 0 to search for the likeliest.",
     0,
+    1000,
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Temperature of --samples.", 0.01)
 _TOP_K = flags.DEFINE_integer(
@@ -93,6 +94,30 @@ _NOT_FOR_EXPORTS = (
     *("checkpoint", "n_best", "min_length", "suppress", "prefix", "diverse_groups", "diversity"),
     *("samples", "temperature", "top_k", "top_p", "seed"),
 )
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+_OF_SEARCHING = ("beam_size", "n_best", "diverse_groups", "diversity")
+
+
+def _check_flags() -> None:
+    """Refuse flags that contradict each other, or do nothing.
+
+    Raises:
+        UsageError: with the first of them.
+    """
+    if not _JSON.value and (_ALIGNMENTS.value or _N_BEST.value > 1):
+        raise UsageError("--n_best and --alignments need --json, which has room for them")
+    if _SPLIT.value and (_JSON.value or _PREFIX.value):
+        raise UsageError("--split_sentences is for text, without --json and --prefix")
+    if _INTERACTIVE.value and (_INPUT.value or _OUTPUT.value):
+        raise UsageError("--interactive is for a terminal, without --input and --output")
+    if not _CHECKPOINT.value:
+        raise UsageError("--checkpoint= is empty; give best, latest, or a checkpoint's path")
+    place, useless = ("beside", _OF_SEARCHING) if _SAMPLES.value else ("without", _OF_SAMPLING)
+    for name in useless:
+        if flags.FLAGS[name].present:
+            raise UsageError(f"--{name} does nothing {place} --samples; leave one of them out")
+    if flags.FLAGS["diversity"].present and _GROUPS.value == 1:
+        raise UsageError("--diversity does nothing without --diverse_groups; add it")
 
 
 def _suppressed_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -139,6 +164,11 @@ class _Model:
             options = search_options(first.facts.config.decode, _BEAM_SIZE.value, **changes)
         except ValueError as error:
             raise UsageError(f"--diverse_groups: {error}") from error
+        if _N_BEST.value > options.beam_size:
+            raise UsageError(
+                f"--n_best={_N_BEST.value}: a beam of {options.beam_size} has no more than "
+                f"{options.beam_size} translations; add --beam_size={_N_BEST.value}"
+            )
         sampling = None
         if _SAMPLES.value:
             sampling = SamplingOptions(
@@ -179,7 +209,7 @@ class _Model:
         value: dict = {"source": line, "translation": text, "cut": one.cut or one.source_cut}
         if not one.hypotheses:
             return value
-        scores = [
+        scores: list[dict[str, Any]] = [
             {"translation": text, "score": part.score, "log_probability": part.log_probability}
             for text, part in zip(one.texts, one.hypotheses, strict=True)
         ]
@@ -191,7 +221,14 @@ class _Model:
             return {**value, "samples": scores}
         value["score"] = scores[0]["score"]
         value["log_probability"] = scores[0]["log_probability"]
-        return {**value, "alternatives": scores[: _N_BEST.value]} if _N_BEST.value > 1 else value
+        if _N_BEST.value > 1:
+            distinct: dict[
+                str, dict[str, Any]
+            ] = {}  # groups, and other segmentations, find a text again
+            for found in scores:
+                distinct.setdefault(found["translation"], found)
+            value["alternatives"] = list(distinct.values())[: _N_BEST.value]
+        return value
 
     def _align(self, forced: "ForcedDecoder", lines: list[str], values: list[dict]) -> None:
         source, target = self._tokenizers
@@ -268,21 +305,14 @@ class _BySentence:
 def main(argv: list[str]) -> None:
     """Load, translate, write."""
     no_arguments(argv)
-    if not _JSON.value and (_ALIGNMENTS.value or _N_BEST.value > 1):
-        raise UsageError("--n_best and --alignments need --json, which has room for them")
-    if _SPLIT.value and (_JSON.value or _PREFIX.value):
-        raise UsageError("--split_sentences is for text, without --json and --prefix")
-    files = _INPUT.value or _OUTPUT.value
-    if files and _INTERACTIVE.value:
-        raise UsageError("--interactive is for a terminal, without --input and --output")
-    if not _CHECKPOINT.value:
-        raise UsageError("--checkpoint= is empty; give best, latest, or a checkpoint's path")
+    _check_flags()
     if _OUTPUT.value:
         check_output(_OUTPUT.value)
     with open_input(_INPUT.value) if _INPUT.value else nullcontext(sys.stdin) as file:
         exported = ctranslate2_engine.find_export(_MODEL_DIR.value)
         translator = _Export(exported) if exported else _Model()
         _say(f"{translator.name}\n")
+        files = _INPUT.value or _OUTPUT.value
         prompts = _INTERACTIVE.value or (not files and sys.stdin.isatty())
         _translate(_BySentence(translator) if _SPLIT.value else translator, file.fileno(), prompts)
 

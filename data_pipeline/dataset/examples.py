@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from common import files
+from common.console import error_text
 from common.errors import UsageError
 from data_pipeline.dataset.manifest import REMAKE, FileInfo, Manifest
 from data_pipeline.dataset.normalization import LINE_BREAK
@@ -231,8 +232,10 @@ def _parse(
                 if manifest.labels:
                     labels.append(parsed[LABEL].numpy().astype(np.int32))
         except tf.errors.OpError as error:
-            message = f"{manifest.directory}: split {split!r} cannot be parsed ({error.message})"
-            raise UsageError(f"{message}; {REMAKE}") from error
+            raise UsageError(
+                f"{manifest.directory}: split {split!r} cannot be parsed ({error_text(error)}); "
+                f"{REMAKE}"
+            ) from error
     nothing = np.zeros(0, np.int32)
     return Examples(
         tokens={name: np.concatenate([nothing, *parts]) for name, parts in tokens.items()},

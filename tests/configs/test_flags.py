@@ -26,6 +26,9 @@ def test_a_file_and_the_small_model():
     assert config.train.steps == 100_000
 
 
+_DEMO = "from configs import demo\ndef get_config():\n    made = demo.get_config()"
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
@@ -45,7 +48,22 @@ def test_a_file_and_the_small_model():
         ("", ["--config=absent.py"], "--config=absent.py: no such file"),
         ("", ["--config", "absent.py", "--config.train.seed=2"], "absent.py: no such file"),
         ("def get_config(): return 3", [], "returns no configs.schema.Config"),
-        ("def get_config(: pass", [], "mine.py is not Python"),
+        ("def get_config(: pass", [], "mine.py: SyntaxError: "),
+        ("\nimport absent", [], "mine.py, line 2: ModuleNotFoundError: No module named 'absent'"),
+        ("x = 1", [], "mine.py: KeyError: 'get_config'"),
+        ("def get_config():\n    raise KeyError(3)", [], "mine.py, line 2: KeyError: 3"),
+        (
+            f"{_DEMO}\n    made.train.stepz = 5\n    return made",
+            [],
+            "mine.py, line 4: AttributeError: 'TrainConfig' object has no attribute 'stepz'",
+        ),
+        (
+            f"{_DEMO}\n    made.train = made.data\n    return made",
+            [],
+            r"--config.train is DataConfig\(.*, but must be a TrainConfig",
+        ),
+        ("", ["--config.train.steps.x=5"], "steps.x: train.steps is a field and has none of its"),
+        ("", ["--config.data.buckets.0=5"], "buckets.0: data.buckets is a field and has none"),
     ],
 )
 def test_what_can_be_wrong(text, arguments, message, tmp_path):

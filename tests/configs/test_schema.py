@@ -70,6 +70,8 @@ def test_unknown_fields(values, name):
         ("train.label_smoothing", 1.5, "at least 0 and less than 1"),
         ("optimizer.beta_1", 1.0, "at least 0 and less than 1"),
         ("optimizer.beta_2", 1.0, "at least 0 and less than 1"),
+        ("optimizer.beta_2", 1 - 1e-8, "at least 0 and less than 1"),
+        ("optimizer.clip_norm", float("inf"), "finite"),
         ("optimizer.learning_rate", 0.0, "more than 0"),
         ("optimizer.learning_rate", float("nan"), "more than 0"),
         ("optimizer.clip_norm", -1.0, "0 or more"),

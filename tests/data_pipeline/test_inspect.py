@@ -251,7 +251,9 @@ def test_dollars_in_a_title_are_text(tmp_path):
 
 def test_pictures_that_cannot_be_written(dataset, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UsageError, match=r"--pictures=.*/file cannot be written: .* is not a dir.*; name ano"):
+    with pytest.raises(
+        UsageError, match=r"--pictures=.*/file cannot be written: .* not a dir.*; name"
+    ):
         shown(dataset.directory, 0, verify=False, picture_directory=str(tmp_path / "file"))
 
 

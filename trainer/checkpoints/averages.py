@@ -81,10 +81,26 @@ def load_average(
         variable.assign(value)
 
 
+def as_good(model_dir: str, average: Checkpoint, metric: str, higher: bool) -> Checkpoint | None:
+    """Return the average of the same step that is there, if it is intact and no worse.
+
+    Args:
+        model_dir: of the run.
+        average: the other one.
+        metric: of the validation split.
+        higher: whether a higher value of it is better.
+    """
+    directory = os.path.join(model_dir, saver.AVERAGED)
+    order = [step for step in files.steps(directory) if step == average.step]
+    there, _ = files.first_intact(directory, order)
+    ranked = files.ranked([one for one in (there, average) if one], metric, higher)
+    return there if ranked[:1] == [there] else None
+
+
 def save_average(
     model: keras.Model, model_dir: str, step: int, metrics: dict[str, float], facts: Facts
 ) -> Checkpoint:
-    """Write a model as the averaged checkpoint of a step; an earlier one of the step goes.
+    """Write a model as the averaged checkpoint of a step, in place of another one of the step.
 
     Args:
         model: with the averaged weights.

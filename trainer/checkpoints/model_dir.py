@@ -306,16 +306,12 @@ def load(model_dir: str, which: str, task_name: str = "") -> LoadedModel:
     return LoadedModel(model, task, tokenizers, facts, found.step, strategy, found.metrics)
 
 
-def init_weights(model, source: str, facts: RunFacts) -> Checkpoint:
-    """Set the weights of a new run's model to those of another run.
+def find_weights(source: str, facts: RunFacts) -> Checkpoint:
+    """Return the checkpoint whose weights a new run starts with.
 
     Args:
-        model: built; call it in the scope of the strategy.
         source: a model directory, whose best checkpoint is taken, or the path of a checkpoint.
         facts: of the new run.
-
-    Returns:
-        The checkpoint.
 
     Raises:
         UsageError: there is no such checkpoint, or its model has another shape or vocabulary.
@@ -326,8 +322,8 @@ def init_weights(model, source: str, facts: RunFacts) -> Checkpoint:
             metric = other.config.train.best_metric
             found = checkpoint.find(source, "best", metric, other.task().BEST[metric])
         else:
-            found = checkpoint.find("", source)
-        checkpoint.restore_model(model, found, facts.of_checkpoint())
+            found = checkpoint.find_path(source, "a model directory or a path")
+        checkpoint.check_model(found, facts.of_checkpoint())
     except UsageError as error:
         raise UsageError(f"--init_from={source}: {error}") from error
     return found

@@ -302,7 +302,7 @@ def find(model_dir: str, which: str, metric: str = "bleu", higher: bool = True) 
         UsageError: there is none, or it cannot be read.
     """
     if which not in ("best", "latest"):
-        return _find_path(which)
+        return find_path(which)
     directory = os.path.join(model_dir, "checkpoints")
     order = files.steps(directory)[::-1]
     if which == "best":
@@ -331,20 +331,33 @@ def _better_average(
     return files.first_intact(directory, order)[0]
 
 
-def _find_path(path: str) -> Checkpoint:
+def find_path(path: str, expected: str = "best, latest or a path") -> Checkpoint:
+    """Return an intact checkpoint by its path.
+
+    Args:
+        path: with or without a suffix of one of its files.
+        expected: what the user may give, for the message.
+
+    Raises:
+        UsageError: there is none, it is damaged, or it cannot be read.
+    """
     files.check_path(path)
     directory, name = os.path.split(re.sub(r"\.(json|index)$", "", path))
     match = re.fullmatch(r"ckpt-(\d+)", name)
     if not match or not tf.io.gfile.exists(os.path.join(directory, f"{name}.json")):
         lacks = f", which needs the manifest {name}.json" if match else ""
         raise UsageError(
-            f"no checkpoint {path!r}{lacks}; give best, latest or a path such as "
-            "DIR/checkpoints/ckpt-500"
+            f"no checkpoint {path!r}{lacks}; give {expected} such as DIR/checkpoints/ckpt-500"
         )
     try:
         return files.verified(directory, int(match[1]))
     except DamageError as error:
         raise UsageError(f"checkpoint {path} is damaged: {error}; take another one") from error
+
+
+def check_model(checkpoint: Checkpoint, facts: Facts) -> None:
+    """Raise `UsageError` if a checkpoint is of a model of another shape or other vocabularies."""
+    _check_facts(checkpoint, facts, ("model",))
 
 
 def restore_model(model, checkpoint: Checkpoint, facts: Facts) -> None:
@@ -358,7 +371,7 @@ def restore_model(model, checkpoint: Checkpoint, facts: Facts) -> None:
     Raises:
         UsageError: the checkpoint is of a model of another shape or with other vocabularies.
     """
-    _check_facts(checkpoint, facts, ("model",))
+    check_model(checkpoint, facts)
     reader, optimizer = tf.train.Checkpoint(model=model), tf.Module()
     if checkpoint.averages:
         optimizer.averages = [tf.Variable(v.value) for v in model.trainable_variables]

@@ -1,7 +1,6 @@
 """Options of beam search and of sampling."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from configs.schema import DecodeConfig
@@ -68,8 +67,8 @@ def search_options(config: DecodeConfig, beam_size: int = 0, **changes: Any) -> 
         beam_size: another beam than its own; 0 for its own.
         **changes: fields of `SearchOptions` -> other values.
     """
-    names = {field.name for field in dataclasses.fields(SearchOptions)}
-    values = {name: value for name, value in vars(config).items() if name in names} | changes
+    names = {field.name for field in fields(SearchOptions)}
+    values = {name: value for name, value in asdict(config).items() if name in names} | changes
     return SearchOptions(**(values | ({"beam_size": beam_size} if beam_size else {})))
 
 

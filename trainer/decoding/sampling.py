@@ -48,27 +48,35 @@ def uniform_numbers(options: SamplingOptions, sentence: int, sample: int, count:
     return np.random.Generator(np.random.Philox(key)).random(count, np.float32)
 
 
-def candidate_probabilities(log_p: tf.Tensor, options: SamplingOptions):
-    """Return the tokens to draw from, the likeliest first, and their probabilities.
+def token_probabilities(log_p: tf.Tensor, options: SamplingOptions) -> tf.Tensor:
+    """Return the probabilities to draw with.
 
     Args:
         log_p: float32 [R, V].
         options: temperature, top_k and top_p.
 
     Returns:
-        int32 [R, C] and float32 [R, C]; the probabilities are 0 for what is left out, and sum to 1.
+        float32 [R, V]; 0 for what is left out.
     """
+    logits = log_p / options.temperature
+    if not options.top_k and options.top_p == 1.0:
+        return tf.nn.softmax(logits)
     count = min(options.top_k, log_p.shape[-1]) if options.top_k else log_p.shape[-1]
-    values, tokens = tf.math.top_k(log_p / options.temperature, count)
-    probabilities = tf.nn.softmax(values)
-    before = tf.cumsum(probabilities, axis=1, exclusive=True)
+    values, tokens = tf.math.top_k(logits, count)  # [R, C]
+    kept = tf.nn.softmax(values)
+    before = tf.cumsum(kept, axis=1, exclusive=True)
     # The token that passes top_p still counts, so that there always is one.
-    probabilities = tf.where(before < options.top_p, probabilities, 0.0)
-    return tokens, probabilities / tf.reduce_sum(probabilities, axis=1, keepdims=True)
+    kept = tf.where(before < options.top_p, kept, 0.0)
+    kept /= tf.reduce_sum(kept, axis=1, keepdims=True)
+    rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, tf.newaxis], tf.shape(tokens))
+    return tf.scatter_nd(tf.stack([rows, tokens], axis=2), kept, tf.shape(log_p))  # [R, V]
 
 
 def draw_tokens(log_p: tf.Tensor, uniform: tf.Tensor, options: SamplingOptions) -> tf.Tensor:
     """Draw one token for each row, by inverting the cumulative distribution.
+
+    The tokens stand in the order of the vocabulary. In the order of their probabilities, rounding
+    could swap two that are nearly equal, and then another one would be drawn.
 
     Args:
         log_p: float32 [R, V].
@@ -78,12 +86,13 @@ def draw_tokens(log_p: tf.Tensor, uniform: tf.Tensor, options: SamplingOptions) 
     Returns:
         int32 [R].
     """
-    tokens, probabilities = candidate_probabilities(log_p, options)  # [R, C]
-    ends_at = tf.cumsum(probabilities, axis=1)  # [R, C]
+    probabilities = token_probabilities(log_p, options)  # [R, V]
+    ends_at = tf.cumsum(probabilities, axis=1)  # [R, V]
     place = tf.reduce_sum(tf.cast(ends_at <= uniform[:, tf.newaxis], tf.int32), axis=1)  # [R]
-    # Rounding may leave the sum below the number drawn: then the last candidate is drawn.
-    count = tf.reduce_sum(tf.cast(probabilities > 0, tf.int32), axis=1)  # [R]
-    return tf.gather(tokens, tf.minimum(place, count - 1), batch_dims=1)
+    # Rounding may leave the sum below the number drawn: then the last token is drawn.
+    numbers = tf.range(tf.shape(log_p)[1])
+    last = tf.reduce_max(tf.where(probabilities > 0, numbers, 0), axis=1)  # [R]
+    return tf.minimum(place, last)
 
 
 class Sampler:

@@ -115,7 +115,7 @@ def bleu_tokenizer(language: str) -> str:
         return name
     warn(
         f"BLEU of {language} is counted in characters, because sacreBLEU's tokenizer {name} is not "
-        "installed; pip install 'transformer-pipeline[mecab]' brings it"
+        "installed; pip install -c requirements/extras.txt -e '.[mecab]' brings it"
     )
     return "char"
 

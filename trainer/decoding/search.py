@@ -39,7 +39,8 @@ class Hypothesis:
     Attributes:
         ids: token ids without special tokens.
         score: the normalised log probability, by which hypotheses are ranked.
-        log_probability: natural logarithm, the end token counted.
+        log_probability: natural logarithm, the end token counted; with a repetition penalty, the
+            sum of what that has made of the logarithms.
         ended: False where it was cut at its longest length.
     """
 

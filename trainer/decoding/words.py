@@ -6,10 +6,15 @@ import numpy as np
 
 from data_pipeline.dataset.normalization import SPACE_MARK
 
+_SPACE_BYTE = "<0x20>"  # a space, where every piece is a byte
+
 
 def _owners(pieces: Sequence[str]) -> list[int]:
     """Return the number of the word that each piece belongs to."""
-    begins = [number == 0 or piece.startswith(SPACE_MARK) for number, piece in enumerate(pieces)]
+    begins = [
+        number == 0 or piece.startswith(SPACE_MARK) or piece == _SPACE_BYTE
+        for number, piece in enumerate(pieces)
+    ]
     return [sum(begins[: number + 1]) - 1 for number in range(len(pieces))]
 
 

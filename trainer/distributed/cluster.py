@@ -266,6 +266,14 @@ def worker_of(strategy: tf.distribute.Strategy) -> Worker:
     return _worker(jobs, resolver.task_type, resolver.task_id) if jobs else Worker(0, 1)
 
 
+def hosts_of(strategy: tf.distribute.Strategy) -> int:
+    """Return on how many machines the workers of a strategy run, by their addresses."""
+    if worker_of(strategy).count == 1:
+        return 1
+    jobs = strategy.cluster_resolver.cluster_spec().as_dict().values()
+    return len({address.rpartition(":")[0] for addresses in jobs for address in addresses})
+
+
 def _worker(jobs: Mapping[str, Sequence[str]], task_type: str, task_index: int) -> Worker:
     """A chief, if there is one, is worker 0; the workers then count from 1."""
     chiefs = len(jobs.get("chief", []))

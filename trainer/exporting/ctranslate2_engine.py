@@ -1,5 +1,6 @@
 """Translating with a model that was exported for CTranslate2; TensorFlow is not loaded."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -63,15 +64,24 @@ def find_export(directory: str) -> str | None:
     return None
 
 
-def unsupported(options: SearchOptions) -> list[str]:
-    """Return the options that CTranslate2 lacks or counts in another way, as NAME=VALUE."""
-    default = SearchOptions()
-    names = ("coverage_penalty", "repetition_penalty", "groups", "suppressed")
-    return [
-        f"{name}={getattr(options, name)}"
-        for name in names
-        if getattr(options, name) != getattr(default, name)
-    ]
+def supported(options: SearchOptions) -> tuple[SearchOptions, list[str]]:
+    """Return the options without those that CTranslate2 lacks or counts in another way.
+
+    It shares the probability of a token that is not allowed among the others. For the special
+    tokens that is next to nothing; for an n-gram rule or a minimal length it is not.
+
+    Returns:
+        the options, and what was left out, as NAME=VALUE.
+    """
+    possible = dataclasses.replace(
+        options,
+        coverage_penalty=0.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram=0,
+        min_length=min(options.min_length, 1),
+    )
+    before, after = (dataclasses.asdict(one) for one in (options, possible))
+    return possible, [f"{name}={value}" for name, value in before.items() if value != after[name]]
 
 
 class Engine:
@@ -95,8 +105,8 @@ class Engine:
             import ctranslate2
         except ImportError as error:
             raise UsageError(
-                f"{directory} needs CTranslate2; pip install 'transformer-pipeline[export]' "
-                "brings it"
+                f"{directory} needs CTranslate2; pip install -c requirements/extras.txt "
+                "-e '.[export]' brings it"
             ) from error
         facts = _read_facts(directory)
         try:

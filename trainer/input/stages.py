@@ -17,6 +17,8 @@ from trainer.input import load
 from trainer.input.distribution import endless
 from trainer.input.protocol import TrainingData
 
+_DIGITS = 19  # of a step that is no step: it takes more than 64 bits
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -39,9 +41,9 @@ def read_stages(config: Config, last: Manifest) -> list[Stage]:
             the task and the vocabularies of `last`.
     """
     stages: list[Stage] = []
-    for text in filter(None, config.data.stages.split(",")):
+    for text in config.data.stages.split(",") if config.data.stages else []:
         directory, _, number = text.rpartition(":")
-        end = int(number) if number.isdecimal() else 0
+        end = int(number) if number.isdecimal() and len(number) < _DIGITS else 0
         if not directory or end <= (stages[-1].end or 0 if stages else 0):
             raise UsageError(
                 f"--config.data.stages={config.data.stages}: {text!r} must be DIRECTORY:STEP, with "

@@ -1,10 +1,12 @@
 """The average of checkpoints: its weights, and when it is the model."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from common.errors import UsageError
-from trainer.checkpoints.averages import choose, load_average, save_average
+from trainer.checkpoints.averages import as_good, choose, load_average, save_average
 from trainer.checkpoints.saver import find, restore_model
 
 
@@ -56,6 +58,21 @@ def test_the_better_one_is_the_model(three, tmp_path, bleu, is_best):
     restore_model(model, found, {"model": {}})
     for variable, value in zip(model.weights, expected if is_best else by_step[2], strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
+
+
+@pytest.mark.parametrize(
+    ("bleu", "loss", "stays"),
+    [(29.9, 0.5, True), (30.0, 0.5, True), (30.0, 0.6, True), (30.0, 0.4, False), (31, 9, False)],
+)
+def test_a_better_average_of_the_same_step_stays(three, tmp_path, bleu, loss, stays):
+    model, _ = three
+    there = save_average(model, str(tmp_path), 3, {"bleu": 30.0, "loss": 0.5}, {"model": {}})
+    other = dataclasses.replace(there, path="", metrics={"bleu": bleu, "loss": loss})
+    assert as_good(str(tmp_path), other, "bleu", True) == (there if stays else None)
+    assert as_good(str(tmp_path), dataclasses.replace(other, step=2), "bleu", True) is None
+    with open(f"{there.path}.index", "ab") as file:
+        file.write(b"x")
+    assert as_good(str(tmp_path), other, "bleu", True) is None
 
 
 def test_a_damaged_average_is_not_the_model(three, tmp_path, capsys):

@@ -13,7 +13,7 @@ from trainer.decoding.constraints import repeated_ngrams, token_mask
 from trainer.decoding.forced import ForcedDecoder
 from trainer.decoding.options import SamplingOptions, SearchOptions
 from trainer.decoding.risk import expected_chrf, least_risk
-from trainer.decoding.sampling import candidate_probabilities
+from trainer.decoding.sampling import draw_tokens, token_probabilities
 from trainer.decoding.scoring import Translated
 from trainer.decoding.search import Decoder, Hypothesis
 from trainer.decoding.words import word_alignment
@@ -325,9 +325,22 @@ def test_the_chosen_sample_is_the_translation():
 )
 def test_what_is_drawn_from(options, expected):
     log_p = tf.math.log(tf.constant([[0.3, 0.5, 0.2]]))
-    tokens, probabilities = candidate_probabilities(log_p, SamplingOptions(**options))
-    assert tokens.numpy()[0].tolist() == [1, 0, 2][: len(expected)]
-    np.testing.assert_allclose(probabilities[0], expected, atol=1e-6)
+    found = token_probabilities(log_p, SamplingOptions(**options)).numpy()[0]
+    np.testing.assert_allclose(found[[1, 0, 2]][: len(expected)], expected, atol=1e-6)
+    assert found.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.999}])
+def test_rounding_swaps_no_tokens(options):
+    """What a larger batch changes in the last bit may not change what a number draws."""
+    shares = np.array([[0.25, 0.25 + 1e-7, 0.5]], np.float32)
+    other = shares[:, [1, 0, 2]]
+    uniform = tf.constant([0.1, 0.4, 0.6, 0.999999], tf.float32)
+    drawn = [
+        draw_tokens(tf.math.log(tf.repeat(one, 4, axis=0)), uniform, SamplingOptions(**options))
+        for one in (shares, other)
+    ]
+    assert drawn[0].numpy().tolist() == drawn[1].numpy().tolist() == [0, 1, 2, 2]
 
 
 def test_minimum_bayes_risk():
