@@ -1,4 +1,4 @@
-"""Kills a training again and again, and compares it with one that nobody disturbs.
+"""Kill a training again and again, and compare it with one that nobody disturbs.
 
     python -m benchmarks.chaos --kills=50
     python -m benchmarks.chaos --terms=20 --workers=2

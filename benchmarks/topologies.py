@@ -1,4 +1,4 @@
-"""Continues one training on other numbers of replicas and workers, and compares the losses.
+"""Continue one training on other numbers of replicas and workers, and compare the losses.
 
     python -m benchmarks.topologies [--legs=1,4,2w,1] [--steps=10]
 

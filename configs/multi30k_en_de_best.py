@@ -10,7 +10,8 @@
 
 Over the published recipe, configs/multi30k_en_de_tok.py: a unigram vocabulary of 6,000 pieces whose
 segmentations are drawn anew in each epoch (Kudo 2018), hence less dropout, and a learning rate that
-falls to zero. docs/results.md compares the two, and an ensemble of two seeds.
+falls to zero. On two CPU cores 80 minutes, and 41.2 to 41.4 BLEU on test_2016; docs/results.md
+compares the two recipes, and has an ensemble of two seeds with 42.5.
 """
 
 from configs import multi30k_en_de_tok

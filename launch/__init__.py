@@ -1,4 +1,4 @@
-"""Starts the jobs on machines: this one, a cluster or Cloud TPU."""
+"""Start jobs on machines: this one, a cluster or Cloud TPU."""
 
 from common import process
 

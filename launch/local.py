@@ -1,4 +1,4 @@
-"""Runs the trainer as several workers on this machine, and starts them again when they stop.
+"""Run the trainer as several workers on this machine, and start them again when they stop.
 
     python -m launch.local --workers=2 -- --config=configs/demo.py --model_dir=models/two
     python -m launch.local --workers=4 --pin_cores -- --config.train.steps=500

@@ -1,4 +1,4 @@
-"""Makes one HTML page of one or several runs, to read or to send.
+"""Make one HTML page of one or several runs, to read or to send.
 
     python -m trainer.report --model_dir=MODEL --output=report.html
     python -m trainer.report --model_dir=FIRST SECOND THIRD --output=comparison.html

@@ -152,7 +152,7 @@ class MeterCallback(keras.callbacks.Callback):
 
 
 def train(setting: Setting, meter: Meter) -> None:
-    """Trains until the meter says stop. Losses are means of all steps so far, as `fit` has them."""
+    """Train until the meter says stop. Losses are means of all steps so far, as `fit` has them."""
     config, manifest = setting.config, setting.manifest
     keras.utils.set_random_seed(config.train.seed)
     keras.config.set_dtype_policy(setting.precision)

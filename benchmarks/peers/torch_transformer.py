@@ -220,7 +220,7 @@ def _inverse_sqrt(number: int, config: OptimizerConfig) -> float:
 
 
 def train(setting: Setting, meter: Meter) -> None:
-    """Trains until the meter says stop."""
+    """Train until the meter says stop."""
     train_config, manifest = setting.config.train, setting.manifest
     multiple = _COMPILED_MULTIPLE if setting.variant == "compile" else 1
     batches = Batches(

@@ -61,7 +61,7 @@ class Lines:
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Lines":
-        """Joins lines; `ValueError` if one of them contains a newline."""
+        """Join lines; `ValueError` if one of them contains a newline."""
         lines = cls("\n".join([*texts, ""]))
         if len(lines.ends) != len(texts):
             raise ValueError("a line contains a newline")

@@ -15,7 +15,7 @@ _OF_NUMBERS = {".": ".", ",": ",", ":": ":", "-": "-", "/": "\u2044"}  # as in t
 
 
 def fold(texts: Sequence[str]) -> list[str]:
-    """Reduces texts to what is compared: case, punctuation, white space and width do not count.
+    """Reduce texts to what is compared: case, punctuation, white space and width do not count.
 
     Every character is case-folded and brought to its compatibility form (NFKC), then letters,
     marks (the vowels of Indic scripts are marks), numbers and symbols such as "€" are kept. So is

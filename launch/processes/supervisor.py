@@ -1,4 +1,4 @@
-"""Runs a set of workers to the end: all of them or none, restarted when that can help."""
+"""Run a set of workers to the end: all of them or none, restarted when that can help."""
 
 import math
 import signal

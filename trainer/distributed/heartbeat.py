@@ -1,4 +1,4 @@
-"""Notices within a set time that another worker has died, stands still or is cut off.
+"""Notice within a set time that another worker has died, stands still or is cut off.
 
 TensorFlow's coordination service notices a killed or stopped worker, but the survivors learn of it
 only in their next collective operation, from a stack trace that hardly names the worker, and a

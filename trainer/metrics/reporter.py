@@ -1,4 +1,4 @@
-"""Turns the results of the train step into metrics, while training goes on."""
+"""Turn the results of the train step into metrics, while training goes on."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tells the allocator of glibc to keep freed memory, for training on CPUs.
+"""Tell the allocator of glibc to keep freed memory, for training on CPUs.
 
 TensorFlow frees and allocates large tensors at every step. By default glibc maps each of them
 anew, and the kernel clears every page again: on two AVX2 cores that took a third of the CPU time
