@@ -174,7 +174,7 @@ def plain(text: str) -> str:
 
 
 def _cached(function: Callable[..., str]) -> Callable[..., str]:
-    """Remembers what a formatting function returned: Babel takes 5 to 15 µs, a look-up 0.3."""
+    """Remember what a formatting function returned: Babel takes 5 to 15 µs, a look-up 0.3."""
     return lru_cache(maxsize=1 << 16)(lambda *key: plain(function(*key)))
 
 

@@ -47,7 +47,7 @@ def read_entries(text: str) -> list[tuple[str, ...]]:
 def noun_phrase(
     determiner: str, noun: tuple[str, ...], adjective: tuple[str, ...] = ()
 ) -> tuple[str, Forms]:
-    """Declines a determiner, perhaps an adjective, and a noun.
+    """Decline a determiner, perhaps an adjective, and a noun.
 
     Args:
         determiner: a key of lexicon.ARTICLES.

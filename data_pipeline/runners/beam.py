@@ -158,7 +158,7 @@ class _Do(beam.DoFn):
 
 
 def _import_dask() -> None:
-    """Imports Beam's Dask runner, which defines the options; `UsageError` if Dask is missing."""
+    """Import Beam's Dask runner, which defines the options; `UsageError` if Dask is missing."""
     if not importlib.util.find_spec("distributed"):
         raise UsageError(
             "--runner=DaskRunner needs the package distributed, which is not installed; install it "
