@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common import files
-from common.errors import UsageError
 from common.figures import new_figure, png
 from data_pipeline.dataset.manifest import Manifest, SequenceInfo
 
