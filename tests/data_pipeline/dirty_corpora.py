@@ -128,6 +128,8 @@ class Input:
             content = "".join(line + end for line in lines)
             if lines and lines[-1].strip("\ufeff") and not self.final_newline:
                 content = content.removesuffix(end)
+            if content.count("\r") - content.count("\r\n") > content.count("\n"):
+                content = content.replace("\r", "")  # the job would refuse the file
             content = "\ufeff" * self.mark + content
             data = content.encode()
             if "gz" in self.form:

@@ -159,7 +159,8 @@ def leaked_forms(held_out: dict[str, list[Pair]]) -> set[str]:
     found = set()
     for source, _ in itertools.chain.from_iterable(held_out.values()):
         for text in (source, CHANGES["html_entities"](source)):
-            found |= {form(text), form(CHANGES["nfc"](CHANGES["control_characters"](text)))}
+            normalized = CHANGES["nfc"](CHANGES["control_characters"](text))
+            found |= {form(text), form(CHANGES["white_space"](normalized))}
     return found - {""}
 
 
