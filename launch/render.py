@@ -22,10 +22,24 @@ from absl import flags
 from common.errors import UsageError, run_app, split_arguments
 from launch.cloud import slices
 from launch.clusters import manifests as clusters
-from launch.trainer_flags import check_config
+from launch.trainer_flags import check_trainer_flags
 
 TARGETS = ("slurm", "jobset", "gke_tpu", "vertex")
 _OURS = ("strategy", "cluster", "tpu", "tpu_type", "grace_seconds", "num_virtual_devices")
+
+# Flags that would do nothing for other targets.
+_ONLY_FOR = {
+    "image": ("jobset", "gke_tpu", "vertex"),
+    "claim": ("jobset", "gke_tpu"),
+    "spot": ("jobset", "gke_tpu", "vertex"),
+    "python": ("slurm",),
+    "hours": ("slurm",),
+    "sbatch": ("slurm",),
+    "tpu_type": ("gke_tpu",),
+    "machine_type": ("vertex",),
+    "accelerator": ("vertex",),
+    "days": ("vertex",),
+}
 
 _NAME = flags.DEFINE_string("name", None, "Name of the job.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "Machines, with one process each.", lower_bound=1)
@@ -107,8 +121,9 @@ def main(argv: list[str]) -> int:
         raise UsageError("--name=... is missing, or not of lower-case letters, digits and hyphens")
     if target != "slurm" and not _IMAGE.value:
         raise UsageError(f"{target} needs --image=..., with this project installed")
-    if _CLAIM.value and target in ("slurm", "vertex"):
-        raise UsageError(f"--claim is for Kubernetes; {target} mounts no PersistentVolumeClaim")
+    for name, targets in _ONLY_FOR.items():
+        if flags.FLAGS[name].present and target not in targets:
+            raise UsageError(f"--{name} is for {' and '.join(targets)}, not for {target}; drop it")
     check_flags(trainer_flags, needs_bucket=target != "slurm")
     tpu = (
         slices.parse(_TPU_TYPE.value, "tpu_type")
@@ -117,7 +132,8 @@ def main(argv: list[str]) -> int:
     )
     if target == "gke_tpu" and (tpu is None or _WORKERS.value > 1 or _GPUS.value):
         raise UsageError("gke_tpu needs --tpu_type=..., and has neither --workers nor --gpus")
-    check_config(trainer_flags, tpu.replicas if tpu else _WORKERS.value * max(1, _GPUS.value))
+    replicas = tpu.replicas if tpu else _WORKERS.value * max(1, _GPUS.value)
+    check_trainer_flags(trainer_flags, replicas)
     training = clusters.Training(
         name=_NAME.value or "",
         flags=tuple(trainer_flags),
