@@ -102,6 +102,19 @@ def test_page_of_one_run_stands_alone_and_has_its_scores_and_samples(tmp_path):
     assert "Where it looks" not in text
 
 
+def test_the_average_of_checkpoints_is_among_the_scores(tmp_path):
+    run = make_run(tmp_path / "model")
+    assert records.read_run(str(run), "model").average is None
+    (run / "averaged").mkdir()
+    for step, bleu in ((30, 1.5), (40, 33.33)):
+        manifest = {"step": step, "metrics": {"bleu": bleu, "loss": 2.5}}
+        (run / "averaged" / f"ckpt-{step}.json").write_text(json.dumps(manifest))
+    found = records.read_run(str(run), "model")
+    assert found.average == {"step": 40, "bleu": 33.33, "loss": 2.5}
+    row = "<td>valid, average of checkpoints</td><td>40</td><td>33.33</td>"
+    assert row in page.render([found])
+
+
 def test_text_of_another_dataset_is_not_shown(tmp_path):
     """The dataset was made again, in the same directory; the outputs are shown alone."""
     run = make_run(tmp_path / "model")

@@ -119,7 +119,11 @@ def _task(run: RunRecord) -> str:
 def _scores(runs: Sequence[RunRecord]) -> str:
     rows, signatures = [], set()
     for run in runs:
-        for split, line in (("valid, best", run.best()), ("test", run.last("test"))):
+        for split, line in (
+            ("valid, best checkpoint", run.best()),
+            ("valid, average of checkpoints", run.average),
+            ("test", run.last("test")),
+        ):
             if line:
                 rows.append((run.name, split, line))
                 if "signature" in line:

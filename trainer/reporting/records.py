@@ -35,6 +35,8 @@ class RunRecord:
         sources: the text that went in, one a line of the outputs; None if it is not there.
         references: the text that should have come out; None if it is not there.
         attention: name of a picture of attention weights -> PNG; of the last evaluation.
+        average: the newest average of checkpoints, its last step and its metrics of validation like
+            a line of metrics.jsonl; None if there is none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class RunRecord:
     sources: list[str] | None
     references: list[str] | None
     attention: dict[str, bytes]
+    average: dict[str, Any] | None
 
     def settings(self) -> dict[str, Any]:
         """Return the configuration, flat: "group.field" -> value."""
@@ -109,8 +112,10 @@ def read_run(directory: str, name: str) -> RunRecord:
         )
     outputs = _outputs(directory)
     sources, references = _raw_text(facts)
-    attention = _attention(directory)
-    return RunRecord(name, directory, facts, lines, outputs, sources, references, attention)
+    attention, average = _attention(directory), _average(directory)
+    return RunRecord(
+        name, directory, facts, lines, outputs, sources, references, attention, average
+    )
 
 
 def names_of(directories: Sequence[str]) -> list[str]:
@@ -193,6 +198,17 @@ def _attention(model_dir: str) -> dict[str, bytes]:
         if name in _names(folder):
             found[name] = files.read_bytes(os.path.join(folder, name))
     return found
+
+
+def _average(model_dir: str) -> dict[str, Any] | None:
+    folder = os.path.join(model_dir, "averaged")
+    matches = (re.fullmatch(r"ckpt-(\d+)\.json", name) for name in _names(folder))
+    steps = [int(match[1]) for match in matches if match]
+    if not steps:
+        return None
+    where = os.path.join(folder, f"ckpt-{max(steps)}.json")
+    found = _json(_text(where) or "", where)
+    return {"step": max(steps), **found["metrics"]}
 
 
 def _raw_text(facts: Mapping[str, Any]) -> tuple[list[str] | None, list[str] | None]:
