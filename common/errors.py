@@ -74,8 +74,11 @@ def run_app(
         from common import files  # which imports this module
 
         text = console.error_text(error)
-        if isinstance(error, MemoryError) or "OOM when allocating" in text:
-            _fail(f"out of memory: {text}; lower the sizes that flags and configuration ask for")
+        too_much = re.search("(OOM when allocating|[Oo]ut of memory).*", text)
+        if too_much or isinstance(error, MemoryError):
+            # TensorFlow adds where it was, and hints for programmers.
+            reason = re.split(r" by allocator| \[\[", too_much[0] if too_much else text)[0]
+            _fail(f"out of memory: {reason}; lower the sizes that flags and configuration ask for")
         if "tensorflow" in sys.modules and isinstance(error, files.passing_errors()):
             sys.exit(f"error: {text}; start again")
         if "tensorflow" in sys.modules and files.is_refusal(error):

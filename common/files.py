@@ -41,13 +41,14 @@ def storage_errors(problem: str, cure: str = "") -> Iterator[None]:
     Raises:
         UsageError: with the problem, the reason and the cure.
     """
-    from tensorflow import errors
-
     try:
         yield
-    except passing_errors():
-        raise
-    except (OSError, errors.OpError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError):
+            from tensorflow import errors  # only now: a command without TensorFlow reads files too
+
+            if isinstance(error, passing_errors()) or not isinstance(error, errors.OpError):
+                raise
         reason = getattr(error, "strerror", None) or error_text(error)
         raise UsageError(f"{problem}: {reason}{'; ' if cure else ''}{cure}") from error
 

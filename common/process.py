@@ -12,7 +12,7 @@ NO_GRPC_PROXY = "no_grpc_proxy"
 
 
 def prepare() -> None:
-    """Keep the standard descriptors, silence TensorFlow, choose Keras' backend, and so on."""
+    """Prepare for TensorFlow: descriptors, its notices, Keras' backend, the proxy of local gRPC."""
     keep_descriptors()
     drop_notices()
     os.environ["KERAS_BACKEND"] = "tensorflow"

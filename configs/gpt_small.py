@@ -6,9 +6,9 @@
     python -m trainer.main --strategy=tpu --precision=mixed_bfloat16 \\
         --config=configs/gpt_small.py
 
-It is for accelerators, and has not been trained to the end by us: no time and no score to expect.
-A batch has half a million tokens, as GPT-3's smallest model had (Brown et
-al. 2020, table 2.1), in micro-batches: raise or lower `train.micro_batches` with the memory.
+It is for accelerators. We have not trained it to the end, so there is no time and no score to
+expect. A batch has half a million tokens, as GPT-3's smallest model had (Brown et al. 2020, table
+2.1), in micro-batches: raise or lower `train.micro_batches` with the memory.
 """
 
 from configs.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig

@@ -302,7 +302,7 @@ _CHOICES = {
 _DECAYING = ("adamw", "lion", "muon")
 # Those that look at one number of a weight at a time, not at whole matrices.
 _SHARDABLE = ("adam", "adamw", "lion")
-_BELOW_ONE = 1 - 2**-25  # in float32 it is 1
+_BELOW_ONE = 1 - 2**-25  # from here on, float32 has 1
 _MAY_BE_ZERO = {
     "model.kv_heads",
     "model.attention_window",
@@ -352,7 +352,7 @@ def _check_field(name: str, value: Any) -> str | None:
         "optimizer.beta_2",
         "optimizer.ema_decay",
     ):
-        return None if 0 <= value < _BELOW_ONE else "at least 0 and less than 1"
+        return None if 0 <= value < _BELOW_ONE else "at least 0 and, in float32, less than 1"
     if isinstance(value, tuple):
         rising = all(a < b for a, b in zip((0, *value), value, strict=False))
         return None if value and rising else "rising positive numbers"

@@ -8,10 +8,10 @@
         --config=configs/wmt14_en_de.py
     python -m trainer.evaluate --model_dir=models/wmt14_en_de --split=test
 
-The training text is Europarl v7, Common Crawl and News Commentary v9, 4.5 million pairs. It is for
-eight GPUs or a TPU slice, and has not been trained by us. The paper took 12 hours on eight P100
-GPUs and reports 27.3 BLEU of tokenized text with split compounds, a measure that gives more than
-sacreBLEU's (Post 2018, A Call for Clarity in Reporting BLEU Scores).
+The training text is Europarl v7, Common Crawl and News Commentary v9, 4.5 million pairs. The
+configuration is for eight GPUs or a TPU slice; we have not trained it. The paper took 12 hours on
+eight P100 GPUs and reports 27.3 BLEU of tokenized text with split compounds, a measure that gives
+more than sacreBLEU's (Post 2018, A Call for Clarity in Reporting BLEU Scores).
 """
 
 from configs import transformer_base

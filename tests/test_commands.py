@@ -150,6 +150,9 @@ def test_evaluate_prints_one_json_line(data_dir, model_dir, tmp_path):
     of_files = json.loads(output)
     for name in ("bleu", "chrf", "ter", "signature", "sentences", "cut_translations", "step"):
         assert of_files[name] == result[name]
+    (tmp_path / "target").write_text("\ufeff" + (tmp_path / "target").read_text("utf-8"), "utf-8")
+    code, output, err = run_command("trainer.evaluate", f"--model_dir={model_dir}", *files)
+    assert code == 0 and json.loads(output) == of_files
     (tmp_path / "target").write_text("one line\n")
     code, output, err = run_command("trainer.evaluate", f"--model_dir={model_dir}", *files)
     assert code == 2 and output == ""
@@ -165,6 +168,12 @@ def test_evaluate_prints_one_json_line(data_dir, model_dir, tmp_path):
     [
         ("trainer.translate", "--checkpoint=", "--checkpoint= is empty; give best"),
         ("trainer.translate", "--temperature=nan", "--temperature=nan: give a finite number"),
+        ("trainer.translate", "--seed=3", "--seed does nothing without --samples; add that, or"),
+        ("trainer.translate", "--samples=3 --beam_size=2", "--beam_size does nothing beside --sam"),
+        ("trainer.translate", "--diversity=1", "--diversity does nothing without --diverse_groups"),
+        ("trainer.translate", "--json --n_best=9", "add --beam_size=9"),
+        ("trainer.generate", "--length=9", "for translation, and this command needs one for langu"),
+        ("trainer.evaluate", "--model_dir=", " is not a model directory"),
         pytest.param("trainer.serve", "--host=a..b", "--host=a..b", marks=pytest.mark.export),
         pytest.param(
             "trainer.serve", "--max_queue=9", "has no room for a", marks=pytest.mark.export
@@ -172,7 +181,7 @@ def test_evaluate_prints_one_json_line(data_dir, model_dir, tmp_path):
     ],
 )
 def test_flags_that_cannot_work(model_dir, module, flag, message):
-    code, output, err = run_command(module, f"--model_dir={model_dir}", flag)
+    code, output, err = run_command(module, f"--model_dir={model_dir}", *flag.split())
     assert (code, output) == (2, "")
     _assert_one_error_line(err, message)
 
@@ -298,6 +307,7 @@ def _assert_one_error_line(stderr: str, *words: str) -> None:
         (["--config=configs/absent.py"], ["configs/absent.py", "no such file"]),
         (["--strategy=warp"], ["--strategy=warp", "mirrored"]),
         (["--data_dir=nowhere"], ["nowhere", "data_pipeline.main"]),
+        (["--data_dir="], ["--data_dir= is empty; name a path, or leave the flag out"]),
         (["--no_such_flag"], ["no_such_flag"]),
     ],
 )

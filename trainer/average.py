@@ -3,8 +3,9 @@
     python -m trainer.average --model_dir=MODEL --last=5
     python -m trainer.average --model_dir=MODEL --best=3 --ema_decay=0.8
 
-The average is written to MODEL/averaged and scored on the validation split. Where it is better
-than every checkpoint, it is the model that evaluate, translate and export take from then on.
+The average is written to MODEL/averaged and scored on the validation split. It replaces an average
+of the same newest checkpoint that is there already, unless that is at least as good. Where it is
+better than every checkpoint, it is the model that evaluate, translate and export take from then on.
 """
 
 import json

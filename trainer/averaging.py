@@ -46,9 +46,10 @@ def average(
     made = Checkpoint("", step, time.time(), {}, numbers, False, facts)
     better = averages.as_good(model_dir, made, metric, loaded.task.BEST[metric])
     if better and better.metrics != numbers:
+        found = f"{numbers[metric]:.4g}" if metric in numbers else "no finite number"
         warn(
-            f"{better.path} has {metric} {better.metrics[metric]:.4g} and stays; this average has "
-            f"{numbers[metric]:.4g} and is not saved"
+            f"{better.path} has {metric} {better.metrics[metric]:.4g} and stays, because it is no "
+            f"worse: this average has {found} and is not saved"
         )
         return made
     return better or averages.save_average(loaded.model, model_dir, step, numbers, facts)

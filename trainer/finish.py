@@ -1,5 +1,6 @@
 """The end of a run: the scores of the test split, samples, and where to look next."""
 
+import math
 import os
 import shlex
 import sys
@@ -91,8 +92,11 @@ def _test(
 
 def _scores(task: Task, best: Checkpoint, model_dir: str) -> str:
     """Return the evaluation of a checkpoint, or of an average of some, in a few words."""
-    found = best.metrics
-    scores = (f"{name} {score_text(name, found[name])}" for name in task.SCORES if name in found)
+    # A manifest holds only what is finite.
+    found = {**dict.fromkeys(task.BEST, math.nan), **best.metrics}
+    scores = (
+        f"{name} {score_text(name, found[name])}" for name in task.SCORES if name in best.metrics
+    )
     is_average = os.path.dirname(best.path) == os.path.join(model_dir, saver.AVERAGED)
     kind = "average up to step" if is_average else "step"
     parts = (task.summary(found), *scores, f"(validation, {kind} {best.step:,})")

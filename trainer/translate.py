@@ -112,10 +112,11 @@ def _check_flags() -> None:
         raise UsageError("--interactive is for a terminal, without --input and --output")
     if not _CHECKPOINT.value:
         raise UsageError("--checkpoint= is empty; give best, latest, or a checkpoint's path")
-    place, useless = ("beside", _OF_SEARCHING) if _SAMPLES.value else ("without", _OF_SAMPLING)
-    for name in useless:
+    for name in _OF_SEARCHING if _SAMPLES.value else _OF_SAMPLING:
+        if flags.FLAGS[name].present and _SAMPLES.value:
+            raise UsageError(f"--{name} does nothing beside --samples; leave one of them out")
         if flags.FLAGS[name].present:
-            raise UsageError(f"--{name} does nothing {place} --samples; leave one of them out")
+            raise UsageError(f"--{name} does nothing without --samples; add that, or leave it out")
     if flags.FLAGS["diversity"].present and _GROUPS.value == 1:
         raise UsageError("--diversity does nothing without --diverse_groups; add it")
 
@@ -222,9 +223,8 @@ class _Model:
         value["score"] = scores[0]["score"]
         value["log_probability"] = scores[0]["log_probability"]
         if _N_BEST.value > 1:
-            distinct: dict[
-                str, dict[str, Any]
-            ] = {}  # groups, and other segmentations, find a text again
+            # Groups, and other segmentations, find the same text again.
+            distinct: dict[str, dict[str, Any]] = {}
             for found in scores:
                 distinct.setdefault(found["translation"], found)
             value["alternatives"] = list(distinct.values())[: _N_BEST.value]

@@ -122,6 +122,30 @@ def test_an_argument_that_is_no_text(tmp_path):
     assert done.stderr.startswith(message)
 
 
+_TOO_MUCH = """
+import tensorflow as tf
+def product(a):
+    return tf.matmul(a, a, transpose_a=True)
+tf.function(product, jit_compile={})(tf.ones([1, 20_000_000]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("bytearray(1 << 60)", "error: out of memory: MemoryError; lower the sizes"),
+        (_TOO_MUCH.format(False), "error: out of memory: OOM when allocating tensor with shape[20"),
+        (_TOO_MUCH.format(True), "error: out of memory: Out of memory while trying to allocate"),
+        ("raise flags.Error('Flag --a must have a value other than None.')", "error: give --a=..."),
+    ],
+)
+def test_errors_that_become_one_line(tmp_path, body, message):
+    done = _run(tmp_path, f"from absl import flags\n{body}")
+    assert done.returncode == 2 and done.stdout == b""
+    assert done.stderr.decode().splitlines()[-1].startswith(message)
+    assert b"Traceback" not in done.stderr and b"Hint" not in done.stderr
+
+
 def test_warn(capsys):
     warn("two\n lines")
     assert capsys.readouterr().err == "warning: two lines\n"

@@ -47,6 +47,9 @@ _FREE = {
 _OUTSIDE = ("decode.", "prepare.")
 
 
+_COMMANDS = {"translation": "translate", "language_model": "generate", "classification": "classify"}
+
+
 @dataclasses.dataclass
 class RunFacts:
     """What config.json holds.
@@ -287,10 +290,10 @@ def load(model_dir: str, which: str, task_name: str = "") -> LoadedModel:
     """
     facts = read_facts(model_dir)
     if task_name and facts.config.task != task_name:
+        fitting = _COMMANDS.get(facts.config.task)
         raise UsageError(
-            f"{model_dir} holds a model for {facts.config.task}, and this needs one for "
-            f"{task_name}; trainer.translate, trainer.generate and trainer.classify are for one "
-            "task each"
+            f"{model_dir} holds a model for {facts.config.task}, and this command needs one for "
+            f"{task_name}{f'; take trainer.{fitting}' if fitting else ''}"
         )
     loaded = {
         info: _load_tokenizer(model_dir, facts, info) for info in set(facts.tokenizers.values())

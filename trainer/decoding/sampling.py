@@ -88,11 +88,12 @@ def draw_tokens(log_p: tf.Tensor, uniform: tf.Tensor, options: SamplingOptions) 
     """
     probabilities = token_probabilities(log_p, options)  # [R, V]
     ends_at = tf.cumsum(probabilities, axis=1)  # [R, V]
-    place = tf.reduce_sum(tf.cast(ends_at <= uniform[:, tf.newaxis], tf.int32), axis=1)  # [R]
+    # XLA sums in parallel, and then rounding lets the sum rise even where a probability is 0.
+    numbers, possible = tf.range(tf.shape(log_p)[1]), probabilities > 0
     # Rounding may leave the sum below the number drawn: then the last token is drawn.
-    numbers = tf.range(tf.shape(log_p)[1])
-    last = tf.reduce_max(tf.where(probabilities > 0, numbers, 0), axis=1)  # [R]
-    return tf.minimum(place, last)
+    last = tf.reduce_max(tf.where(possible, numbers, 0), axis=1, keepdims=True)  # [R, 1]
+    reached = possible & (ends_at > uniform[:, tf.newaxis])  # [R, V]
+    return tf.reduce_min(tf.where(reached, numbers, last), axis=1)
 
 
 class Sampler:

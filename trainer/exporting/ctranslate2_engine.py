@@ -67,7 +67,7 @@ def find_export(directory: str) -> str | None:
 def supported(options: SearchOptions) -> tuple[SearchOptions, list[str]]:
     """Return the options without those that CTranslate2 lacks or counts in another way.
 
-    It shares the probability of a token that is not allowed among the others. For the special
+    It distributes the probability of a token that is not allowed over the others. For the special
     tokens that is next to nothing; for an n-gram rule or a minimal length it is not.
 
     Returns:
@@ -179,7 +179,6 @@ class Engine:
             num_hypotheses=beam_size if gnmt else 1,
             length_penalty=1.0 if gnmt else options.length_penalty,
             min_decoding_length=min(options.min_length, limit),
-            no_repeat_ngram_size=options.no_repeat_ngram,
             max_decoding_length=limit,
             max_batch_size=64,
             return_scores=True,

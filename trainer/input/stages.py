@@ -17,7 +17,7 @@ from trainer.input import load
 from trainer.input.distribution import endless
 from trainer.input.protocol import TrainingData
 
-_DIGITS = 19  # of a step that is no step: it takes more than 64 bits
+_DIGITS = 19  # a number of so many may not fit into 64 bits; no step has them
 
 
 @dataclass(frozen=True)

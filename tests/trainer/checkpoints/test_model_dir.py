@@ -255,7 +255,7 @@ def weights(model) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("which", ["directory", "checkpoint"])
-def test_init_weights(tmp_path, facts, manifest, which):
+def test_weights_of_another_run(tmp_path, facts, manifest, which):
     """The moving average, where there is one; what is not the model's shape may differ.
 
     Any character may stand in the path, but for those that TensorFlow takes for a pattern.
@@ -274,7 +274,7 @@ def test_init_weights(tmp_path, facts, manifest, which):
         np.testing.assert_array_equal(one, other.numpy())
 
 
-def test_init_weights_of_another_model(trained, facts):
+def test_weights_of_another_model(trained, facts):
     """One line with the difference."""
     directory, _ = trained
     tokenizer = dataclasses.replace(facts.tokenizers["source"], sha256="ab" * 32)
@@ -294,7 +294,7 @@ def test_init_weights_of_another_model(trained, facts):
 
 
 @pytest.mark.parametrize("source", ["nowhere", "nowhere/ckpt-3"])
-def test_init_weights_of_nothing(tmp_path, facts, source):
+def test_weights_of_nothing(tmp_path, facts, source):
     message = f"--init_from={source}: no checkpoint '{source}'.* give a model directory or a path"
     with pytest.raises(UsageError, match=message):
         model_dir.find_weights(source, facts)

@@ -145,6 +145,13 @@ def test_the_last_checkpoint_fails(start, tmp_path, monkeypatch):
     assert run.checkpoints.step == 6
 
 
+@pytest.mark.parametrize("source", ["gone", "best"])
+def test_init_from_nothing_leaves_no_directory(start, tmp_path, source):
+    with pytest.raises(UsageError, match=f"--init_from={source}: no checkpoint '{source}'"):
+        start(tmp_path / "new", init_from=source)
+    assert not (tmp_path / "new").exists()
+
+
 def test_init_from(start, tmp_path, capsys):
     """The weights, and nothing else: step 0, fresh slots, an average that begins with them."""
     before = start(tmp_path / "before", ema_decay=0.5)

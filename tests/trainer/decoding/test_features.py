@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from trainer.decoding.constraints import repeated_ngrams, token_mask
 from trainer.decoding.forced import ForcedDecoder
-from trainer.decoding.options import SamplingOptions, SearchOptions
+from trainer.decoding.options import NEVER, SamplingOptions, SearchOptions
 from trainer.decoding.risk import expected_chrf, least_risk
 from trainer.decoding.sampling import draw_tokens, token_probabilities
 from trainer.decoding.scoring import Translated
@@ -257,6 +257,8 @@ def test_alignment_of_words():
     # y and z look 0.1 + 0.2 + 0.6 at the first word and 0.7 + 0.4 at the second.
     assert word_alignment(attention, source, target) == [(0, 0), (1, 1)]
     assert word_alignment(attention, source, []) == []
+    of_bytes = ["<0x61>", "<0x63>", "<0x20>"], ["<0x78>", "<0x20>", "<0x79>"]
+    assert word_alignment(attention, *of_bytes) == [(0, 0), (1, 1)]
 
 
 def test_samples_have_the_model_s_frequencies():
@@ -341,6 +343,32 @@ def test_rounding_swaps_no_tokens(options):
         for one in (shares, other)
     ]
     assert drawn[0].numpy().tolist() == drawn[1].numpy().tolist() == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 50}, {"top_p": 0.9}])
+def test_what_is_impossible_is_never_drawn(options):
+    """XLA's sum over the vocabulary rises by rounding where a probability is 0."""
+    rng = np.random.default_rng(0)
+    log_p = rng.normal(0.0, 2.0, [8, 32_000]).astype(np.float32)
+    log_p[:, rng.random(32_000) < 0.5] = NEVER
+    log_p = tf.nn.log_softmax(log_p)
+    chosen = SamplingOptions(**options)
+
+    @tf.function(jit_compile=True)
+    def compiled(uniform):
+        probabilities = token_probabilities(log_p, chosen)
+        return probabilities, tf.cumsum(probabilities, axis=1), draw_tokens(log_p, uniform, chosen)
+
+    possible, sums, _ = (part.numpy() for part in compiled(tf.zeros([8])))
+    rises = (np.diff(sums, axis=1) > 0) & (possible[:, 1:] == 0)
+    assert rises.any()
+    for _ in range(20):
+        rows, places = np.nonzero(rises)
+        uniform = rng.random(8).astype(np.float32)
+        for row in set(rows):
+            uniform[row] = sums[row, rng.choice(places[rows == row])]
+        drawn = compiled(tf.constant(uniform))[2].numpy()
+        assert (possible[np.arange(8), drawn] > 0).all()
 
 
 def test_minimum_bayes_risk():

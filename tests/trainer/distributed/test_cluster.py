@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,6 +186,19 @@ def test_one_process_is_the_identity_and_traces_nothing():
     assert cluster.same_everywhere(strategy, "text")
     cluster.barrier(strategy)
     assert cluster._sum_function(strategy).experimental_get_tracing_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("addresses", "hosts"),
+    [(["a:1", "a:2"], 1), (["a:1", "b:1"], 2), (["[::1]:1", "[::1]:2", "[::2]:1"], 2)],
+)
+def test_machines_are_counted_by_their_names(monkeypatch, addresses, hosts):
+    spec = SimpleNamespace(as_dict=lambda: {"worker": addresses})
+    strategy = SimpleNamespace(cluster_resolver=SimpleNamespace(cluster_spec=lambda: spec))
+    monkeypatch.setattr(cluster, "worker_of", lambda _: Worker(0, len(addresses)))
+    assert cluster.hosts_of(strategy) == hosts
+    monkeypatch.setattr(cluster, "worker_of", lambda _: Worker(0, 1))
+    assert cluster.hosts_of(None) == 1
 
 
 def test_a_worker_counts_once_whatever_its_replicas():

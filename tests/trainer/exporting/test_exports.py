@@ -43,7 +43,17 @@ def tokenizers(manifest):
 
 
 LENGTH = {"normalization": "length", "length_penalty": 1.0}
-GREEDY = {"beam_size": 1, "no_repeat_ngram": 2, "min_length": 3}
+GREEDY = {"beam_size": 1, "min_length": 3}
+
+
+def test_what_ctranslate2_searches_in_another_way_is_left_out():
+    from trainer.exporting import ctranslate2_engine
+
+    wanted = {"coverage_penalty": 0.2, "min_length": 5, "no_repeat_ngram": 3, "beam_size": 7}
+    options, left = ctranslate2_engine.supported(SearchOptions(**wanted))
+    assert options == SearchOptions(beam_size=7, min_length=1)
+    assert left == ["coverage_penalty=0.2", "min_length=5", "no_repeat_ngram=3"]
+    assert ctranslate2_engine.supported(options) == (options, [])
 
 
 @pytest.mark.parametrize(
@@ -117,17 +127,19 @@ def test_the_command_translates_with_an_export(make_model, tokenizers, tmp_path)
         "finally:\n"
         "    print('tensorflow' in sys.modules, file=sys.stderr)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *flags],
-        input="".join(f"{line}\n" for line in LINES),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert done.returncode == 0 and done.stderr.endswith("False\n"), done.stderr
-    assert done.stdout.split("\n") == [*(one.text for one in found), ""]
-    (tmp_path / "in.txt").write_text("".join(f"{line}\n" for line in LINES), "utf-8")
-    flags += [f"--input={tmp_path / 'in.txt'}"]
+    text = "".join(f"{line}\n" for line in LINES)
+    (tmp_path / "in.txt").write_text(text, "utf-8")
+    for file in ([], [f"--input={tmp_path / 'in.txt'}"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *flags, *file],
+            input=None if file else text,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=300,
+        )
+        assert done.returncode == 0 and done.stderr.endswith("False\n"), done.stderr
+        assert done.stdout.split("\n") == [*(one.text for one in found), ""]
+    flags += file
     code, out, err = run_command("trainer.translate", *flags, "--json", "--alignments")
     assert code == 0, err
     for line, value, one in zip(LINES, out.split("\n")[:-1], found, strict=True):
