@@ -150,7 +150,7 @@ def test_the_command_translates_with_an_export(make_model, tokenizers, tmp_path)
         words = sum(piece.startswith("\u2581") for piece in one.pieces[0])
         assert all(source < words for source, _ in value["alignment"])
         assert bool(value["alignment"]) == bool(one.pieces[1])
-    code, _, err = run_command("trainer.translate", *flags, "--samples=4")
+    code, _, err = run_command("trainer.translate", flags[0], "--samples=4")
     assert code == 2
     assert err.splitlines()[-1].startswith("error: --samples is for a model directory; ")
 
