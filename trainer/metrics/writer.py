@@ -222,11 +222,10 @@ class MetricsWriter:
             scores: metrics of evaluations, to sort the runs by.
             rates: metrics of training, per second.
         """
-        page = boards.first_page([*scores, *rates])
-        table = boards.table_of_runs(self._model_dir, settings, scores)
 
         def enter() -> None:
-            for summary in (page, *table):
+            page = boards.first_page([*scores, *rates])
+            for summary in (page, *boards.table_of_runs(self._model_dir, settings, scores)):
                 tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=step)
 
         self.show("valid", step, enter)
