@@ -183,16 +183,18 @@ class Loop:
                 run.checkpoints.save(result, extra=extra)
 
     def _roll_back(self, error: BadStepsError) -> None:
-        """Go back to the last checkpoint, if `train.bad_steps` says so.
+        """Go back to the last regular checkpoint, if `train.bad_steps` says so.
+
+        Which batches are left out depends neither on stops nor on the length of stretches.
 
         Raises:
             UsageError: the run ends, because of its policy or because rolling back did not help.
         """
-        run, bad = self._run, error.steps[-1]
+        run, bad = self._run, error.steps[0]
         bad_steps.check_policy(self._config.bad_steps, error)
         run.checkpoints.wait()
         with run.strategy.scope():
-            step = run.checkpoints.restore(run.strategy)
+            step = run.checkpoints.restore(run.strategy, regular=True)
         if step is None:
             raise UsageError(f"bad numbers in {bad}, and no checkpoint to go back to") from error
         self._rollbacks.append(step)

@@ -186,6 +186,32 @@ def test_rollback(start, tmp_path, two_replicas):
     assert loop.train(again) == 0 and again.data_offset == 4
 
 
+def test_rollbacks_do_not_depend_on_stops_or_stretches(start, tmp_path, monkeypatch):
+    """Nor does the checkpoint of a stop count, between the regular one and two bad steps."""
+    options = {"bad_steps": "rollback", "checkpoint_every": 4, "steps": 12}
+    whole = start(tmp_path / "whole", [6, 7], **options)
+    assert loop.train(whole) == 0
+    stop = StopRequest()
+    run = start(tmp_path / "run", [6, 7], stop=stop, steps_per_loop=1, **options)
+    train = run.steps.train
+
+    def stop_at_5(iterator, steps):
+        if int(run.optimizer.iterations.numpy()) == 4:
+            stop.request("the test")
+        return train(iterator, steps)
+
+    stop_at_5.get_concrete_function = train.get_concrete_function
+    monkeypatch.setattr(run.steps, "train", stop_at_5)
+    assert loop.train(run) == 42
+    made = read_manifests(str(tmp_path / "run" / "checkpoints"))
+    assert [(one.step, one.extra) for one in made] == [(0, False), (4, False), (5, True)]
+    run = start(tmp_path / "run", [6, 7], steps_per_loop=1, **options)
+    assert loop.train(run) == 0
+    # After step 4 batches 4, 5 and 6 are left out, and then 7.
+    assert run.data_offset == whole.data_offset == 4
+    _assert_same(_values(run), _values(whole))
+
+
 def test_rollback_at_the_start(start, tmp_path):
     run = start(tmp_path, [0, 1], bad_steps="rollback")
     assert loop.train(run) == 0

@@ -146,7 +146,9 @@ class Checkpoints:
     def step(self) -> int:
         return int(self._optimizer.iterations.numpy())
 
-    def restore(self, strategy: tf.distribute.Strategy | None = None) -> int | None:
+    def restore(
+        self, strategy: tf.distribute.Strategy | None = None, *, regular: bool = False
+    ) -> int | None:
         """Go back to the newest intact checkpoint.
 
         Newer ones that are damaged cause a warning and are renamed to *.damaged. The chief decides,
@@ -154,6 +156,8 @@ class Checkpoints:
 
         Args:
             strategy: of this process; None if it is the only one.
+            regular: pass over those that only a stop made, so that a rollback ends where that of
+                a run without stops does.
 
         Returns:
             The step of the checkpoint, or None if there is no checkpoint.
@@ -165,7 +169,7 @@ class Checkpoints:
         step, refused = _NOTHING, None
         if cluster.worker_of(strategy).is_chief:
             try:
-                step = self._choose()
+                step = self._choose(regular)
             except UsageError as error:
                 step, refused = _REFUSED, error
         step = int(cluster.from_chief(strategy, [step])[0])
@@ -180,7 +184,7 @@ class Checkpoints:
         self._saved = step, bool(files.read_manifest(self._directory, step).metrics)
         return step
 
-    def _choose(self) -> int:
+    def _choose(self, regular: bool) -> int:
         found = files.steps(self._directory)
         if not found:
             files.check_remains(self._directory)
@@ -189,10 +193,12 @@ class Checkpoints:
             warn(f"checkpoint {path} has no manifest: it was not finished; not used")
         if not found:
             return _NOTHING
-        checkpoint, damaged = files.first_intact(self._directory, found[::-1])
+        extra = {one.step for one in files.read_manifests(self._directory) if one.extra}
+        order = [step for step in found if not (regular and step in extra)] or found
+        checkpoint, damaged = files.first_intact(self._directory, order[::-1])
         if checkpoint is None:
             raise UsageError(
-                f"all checkpoints in {self._directory} are damaged ({damaged[found[-1]]}); bring "
+                f"all checkpoints in {self._directory} are damaged ({damaged[order[-1]]}); bring "
                 "back a copy of an intact one, or delete the directory to start anew"
             )
         _check_facts(checkpoint, self._facts, ("model", "run"))
