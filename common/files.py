@@ -161,12 +161,12 @@ def check_output(path: str) -> None:
     """Check early that `write_output` can write the file that --output names.
 
     Raises:
-        UsageError: when `path` is a directory, or its parent directory cannot be written to.
+        UsageError: when `path` is empty or a directory, or nothing can be written beside it.
     """
     from tensorflow.io import gfile
 
-    if gfile.isdir(path):
-        raise UsageError(f"--output={path} is a directory; name a file")
+    if not path or gfile.isdir(path):
+        raise UsageError(f"--output={path} is {'a directory' if path else 'empty'}; name a file")
     if "://" in path or (os.path.exists(path) and not os.path.isfile(path)):  # a device or a pipe
         return
     directory = os.path.dirname(path) or "."

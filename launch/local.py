@@ -17,6 +17,7 @@ usage; 42 stopped on request: start me again; 128 plus its number for a second s
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import socket
@@ -163,6 +164,12 @@ def make_commands(
 def main(argv: list[str]) -> int:
     """Run the workers; return the exit code."""
     count = _WORKERS.value
+    try:
+        found = importlib.util.find_spec(_MODULE.value)
+    except (ImportError, ValueError):  # of a package that is none, or of an empty name
+        found = None
+    if found is None:
+        raise UsageError(f"--module={_MODULE.value}: there is no such Python module")
     worker_argv = [sys.executable, "-m", _MODULE.value, *with_strategy(argv[1:])]
     shares = share_cores(count, _PIN_CORES.value)
 

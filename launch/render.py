@@ -105,13 +105,19 @@ def check_flags(trainer_flags: list[str], needs_bucket: bool) -> None:
         if name not in values:
             raise UsageError(f"after --: --{name}=... is missing; all machines have to share it")
     for name in filter(values.__contains__, ("data_dir", "model_dir", "init_from")):
-        if needs_bucket and not values[name].startswith(("gs://", f"{clusters.MOUNT}/")):
-            raise UsageError(
-                f"--{name}={values[name]}: the machines do not have it; use gs://BUCKET/... or, on "
-                f"Kubernetes, --claim=NAME and {clusters.MOUNT}/..."
-            )
-        if values[name].startswith(f"{clusters.MOUNT}/") and needs_bucket and not _CLAIM.value:
-            raise UsageError(f"--{name}={values[name]} needs --claim=NAME, the volume to mount")
+        if needs_bucket:
+            check_place(name, values[name])
+
+
+def check_place(name: str, path: str) -> None:
+    """Raise `UsageError` if machines that share no file system lack the path of this flag."""
+    if not path.startswith(("gs://", f"{clusters.MOUNT}/")):
+        raise UsageError(
+            f"--{name}={path}: the machines do not have it; use gs://BUCKET/... or, on Kubernetes, "
+            f"--claim=NAME and {clusters.MOUNT}/..."
+        )
+    if path.startswith(f"{clusters.MOUNT}/") and not _CLAIM.value:
+        raise UsageError(f"--{name}={path} needs --claim=NAME, the volume to mount")
 
 
 def main(argv: list[str]) -> int:
@@ -133,7 +139,12 @@ def main(argv: list[str]) -> int:
     if target == "gke_tpu" and (tpu is None or _WORKERS.value > 1 or _GPUS.value):
         raise UsageError("gke_tpu needs --tpu_type=..., and has neither --workers nor --gpus")
     replicas = tpu.replicas if tpu else _WORKERS.value * max(1, _GPUS.value)
-    check_trainer_flags(trainer_flags, replicas)
+    config = check_trainer_flags(trainer_flags, replicas)
+    for stage in filter(None, config.data.stages.split(",") if target != "slurm" else ()):
+        check_place("config.data.stages", stage)
+    for option in _SBATCH.value:
+        if not option.startswith("-"):
+            raise UsageError(f"--sbatch={option}: an option of sbatch begins with a hyphen")
     training = clusters.Training(
         name=_NAME.value or "",
         flags=tuple(trainer_flags),

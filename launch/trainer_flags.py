@@ -8,15 +8,19 @@ from absl import flags
 
 from common.errors import EXIT_USAGE, UsageError
 from configs import flags as config_flags
+from configs.schema import Config
 from trainer.input.batch_size import batch_rows
 
 
-def check_trainer_flags(trainer_flags: list[str], replicas: int) -> None:
+def check_trainer_flags(trainer_flags: list[str], replicas: int) -> Config:
     """Check flags as the trainer does when it starts, and its configuration.
 
     Args:
         trainer_flags: of trainer.main.
         replicas: that share a batch.
+
+    Returns:
+        The configuration that they make.
 
     Raises:
         UsageError: there is no such flag, a value is not valid, or the batch is not divisible among
@@ -32,3 +36,4 @@ def check_trainer_flags(trainer_flags: list[str], replicas: int) -> None:
     # Any other code: the trainer does not run here, where TensorFlow may not be installed.
     if done.returncode == EXIT_USAGE:
         raise UsageError(f"trainer.main says: {done.stderr.strip().removeprefix('error: ')}")
+    return config

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import tensorflow as tf
 from data_pipeline.dataset.examples import read_raw_text
 from data_pipeline.dataset.manifest import load_manifest
 from tests.commands import run_command
+from trainer.checkpoints.files import read_manifests
 from trainer.checkpoints.saver import find
 
 _ROOT = Path(__file__).parent.parent
@@ -161,6 +163,19 @@ def test_evaluate_prints_one_json_line(data_dir, model_dir, tmp_path):
     code, output, err = run_command("trainer.evaluate", f"--model_dir={model_dir}", *compared)
     assert code == 2 and output == "" and not (tmp_path / "out.txt").exists()
     _assert_one_error_line(err, "--compare_with", "1 lines for 20 sentences")
+
+
+def test_evaluate_scores_every_checkpoint_that_is_there(model_dir, tmp_path):
+    """A damaged one, or one that a run in progress deletes meanwhile, costs a warning."""
+    copy = shutil.copytree(model_dir, tmp_path / "copy")
+    steps = [one.step for one in read_manifests(str(copy / "checkpoints"))]
+    assert len(steps) > 1
+    (copy / "checkpoints" / f"ckpt-{steps[0]}.index").unlink()
+    arguments = (f"--model_dir={copy}", "--split=test", "--checkpoint=all")
+    code, output, err = run_command("trainer.evaluate", *arguments)
+    assert code == 0, err
+    assert [json.loads(line)["step"] for line in output.splitlines()] == steps[1:]
+    assert f"step {steps[0]} is left out" in err and "index is missing" in err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from common.console import warn
+from common.errors import UsageError
 from data_pipeline.dataset.manifest import Manifest
 from trainer.checkpoints import averages, files, saver
 from trainer.checkpoints import model_dir as model_directory
@@ -62,7 +63,8 @@ def average_at_end(
 
     Returns:
         a line that says how good the average is beside the best checkpoint; None where there are
-        not enough intact checkpoints, or the average is there already.
+        not enough intact checkpoints, the average is there already, or, with a warning, it cannot
+        be written.
     """
     facts = model_directory.read_facts(model_dir)
     train = facts.config.train
@@ -79,7 +81,11 @@ def average_at_end(
     loaded = model_directory.load(model_dir, "latest")
     higher = loaded.task.BEST[metric]
     best = files.ranked(files.read_manifests(directory), metric, higher)[0]
-    averaged = average(loaded, model_dir, manifest, found, between=between)
+    try:
+        averaged = average(loaded, model_dir, manifest, found, between=between)
+    except UsageError as error:  # such as a full disk: the checkpoints can be tested all the same
+        warn(f"no average of the last checkpoints: {error}")
+        return None
     first = files.ranked([best, averaged], metric, higher)[0]
     return (
         f"average of the last {len(found)} checkpoints: {metric} {averaged.metrics[metric]:.4g} on "

@@ -223,8 +223,12 @@ def _evaluate_all(loaded: LoadedModel, evaluation: Evaluation) -> None:
         writer = tf.summary.create_noop_writer()
     rows: list[tuple[int, dict[str, Any]]] = []
     for step in files.steps(directory):
-        found = saver.find(_MODEL_DIR.value, files.prefix(directory, step))
-        saver.restore_model(loaded.model, found, loaded.facts.of_checkpoint())
+        try:
+            found = saver.find(_MODEL_DIR.value, files.prefix(directory, step))
+            saver.restore_model(loaded.model, found, loaded.facts.of_checkpoint())
+        except UsageError as error:  # a run in progress deletes old ones
+            warn(f"step {step:,} is left out: {error}")
+            continue
         metrics, _ = evaluation.score()
         print(_line(step, metrics), flush=True)
         rows.append((step, metrics))
@@ -233,6 +237,8 @@ def _evaluate_all(loaded: LoadedModel, evaluation: Evaluation) -> None:
                 if name in loaded.task.BEST:
                     tf.summary.scalar(boards.tag_of(name), value)
     writer.close()
+    if not rows:
+        raise UsageError(f"{directory} has no checkpoint that can be scored")
     names = dict.fromkeys(("loss", *loaded.task.SCORES, loaded.facts.config.train.best_metric))
     print("".join(f"{name:>15}" for name in ("step", *names)), file=sys.stderr)
     for step, metrics in rows:

@@ -79,6 +79,8 @@ class Loop:
             with run.ledger.during("compilation"):
                 run.steps.train.get_concrete_function(self._iterators[0], tf.constant(1))
             PHASES.end("tracing")
+        if self._run.profile_steps and self._run.profile_steps[0] <= self._step:
+            warn(f"no profile: the first of --profile_steps is not after step {self._step:,}")
         if self._config.bad_steps == "rollback" and self._step == 0:
             self._save(None)
         stops = run.validation.is_due(self._step) and self._evaluate_and_save(stops=False)

@@ -17,7 +17,7 @@ from common.files import check_output, write_output
 from trainer.reporting.page import render
 from trainer.reporting.records import names_of, read_run
 
-_MODEL_DIR = flags.DEFINE_string(
+_MODEL_DIR = flags.DEFINE_multi_string(
     "model_dir", None, "Model directory; more of them may follow, to compare.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
@@ -45,7 +45,7 @@ def make_report(directories: Sequence[str], output: str) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Make the report on all model directories that were given."""
-    names = make_report([_MODEL_DIR.value, *argv[1:]], _OUTPUT.value)
+    names = make_report([*_MODEL_DIR.value, *argv[1:]], _OUTPUT.value)
     print(f"report on {', '.join(names)} in {_OUTPUT.value}", flush=True)
 
 

@@ -125,8 +125,9 @@ def test_text_of_another_dataset_is_not_shown(tmp_path):
         assert records.read_run(str(run), "model").sources is None
 
 
-def test_an_evaluation_that_is_no_number_is_not_the_best(tmp_path):
-    run = make_run(tmp_path / "model", bleu=(math.nan, 31.25))
+@pytest.mark.parametrize("bad", [math.nan, None, "1"])
+def test_an_evaluation_that_is_no_number_is_not_the_best(tmp_path, bad):
+    run = make_run(tmp_path / "model", bleu=(bad, 31.25))
     assert records.read_run(str(run), "model").best()["bleu"] == 31.25
 
 
@@ -236,9 +237,15 @@ def test_bad_input_is_one_line(tmp_path):
     (run / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\nnonsense\n')
     with pytest.raises(UsageError, match=r"metrics.jsonl, line 2, is not JSON"):
         records.read_run(str(run), "x")
+    for line in ('{"step": "1", "split": "train"}', '{"step": 1, "split": null}', "[]"):
+        (run / "metrics.jsonl").write_text(f"{line}\n")
+        with pytest.raises(UsageError, match=r"metrics.jsonl, line 1, has no step and split"):
+            records.read_run(str(run), "x")
     (run / "metrics.jsonl").write_text('{"step": 1')
     with pytest.raises(UsageError, match="no metrics yet"):
         records.read_run(str(run), "x")
+    with pytest.raises(UsageError, match=r"--output= is empty"):
+        make_report([str(good)], "")
     with pytest.raises(UsageError, match=r"--output=.*: its directory does not exist"):
         make_report([str(good)], str(tmp_path / "none" / "page.html"))
     assert not list(tmp_path.glob("**/_incomplete*"))

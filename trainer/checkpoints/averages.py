@@ -4,6 +4,7 @@ It is written to MODEL_DIR/averaged, with the metrics of the validation split in
 `saver.find` takes it for the best checkpoint where these are the best.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import UsageError
+from common.files import storage_errors
 from trainer.checkpoints import files, saver
 from trainer.checkpoints.files import Checkpoint, Facts
 
@@ -108,8 +110,24 @@ def save_average(
         step: of the newest checkpoint in the average.
         metrics: of the validation split.
         facts: of the run.
+
+    Raises:
+        UsageError: it cannot be written; nothing of it stays.
     """
     directory = os.path.join(model_dir, saver.AVERAGED)
+    path = files.prefix(directory, step)
+    try:
+        with storage_errors(f"the average {path} cannot be written"):
+            return _write(model, directory, step, metrics, facts)
+    except UsageError:
+        with contextlib.suppress(OSError, tf.errors.OpError):
+            files.remove(directory, step)
+        raise
+
+
+def _write(
+    model: keras.Model, directory: str, step: int, metrics: dict[str, float], facts: Facts
+) -> Checkpoint:
     path = files.prefix(directory, step)
     tf.io.gfile.makedirs(directory)
     files.remove(directory, step)

@@ -10,8 +10,8 @@ their ports, and TensorFlow takes them over. The connections to the chief stay o
 The messages (see `trainer.distributed.wire`):
 
     worker to chief:     {"worker": 1, "addresses": [...], "facts": {...}, "token": "..."}
-    chief to workers:    {"waits": "for whom"}, {"dial": 1, "tokens": [...]}, then {"go": true}, or
-                         {"refused": "why"}, {"in_vain": "why"}
+    chief to workers:    {"waits": "for whom", "lost": 1}, {"dial": 1, "tokens": [...]}, then
+                         {"go": true}, or {"refused": "why"}, {"in_vain": "why", "lost": 1}
     worker to chief:     {"dialled": 1, "trouble": "" or "why"}
     anyone to anyone:    {"who": true}, answered by {"worker": 1, "token": "..."}
 """
@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from common import status
 from common.console import say
 from common.errors import RetryError, UsageError
 from trainer.distributed.wire import Channel, Message, dial, listen, wait_for
@@ -44,7 +45,15 @@ _TAKEOVERS = 3
 
 
 class MissingWorkersError(RetryError):
-    """Some workers have not come in time. They may if all are started again."""
+    """Some workers have not come in time. They may if all are started again.
+
+    Attributes:
+        lost: the index of the first of them.
+    """
+
+    def __init__(self, message: str, lost: int):
+        super().__init__(message)
+        self.lost = lost
 
 
 def name_of(index: int, addresses: Sequence[str]) -> str:
@@ -99,6 +108,9 @@ def meet(
     door, patience = _Door(list(addresses), index, ours), _Patience(seconds)
     try:
         return _Chief(door, patience).run() if index == 0 else _join(door, patience)
+    except MissingWorkersError as error:
+        status.report(lost_worker=error.lost, reason=f"has not come in {seconds:g} s")
+        raise
     finally:
         door.close()
 
@@ -110,13 +122,14 @@ class _Patience:
         self._seconds = seconds
         self._began = self._told = time.monotonic()
 
-    def check(self, missing: str) -> None:
-        """Raise `MissingWorkersError` if the time is over."""
+    def check(self, missing: str, lost: int) -> None:
+        """Raise `MissingWorkersError` if the time is over; `lost` is the first of the missing."""
         now = time.monotonic()
         if now > self._began + self._seconds:
             raise MissingWorkersError(
                 f"waited {self._seconds:g} s in vain for {missing}: look at its log, start it, and "
-                "check that all workers have the same list of addresses"
+                "check that all workers have the same list of addresses",
+                lost,
             )
         if now > self._told + _TELL_SECONDS:
             self._told = now
@@ -221,7 +234,7 @@ class _Chief:
                 self._gather()
                 trouble = self._refused or self._check_addresses()
         except MissingWorkersError as error:
-            self._tell({"in_vain": str(error)})
+            self._tell({"in_vain": str(error), "lost": error.lost})
             raise
         if trouble:
             self._refuse(trouble)
@@ -241,9 +254,9 @@ class _Chief:
             names = ", ".join(map(self._door.name, sorted(missing)))
             news = names, set(self._guests.values())
             if news != told:
-                self._tell({"waits": names})
+                self._tell({"waits": names, "lost": min(missing)})
                 told = news
-            self._patience.check(names)
+            self._patience.check(names, min(missing))
             self._receive()
 
     def _receive(self) -> dict[int, list[Message]]:
@@ -324,8 +337,9 @@ class _Chief:
                         reports[index] = str(message.get("trouble"))
             if self._refused or self._guests != guests:
                 return None
-            waiting = [self._door.name(index) for index in guests if index not in reports]
-            self._patience.check(", ".join(waiting) or "connections to the others")
+            waiting = [index for index in sorted(guests) if index not in reports]
+            names = ", ".join(map(self._door.name, waiting))
+            self._patience.check(names or "connections to the others", min(waiting, default=0))
         return next((trouble for trouble in [own.result(), *reports.values()] if trouble), "")
 
 
@@ -343,7 +357,7 @@ def _join(door: _Door, patience: _Patience) -> Connections:
 def _find_chief(door: _Door, patience: _Patience) -> Channel:
     reason = ""
     while True:
-        patience.check(f"{door.name(0)}{reason}")
+        patience.check(f"{door.name(0)}{reason}", 0)
         try:
             return dial(door.addresses[0], _RETRY_SECONDS)
         except OSError as error:
@@ -353,19 +367,20 @@ def _find_chief(door: _Door, patience: _Patience) -> Channel:
 
 def _follow(door: _Door, patience: _Patience, chief: Channel) -> bool:
     """Do what the chief says until it says "go"; return False if it has left, or is no chief."""
-    number, missing = 0, door.name(0)
+    number, missing, lost = 0, door.name(0), 0
     trouble: Future[str] | None = None
     while not chief.ended:
-        patience.check(missing)
+        patience.check(missing, lost)
         door.wait([chief])
         for message in chief.read():
             if "refused" in message:
                 raise UsageError(str(message["refused"]))
             if "in_vain" in message:
-                raise MissingWorkersError(str(message["in_vain"]))
+                raise MissingWorkersError(str(message["in_vain"]), int(message["lost"]))
             if "go" in message:
                 return True
             missing = str(message.get("waits", missing))
+            lost = int(message.get("lost", lost))
             if isinstance(message.get("tokens"), list):
                 number, trouble = message["dial"], door.try_addresses(message["tokens"])
         if trouble and trouble.done():

@@ -251,9 +251,8 @@ class MetricsWriter:
         with self._tolerant():
             tf.io.gfile.makedirs(folder)
             for name, content in contents.items():
-                mode = "wb" if isinstance(content, bytes) else "w"
-                with tf.io.gfile.GFile(os.path.join(folder, name), mode) as file:
-                    file.write(content)
+                data = content if isinstance(content, bytes) else content.encode("utf-8")
+                write_bytes(os.path.join(folder, name), data, alone=True)
 
     def outputs(self, name: str, split: str, step: int, lines: Sequence[str]) -> None:
         """Write NAME/SPLIT-STEP.txt, what the model produced, a line an example."""

@@ -58,7 +58,7 @@ class RunRecord:
         found = {}
         for line in self.lines:
             value = line.get(metric)
-            if line["split"] == split and isinstance(value, int | float) and math.isfinite(value):
+            if line["split"] == split and _is_finite(value):
                 found[line["step"]] = float(value)  # a step that was run again counts once
         return sorted(found.items())
 
@@ -72,6 +72,10 @@ class RunRecord:
         return best_line(self.lines, metric, metric not in LOWER_IS_BETTER)
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def best_line(lines: Sequence[dict[str, Any]], metric: str, higher: bool) -> dict[str, Any] | None:
     """Return the line of the best evaluation, or None; of equal ones that of the lower loss.
 
@@ -80,11 +84,7 @@ def best_line(lines: Sequence[dict[str, Any]], metric: str, higher: bool) -> dic
         metric: what makes an evaluation the best.
         higher: whether a higher value of it is better.
     """
-    found = [
-        line
-        for line in lines
-        if line["split"] == "valid" and math.isfinite(line.get(metric, math.nan))
-    ]
+    found = [line for line in lines if line["split"] == "valid" and _is_finite(line.get(metric))]
     sign = 1 if higher else -1
     return max(
         found,
@@ -171,9 +171,10 @@ def read_metrics(model_dir: str) -> list[dict[str, Any]]:
     lines = []
     for number, line in enumerate((_text(where) or "").split("\n")[:-1], start=1):
         value = _json(line, f"{where}, line {number},")
-        if not isinstance(value, dict) or "step" not in value or "split" not in value:
+        found = value if isinstance(value, dict) else {}
+        if not isinstance(found.get("step"), int) or not isinstance(found.get("split"), str):
             raise UsageError(f"{where}, line {number}, has no step and split; delete the line")
-        lines.append(value)
+        lines.append(found)
     return lines
 
 

@@ -277,6 +277,11 @@ def test_the_command():
             "--claim is for jobset and gke_tpu, not for vertex",
         ),
         (("jobset", "--name=m", "--image=i", "--", *FLAGS, "--init_from=m/x"), "--init_from=m/x: "),
+        (
+            ("jobset", "--name=m", "--image=i", "--", *FLAGS, "--config.data.stages=/d/mix:40"),
+            "--config.data.stages=/d/mix:40: the machines do not have it; use gs://",
+        ),
+        (("slurm", "--name=m", "--sbatch=gpu", "--", *FLAGS), "--sbatch=gpu: an option of sbatch"),
         (("slurm", "--name=m", "--hours=inf", "--", *FLAGS), "--hours=inf: give a finite number"),
         (("slurm", "--name=m", "--", *FLAGS, "--config.train.stepz=1"), "stepz"),
         (("slurm", "--name=m", "--", *FLAGS, "--precision=float99"), "should be one of <float32|"),

@@ -319,6 +319,7 @@ def test_shares_of_cores(monkeypatch, capfd):
         (["--wrokers=2"], ["wrokers", "after --"]),
         (["extra"], ["extra"]),
         (["--port=65535"], ["65536"]),
+        (["--module=trainer.nope"], ["--module=trainer.nope: there is no such Python module"]),
         (["--", "--strategy=mirrored"], ["--strategy=mirrored", "multi_worker"]),
         (["--", "--strategy", "tpu"], ["--strategy=tpu", "multi_worker"]),
         (["--", "--help"], ["--help", "python -m job --help"]),

@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from common.errors import UsageError
+from trainer.checkpoints import files
 from trainer.checkpoints.averages import as_good, choose, load_average, save_average
 from trainer.checkpoints.saver import find, restore_model
 
@@ -73,6 +75,20 @@ def test_a_better_average_of_the_same_step_stays(three, tmp_path, bleu, loss, st
     with open(f"{there.path}.index", "ab") as file:
         file.write(b"x")
     assert as_good(str(tmp_path), other, "bleu", True) is None
+
+
+def test_an_average_that_cannot_be_written(three, tmp_path, monkeypatch):
+    """Nothing of it stays, and the best checkpoint is the model."""
+
+    def fail(checkpoint):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(files, "write_manifest", fail)
+    message = r"the average .*averaged/ckpt-3 cannot be written: No space left on device"
+    with pytest.raises(UsageError, match=message):
+        save_average(three[0], str(tmp_path), 3, {"bleu": 99.0}, {"model": {}})
+    assert list((tmp_path / "averaged").iterdir()) == []
+    assert find(str(tmp_path), "best").step == 2
 
 
 def test_a_damaged_average_is_not_the_model(three, tmp_path, capsys):

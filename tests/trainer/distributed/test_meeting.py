@@ -254,10 +254,13 @@ def test_missing_workers_are_named_by_all_that_came(monkeypatch):
     for worker in workers:
         assert type(worker.error) is MissingWorkersError
         assert f"waited 1e+06 s in vain for {missing}: " in str(worker.error)
+        assert worker.error.lost == 1
 
 
-def test_a_chief_that_is_missing(monkeypatch):
+def test_a_chief_that_is_missing(monkeypatch, tmp_path):
+    """The launcher hears of it too, so that it does not blame the worker that waited."""
     clock = Clock(monkeypatch)
+    monkeypatch.setenv(status.VARIABLE, str(tmp_path / "status"))
 
     def wait(door):
         clock.now += 1.0
@@ -267,6 +270,8 @@ def test_a_chief_that_is_missing(monkeypatch):
     worker = Worker(addresses, 1, seconds=2.5)
     join(worker)
     assert f"in vain for worker 0 ({addresses[0]}) (Connection refused): " in str(worker.error)
+    told = {"lost_worker": 0, "reason": "has not come in 2.5 s"}
+    assert status.read(str(tmp_path / "status")) == told
 
 
 def test_a_port_in_use(monkeypatch, tmp_path):
