@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from common import files
 from common.errors import UsageError
@@ -72,7 +72,7 @@ class RunRecord:
         return best_line(self.lines, metric, metric not in LOWER_IS_BETTER)
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
