@@ -72,15 +72,38 @@ def _take(directory: str, path: str, mine: dict[str, Any]) -> None:
     from tensorflow.io import gfile
 
     holder = _read(path)
-    if holder and _is_alive(path, holder):
+    if holder is None:
+        gfile.makedirs(directory)
+        if _claim(path, mine):
+            return
+        holder = _read(path)
+    if holder and holder["token"] != mine["token"] and _is_alive(path, holder):
         raise _refusal(directory, holder)
-    gfile.makedirs(directory)
     _write(path, mine)
     # Of two that have found nobody alive, the one that has written last holds it.
     time.sleep(_REMOTE_SETTLE_SECONDS if "://" in directory else _SETTLE_SECONDS)
     holder = _read(path) or mine
     if holder["token"] != mine["token"]:
         raise _refusal(directory, holder)
+
+
+def _claim(path: str, mine: dict[str, Any]) -> bool:
+    """Make the file, unless there is one, and return whether that worked.
+
+    Only one process can, and needs no wait to know that. Object stores, and file systems without
+    hard links, cannot do it.
+    """
+    if "://" in path:
+        return False
+    draft = files.temporary_name(path)
+    _write(draft, mine)
+    try:
+        os.link(draft, path)
+    except OSError:
+        return False
+    finally:
+        os.remove(draft)
+    return True
 
 
 def _refusal(directory: str, holder: dict[str, Any]) -> UsageError:

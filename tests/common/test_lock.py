@@ -1,5 +1,6 @@
 """Who may hold a directory: two processes, dead ones, other machines, and the one that lost it."""
 
+import errno
 import json
 import os
 import subprocess
@@ -85,11 +86,38 @@ def test_a_live_holder_elsewhere(tmp_path, monkeypatch):
 
 
 def test_two_at_once(tmp_path, monkeypatch):
-    """The other one writes between this one's look and its write: the last writer has it."""
+    """Both take it from a dead one: the last writer has it."""
+    _write(tmp_path, time=1e9)
     clock = SimpleNamespace(time=time.time, sleep=lambda seconds: _write(tmp_path))
     monkeypatch.setattr(lock, "time", clock)
     with pytest.raises(UsageError, match="in use by process 12 on far"), lock.held(str(tmp_path)):
         pass
+
+
+def test_the_faster_of_two(tmp_path, monkeypatch):
+    """The other one makes the file between this one's look and its own attempt."""
+    monkeypatch.setattr(lock, "_is_alive", lambda path, holder: True)
+    link = os.link
+
+    def link_second(draft, path):
+        _write(tmp_path)
+        link(draft, path)
+
+    monkeypatch.setattr(lock.os, "link", link_second)
+    with pytest.raises(UsageError, match="in use by process 12 on far"), lock.held(str(tmp_path)):
+        pass
+    assert os.listdir(tmp_path) == ["in_use.json"]
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(lock.os, "link", refuse)
+    with lock.held(str(tmp_path)):
+        assert os.listdir(tmp_path) == ["in_use.json"]
+        with pytest.raises(UsageError, match="is in use by process"), lock.held(str(tmp_path)):
+            pass
 
 
 def test_a_file_that_makes_no_sense(tmp_path):
