@@ -20,6 +20,9 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE: nobody reads the result any more
 
 
+_COLLECT_EVERY = 700, 10, 10  # Python's own thresholds
+
+
 class UsageError(ValueError):
     """Bad usage or bad input, reported in one line: what is wrong, where, and how to fix it."""
 
@@ -49,6 +52,9 @@ def run_app(
             that goes on when its messages cannot be written.
     """
     console.guard_streams(result_on_stdout)
+    # What the imports have made stays (see `process.prepare`): no collection needs to look at it.
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_EVERY)
     # Python's final garbage collection would spend a second on the objects of TensorFlow.
     atexit.register(gc.freeze)
     try:

@@ -3,7 +3,9 @@
 Packages with commands call `prepare` when they are imported, so it comes first.
 """
 
+import gc
 import os
+import sys
 
 from common.console import keep_descriptors
 from common.notices import drop_notices
@@ -12,7 +14,14 @@ NO_GRPC_PROXY = "no_grpc_proxy"
 
 
 def prepare() -> None:
-    """Prepare for TensorFlow: descriptors, its notices, Keras' backend, the proxy of local gRPC."""
+    """Prepare for TensorFlow: descriptors, its notices, Keras' backend, the proxy of local gRPC.
+
+    A command is imported without garbage collections, which would find nothing to collect among
+    the objects of TensorFlow, and take half a second for that; `common.errors.run_app` puts them
+    back to normal.
+    """
+    if sys.argv[:1] == ["-m"]:  # while Python looks for the module of a command
+        gc.set_threshold(1_000_000)
     keep_descriptors()
     drop_notices()
     os.environ["KERAS_BACKEND"] = "tensorflow"

@@ -80,3 +80,18 @@ def test_tensorflow_is_imported_without_its_notices():
     assert done.returncode == -signal.SIGABRT
     assert done.stderr.endswith("the last word\n")
     assert "oneDNN" not in done.stderr and "InitializeLog" not in done.stderr
+
+
+@pytest.mark.parametrize("package", _PACKAGES)
+def test_commands_are_imported_without_garbage_collections(package):
+    """And run with Python's own, which need not look at what the imports have made."""
+    program = (
+        "import gc, sys; sys.argv = ['-m', *sys.argv[1:]]\n"
+        f"import {package}; print(*gc.get_threshold())\n"
+        "from common.errors import run_app; sys.argv = ['command']\n"
+        "run_app(lambda argv: print(*gc.get_threshold(), gc.get_freeze_count() > 10_000))"
+    )
+    done = _run(program)
+    assert done.stdout.splitlines() == ["1000000 10 10", "700 10 10 True"], done.stderr
+    done = _run(f"import gc, {package}; print(*gc.get_threshold())")
+    assert done.stdout == "700 10 10\n"

@@ -64,6 +64,9 @@ def make_strategy(
         RetryError: if a TPU is not available at the moment.
     """
     _check_name(name)
+    # These two look for convolutions and for layers to fuse, of which the step has none: the same
+    # numbers at the same speed, and the first step comes 0.4 s earlier, with 8 replicas 2 s.
+    tf.config.optimizer.set_experimental_options({"layout_optimizer": False, "remapping": False})
     if name != "mirrored" and num_virtual_devices > (1 if name == "one_device" else 0):
         raise UsageError(
             f"--num_virtual_devices={num_virtual_devices} is for --strategy=mirrored; "
