@@ -22,7 +22,7 @@ from absl import flags
 from common.errors import UsageError, run_app, split_arguments
 from launch.cloud import slices
 from launch.clusters import manifests as clusters
-from launch.trainer_flags import check_trainer_flags
+from launch.trainer_flags import check_trainer_flags, stage_directories
 
 TARGETS = ("slurm", "jobset", "gke_tpu", "vertex")
 _OURS = ("strategy", "cluster", "tpu", "tpu_type", "grace_seconds", "num_virtual_devices")
@@ -140,8 +140,8 @@ def main(argv: list[str]) -> int:
         raise UsageError("gke_tpu needs --tpu_type=..., and has neither --workers nor --gpus")
     replicas = tpu.replicas if tpu else _WORKERS.value * max(1, _GPUS.value)
     config = check_trainer_flags(trainer_flags, replicas)
-    for stage in filter(None, config.data.stages.split(",") if target != "slurm" else ()):
-        check_place("config.data.stages", stage)
+    for directory in stage_directories(config) if target != "slurm" else ():
+        check_place("config.data.stages", directory)
     for option in _SBATCH.value:
         if not option.startswith("-"):
             raise UsageError(f"--sbatch={option}: an option of sbatch begins with a hyphen")

@@ -27,7 +27,7 @@ from launch.cloud import job, life, slices
 from launch.cloud.service import ADDRESS, DryRun, Service
 from launch.cloud.spec import Spec, check_name, from_json
 from launch.cloud.store import SPEC, DryStore, Store
-from launch.trainer_flags import check_trainer_flags
+from launch.trainer_flags import check_trainer_flags, stage_directories
 
 COMMANDS = ("create", "train", "status", "logs", "tensorboard", "resume", "delete")
 
@@ -139,7 +139,9 @@ def _ask(question: str) -> None:
 
 def _train(spec: Spec, store: Store | DryStore, trainer_flags: list[str]) -> None:
     values = job.check_flags(spec, trainer_flags)
-    check_trainer_flags(trainer_flags, spec.slice.replicas)
+    config = check_trainer_flags(trainer_flags, spec.slice.replicas)
+    for directory in stage_directories(config):
+        job.check_place("config.data.stages", directory)
     commit, archive = job.pack(_ALLOW_DIRTY.value)
     job.check_config(commit, values)
     made = job.make(

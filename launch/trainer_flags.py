@@ -12,6 +12,12 @@ from configs.schema import Config
 from trainer.input.batch_size import batch_rows
 
 
+def stage_directories(config: Config) -> list[str]:
+    """Return the directories that `data.stages` names, which the machines have to have too."""
+    stages = filter(None, config.data.stages.split(","))
+    return [stage.rpartition(":")[0] or stage for stage in stages]
+
+
 def check_trainer_flags(trainer_flags: list[str], replicas: int) -> Config:
     """Check flags as the trainer does when it starts, and its configuration.
 

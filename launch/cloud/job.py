@@ -99,11 +99,8 @@ def check_flags(spec: Spec, trainer_flags: Sequence[str]) -> dict[str, str]:
         if name in values:
             raise UsageError(f"--{name} after --: train sets it from the slice; leave it out")
     for name in ("data_dir", "model_dir", "init_from"):
-        if name in values and not values[name].startswith("gs://"):
-            raise UsageError(
-                f"--{name}={values[name]} is a path on this machine; copy it to a bucket first: "
-                f"python -m launch.storage push {values[name]} gs://..."
-            )
+        if name in values:
+            check_place(name, values[name])
     if not spec.slice.single_host and "data_dir" not in values:
         raise UsageError("a multi-host slice needs --data_dir=gs://... after --")
     config = values.get("config", "")
@@ -112,6 +109,15 @@ def check_flags(spec: Spec, trainer_flags: Sequence[str]) -> dict[str, str]:
             f"--config={config} is not a file of this repository, such as configs/demo.py"
         )
     return values
+
+
+def check_place(name: str, path: str) -> None:
+    """Raise `UsageError` if the path of this flag is not in a bucket."""
+    if not path.startswith("gs://"):
+        raise UsageError(
+            f"--{name}={path} is a path on this machine; copy it to a bucket first: "
+            f"python -m launch.storage push {path} gs://..."
+        )
 
 
 def make(

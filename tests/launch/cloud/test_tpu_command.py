@@ -188,6 +188,7 @@ def test_a_config_that_git_does_not_know_is_refused(repository):
     [
         ("--config.train.stepz=5", "train.stepz"),
         ("--config.train.batch_tokens=777", "--config.train.batch_tokens=777 makes "),
+        ("--config.data.stages=data/mix:9", "launch.storage push data/mix gs://..."),
     ],
 )
 def test_a_configuration_that_cannot_run_is_refused_before_it_costs_money(flag, message):

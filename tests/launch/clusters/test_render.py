@@ -279,7 +279,7 @@ def test_the_command():
         (("jobset", "--name=m", "--image=i", "--", *FLAGS, "--init_from=m/x"), "--init_from=m/x: "),
         (
             ("jobset", "--name=m", "--image=i", "--", *FLAGS, "--config.data.stages=/d/mix:40"),
-            "--config.data.stages=/d/mix:40: the machines do not have it; use gs://",
+            "--config.data.stages=/d/mix: the machines do not have it; use gs://",
         ),
         (("slurm", "--name=m", "--sbatch=gpu", "--", *FLAGS), "--sbatch=gpu: an option of sbatch"),
         (("slurm", "--name=m", "--hours=inf", "--", *FLAGS), "--hours=inf: give a finite number"),
