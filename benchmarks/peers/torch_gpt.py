@@ -32,11 +32,11 @@ class Block(nn.Module):
         """[B, L, D] to [B, L, D]."""
         batch, length, width = x.shape
         parts = self.query_key_value(self.first_norm(x)).split(width, dim=2)
-        heads = [
+        query, key, value = (
             part.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
             for part in parts
-        ]  # [B, N, L, H] each
-        mixed = functional.scaled_dot_product_attention(*heads, is_causal=True)
+        )  # [B, N, L, H] each
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.output(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.outer(functional.gelu(self.inner(self.second_norm(x))))
 
